@@ -1,0 +1,41 @@
+# The commands of the project. `make help` lists them.
+#
+#   PYTHON=python3.12   the interpreter to make .venv with
+#   INDEX=URL           a further package index, for instance one with CPU-only builds of torch
+#   ARGS=…              what is handed on to `prong run` or pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run repro test test-full lint types check ci clean
+export PYTHON INDEX
+
+BIN := .venv/bin
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup:  ## make .venv, at the versions of constraints.txt
+	@scripts/setup.sh
+
+run: setup  ## run the main job: prepare … promote
+	@$(BIN)/prong run $(ARGS)
+
+repro: setup  ## the same artefacts by DVC alone
+	@$(BIN)/dvc repro $(ARGS)
+
+test: setup  ## the quick tests, under 5 minutes
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
+
+test-full: setup  ## all tests, the long ones too
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: setup  ## style and docstrings
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup  ## static types, strict
+	@$(BIN)/mypy
+
+check: lint types test  ## all that must pass before a commit
+
+clean:  ## remove what the stages made; the cache and the registry stay
+	rm -rf data/prepared models reports

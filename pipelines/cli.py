@@ -1,0 +1,156 @@
+"""The `prong` command.
+
+Heavy imports stand inside the commands, so that help and usage errors answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.errors import Failed, UserError, disk_error
+
+app = typer.Typer(
+    name="prong",
+    help="Train by natural gradient, verify, register, promote and serve: one pipeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Name = Annotated[
+    str | None, typer.Option("--model", help="Registered model; default: the one of params.yaml.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"prong {version('prong')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train by natural gradient, verify, register, promote and serve: one pipeline."""
+
+
+@app.command()
+def run(
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Edit params.yaml first. Repeatable."),
+    ] = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option("--force", metavar="STAGE", help="Run a stage even if nothing changed."),
+    ] = None,
+) -> None:
+    """Run the main job in this checkout: prepare … promote; what is up to date is not redone."""
+    from pipelines.job import run_and_show
+
+    run_and_show(assignments or [], force or [])
+
+
+@app.command()
+def models(name: Name = None, as_json: AsJson = False) -> None:
+    """List the versions in the registry with metrics, aliases and lineage."""
+    from pipelines.environment import open_checkout
+    from pipelines.registry import list_versions, show_versions
+
+    layout, params = open_checkout()
+    rows = list_versions(layout, name or params.model_name)
+    if as_json:
+        print(json.dumps([row.as_json() for row in rows], indent=2, ensure_ascii=False))
+    else:
+        show_versions(name or params.model_name, rows)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    name: Name = None,
+    provider: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Answer from the champion's ONNX file."""
+    from pipelines.environment import open_checkout
+    from pipelines.prediction import predict
+    from pipelines.registry import champion_file
+    from pipelines.runtime import OnnxModel
+
+    if provider not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--provider {provider!r}: allowed: auto, cpu, cuda")
+    layout, params = open_checkout()
+    version, path = champion_file(layout, name or params.model_name)
+    model = OnnxModel.load(path, provider, asked="--provider")  # type: ignore[arg-type]
+    answers = predict(model, images, top=top)
+    if as_json:
+        found = [
+            {"path": str(a.path), "label": a.label, "probability": a.probability, "top": a.top}
+            for a in answers
+        ]
+        print(json.dumps({"version": version, "provider": model.provider, "answers": found}))
+        return
+    for answer in answers:
+        likely = "  ".join(f"{label} {100 * share:.1f} %" for label, share in answer.top)
+        print(f"{answer.path}  {likely}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can do, and what is wrong."""
+    from pipelines.doctor import examine
+
+    if not examine(as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's page.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's page.")] = 4200,
+) -> None:
+    """Open MLflow's and Prefect's own pages on loopback, until Ctrl-C."""
+    from pipelines.environment import open_checkout
+    from pipelines.ui import serve_pages
+
+    layout, _ = open_checkout()
+    serve_pages(layout, mlflow_port=mlflow_port, prefect_port=prefect_port)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one message and exit code 2."""
+    try:
+        app()
+    except (UserError, Failed) as error:
+        sys.exit(_say(error))
+    except OSError as error:
+        mended = disk_error(error)
+        if mended is None:
+            raise
+        sys.exit(_say(mended))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _say(error: UserError | Failed) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Real images, from their source to four splits with a data card."""

@@ -1,0 +1,138 @@
+"""The images of a source, as uint8 of one size, before they are split."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.data.images import content_hash, fit, pixels
+from pipelines.data.progress import bar
+from pipelines.errors import UserError
+
+CHUNK = 16
+"""Images per unit of work."""
+_WORTH = 64 * 2**10
+"""Bytes of an encoded image from which threads gain: below, they wait for the interpreter."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All images of a source.
+
+    Attributes:
+        classes: Class names; the position is the label.
+        images: [n, channels, size, size].
+        labels: Positions in `classes`, [n].
+        hashes: Hex sha256 of each image's content at its own size.
+        official: Whether each image is in the source's official test set; None: it has none.
+        names: What to call each image in a message.
+        ignored: Names of files that are not used.
+        files: The source's files → their sha256.
+    """
+
+    classes: tuple[str, ...]
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    hashes: tuple[str, ...]
+    official: NDArray[np.bool_] | None
+    names: Sequence[str]
+    ignored: tuple[str, ...]
+    files: Mapping[str, str]
+
+
+def reserve(n: int, channels: int, size: int) -> NDArray[np.uint8]:
+    """Return memory for `n` images.
+
+    Raises:
+        UserError: If that is more than half of the machine's memory.
+    """
+    need = n * channels * size * size
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 2 * need > have:  # a split is copied when it is written
+        raise UserError(
+            f"data.size = {size}: {n} images of that size need {need / 2**30:.1f} GiB of memory "
+            f"twice, and the machine has {have / 2**30:.1f}; use a smaller size or fewer images"
+        )
+    return np.empty((n, channels, size, size), dtype=np.uint8)
+
+
+def from_arrays(arrays: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Fit images that are arrays already.
+
+    Args:
+        arrays: [n, height, width, channels].
+        size: Edge of the result, pixels.
+
+    Returns:
+        The images, [n, channels, size, size], and their content hashes.
+    """
+    n, _, _, channels = arrays.shape
+    images, hashes = reserve(n, channels, size), []
+    with bar("Reading images", n, least=2000) as advance:
+        for row, image in enumerate(arrays):
+            images[row] = fit(image, size)
+            hashes.append(content_hash(image).hex())
+            if row % 512 == 511:
+                advance(512)
+    return images, tuple(hashes)
+
+
+def from_files(
+    files: Iterable[tuple[str, bytes]], n: int, size: int, channels: int
+) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """Decode and fit encoded images, several at a time.
+
+    Args:
+        files: Name and bytes of each; read no further ahead than a few chunks.
+        n: How many there are.
+        size: Edge of the result, pixels.
+        channels: 1 or 3.
+
+    Returns:
+        The images, [n, channels, size, size], and their content hashes.
+
+    Raises:
+        UserError: Naming an image that cannot be decoded.
+    """
+    images, hashes = reserve(n, channels, size), [""] * n
+
+    def work(start: int, chunk: list[tuple[str, bytes]]) -> int:
+        for row, (name, encoded) in enumerate(chunk, start):
+            image = pixels(encoded, channels=channels, name=name)
+            hashes[row] = content_hash(image).hex()
+            images[row] = fit(image, size)
+        return len(chunk)
+
+    workers = min(8, len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(workers) as pool, bar("Decoding images", n, least=2000) as advance:
+        ahead: deque[Future[int]] = deque()
+        done = 0
+        try:
+            for chunk in _chunks(iter(files)):
+                start, done = done, done + len(chunk)
+                if sum(len(encoded) for _, encoded in chunk) < _WORTH * len(chunk):
+                    advance(work(start, chunk))
+                    continue
+                ahead.append(pool.submit(work, start, chunk))
+                if len(ahead) > 2 * workers:
+                    advance(ahead.popleft().result())
+            while ahead:
+                advance(ahead.popleft().result())
+        finally:
+            for future in ahead:
+                future.cancel()
+    if done != n:
+        raise UserError(f"data.path: {n} images were listed and {done} read; it changed meanwhile")
+    return images, tuple(hashes)
+
+
+def _chunks(files: Iterator[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    while chunk := list(islice(files, CHUNK)):
+        yield chunk

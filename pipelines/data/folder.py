@@ -1,0 +1,284 @@
+"""`data.source: images`: a folder or a tar with one folder for each class.
+
+An image's class is the name of the folder it lies in. Folders above that do not matter, save one
+named test beside one named train, val or validation: its images are the official test set. The
+images of train, val and validation are one pool, which the splits divide by content. A lone
+folder named test is a folder like any other.
+
+A tar is read from end to end and nothing of it is extracted to disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from pipelines.data.collection import Collection, from_files
+from pipelines.data.images import EXTENSIONS, MAX_BYTES
+from pipelines.errors import UserError
+from pipelines.files import sha256_file, sha256_json
+
+POOL = frozenset({"train", "training", "val", "valid", "validation"})
+TEST = frozenset({"test"})
+_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+_MEMBER_BYTES = 2**31
+"""Bytes a tar's member may have: what is skipped must be unpacked all the same."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which files are images, and of what class.
+
+    Attributes:
+        images: Positions in the list of names.
+        classes: The class of each image.
+        official: Whether each image is in the official test set; None: there is none.
+        ignored: Names that are hidden or not of an image.
+    """
+
+    images: tuple[int, ...]
+    classes: tuple[str, ...]
+    official: tuple[bool, ...] | None
+    ignored: tuple[str, ...]
+
+
+def layout(names: Sequence[str], where: str) -> Layout:
+    """Read classes and the official test set from the names of files.
+
+    Args:
+        names: Relative to the folder's or tar's root, with `/`.
+        where: The folder or tar, for messages.
+
+    Raises:
+        UserError: If there are no images, images without a class folder, or fewer than two
+            classes.
+    """
+    paths = [PurePosixPath(name) for name in names]
+    images = tuple(at for at, path in enumerate(paths) if _is_image(path))
+    chosen = set(images)
+    ignored = tuple(name for at, name in enumerate(names) if at not in chosen)
+    if not images:
+        archives = [name for name in ignored if name.lower().endswith(_TAR)]
+        hint = f"; to read {archives[0]}, set data.path to that file" if archives else ""
+        raise UserError(
+            f"data.path = {where!r}: no images; needed: one folder per class with files of "
+            f"{', '.join(sorted(EXTENSIONS))}{hint}"
+        )
+    _check_folders([paths[at] for at in images], where)
+    classes = tuple(paths[at].parent.name for at in images)
+    for at in images:
+        if _UNPRINTABLE.search(names[at]):
+            raise UserError(f"data.path = {where!r}: not a printable UTF-8 name: {names[at]!a}")
+    if len(set(classes)) < 2:
+        raise UserError(
+            f"data.path = {where!r}: one class only ({classes[0]}); at least two folders with "
+            "images are needed, one per class"
+        )
+    official = tuple(_in_test(paths[at]) for at in images)
+    mixed = any(official) and not all(official)
+    return Layout(images, classes, official if mixed else None, ignored)
+
+
+def read(path: Path, *, where: str, sha256: str, size: int, channels: int) -> Collection:
+    """Read a folder or tar of images.
+
+    Args:
+        path: The folder or tar.
+        where: What the user called it.
+        sha256: The hash that a tar must have; empty: any.
+        size: Edge of the images, pixels.
+        channels: 1 or 3.
+
+    Raises:
+        UserError: If there is no such folder or tar, its layout is not as it must be, its hash is
+            another, or an image in it is unreadable.
+    """
+    if path.is_dir():
+        if sha256:
+            raise UserError(
+                f"data.sha256 = {sha256!r}: a folder has no such hash; it must be '' for "
+                f"data.path = {where!r}"
+            )
+        return _read_folder(path, where, size, channels)
+    if not path.is_file():
+        raise UserError(f"data.path = {where!r}: no such folder or tar: {path}")
+    found = sha256_file(path)
+    if sha256 and found != sha256:
+        raise UserError(f"{path}: sha256 is {found}, expected {sha256} (data.sha256)")
+    return _read_tar(path, where, found, size, channels)
+
+
+def _is_image(path: PurePosixPath) -> bool:
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return not hidden and path.suffix.lower() in EXTENSIONS
+
+
+def _in_test(path: PurePosixPath) -> bool:
+    """Return whether the nearest split folder above the class folder is named test."""
+    for part in reversed(path.parts[:-2]):
+        if part.lower() in TEST | POOL:
+            return part.lower() in TEST
+    return False
+
+
+def _check_folders(images: Sequence[PurePosixPath], where: str) -> None:
+    """Refuse images beside class folders: their class would be the name of a folder of folders."""
+    first: dict[PurePosixPath, PurePosixPath] = {}
+    for path in images:
+        first.setdefault(path.parent, path)
+    above = {folder for parent in first for folder in parent.parents}
+    splits = all(folder.name.lower() in TEST | POOL for folder in first)
+    for folder, path in first.items():
+        if folder == PurePosixPath() or folder in above or splits:
+            raise UserError(
+                f"data.path = {where!r}: {path} lies in no class folder; needed: one folder per "
+                "class, CLASS/FILE or SPLIT/CLASS/FILE"
+            )
+
+
+def _collect(
+    found: Layout,
+    names: Sequence[str],
+    files: Iterator[tuple[str, bytes]],
+    size: int,
+    channels: int,
+    sources: dict[str, str],
+) -> Collection:
+    """Decode the images; `sources` may be filled while `files` is read."""
+    images, hashes = from_files(files, len(found.images), size, channels)
+    classes = tuple(sorted(set(found.classes)))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return Collection(
+        classes=classes,
+        images=images,
+        labels=np.array([numbers[name] for name in found.classes], dtype=np.int64),
+        hashes=hashes,
+        official=None if found.official is None else np.array(found.official),
+        names=[names[at] for at in found.images],
+        ignored=found.ignored,
+        files=sources,
+    )
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Yield the regular files below a folder, through links, in a fixed order."""
+    seen = set()
+    for top, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(top)
+        if real in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in sorted(files):
+            path = Path(top, name)
+            if path.is_file():
+                yield path.relative_to(folder).as_posix()
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
+
+
+def _read_folder(folder: Path, where: str, size: int, channels: int) -> Collection:
+    names = list(_walk(folder))
+    found = layout(names, where)
+    files: dict[str, str] = {}
+
+    def contents() -> Iterator[tuple[str, bytes]]:
+        digests = []
+        for at, label in zip(found.images, found.classes, strict=True):
+            path = folder / names[at]
+            try:
+                if path.stat().st_size > MAX_BYTES:
+                    raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB")
+                content = path.read_bytes()
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+            digests.append([label, hashlib.sha256(content).hexdigest()])
+            yield str(path), content
+        files[f"{folder.name}: {len(digests)} images"] = sha256_json(sorted(digests))
+
+    return _collect(found, names, contents(), size, channels, files)
+
+
+@contextmanager
+def open_tar(path: Path, where: str) -> Iterator[tarfile.TarFile]:
+    """Open a tar, compressed or not, for reading; `where` is what a message calls it.
+
+    Raises:
+        UserError: If it is none, or, now or while it is read, proves corrupt or truncated.
+    """
+    try:
+        with tarfile.open(path) as tar:
+            yield tar
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
+        raise UserError(
+            f"{where}: not a tar (plain, gz, bz2 or xz), or a corrupt or truncated one: {reason}"
+        ) from None
+    except OSError as error:
+        if error.errno is not None:  # the disk's; gzip and bz2 raise theirs without a number
+            raise
+        raise UserError(f"{where}: corrupt or truncated: {error}") from None
+
+
+def _read_tar(path: Path, where: str, sha256: str, size: int, channels: int) -> Collection:
+    with open_tar(path, f"data.path = {where!r}") as tar:
+        names = _members(tar, path)
+    found = layout(names, where)
+    chosen = set(found.images)
+
+    def contents() -> Iterator[tuple[str, bytes]]:
+        with open_tar(path, f"data.path = {where!r}") as tar:
+            files = (member for member in tar if not member.isdir())
+            for at, member in enumerate(files):
+                if at in chosen:
+                    stream = tar.extractfile(member)
+                    content = stream.read() if stream else b""
+                    if len(content) != member.size:
+                        raise UserError(f"{path}: {member.name}: truncated")
+                    yield f"{path}: {member.name}", content
+
+    sources = {path.name: sha256}
+    return _collect(found, names, contents(), size, channels, sources)
+
+
+def _members(tar: tarfile.TarFile, path: Path) -> list[str]:
+    """Return the names of all members but folders, after a look at the whole archive."""
+    names = []
+    for member in tar:
+        parts = PurePosixPath(member.name).parts
+        if member.name.startswith("/") or ".." in parts:
+            raise UserError(f"{path}: {member.name}: the name leads out of the archive")
+        if member.isdir():
+            continue
+        image = member.isreg() and _is_image(PurePosixPath(member.name))
+        if member.size > (MAX_BYTES if image else _MEMBER_BYTES):
+            raise UserError(f"{path}: {member.name}: {member.size} bytes; too large")
+        # What is no regular file must not pass for an image; a hidden name never does.
+        names.append(member.name if member.isreg() else f".{member.name}")
+    _check_end(tar, path)
+    return names
+
+
+def _check_end(tar: tarfile.TarFile, path: Path) -> None:
+    """Refuse an archive that just stops: tarfile takes a cut between members for the end."""
+    stream = tar.fileobj
+    assert stream is not None
+    stream.seek(tar.offset)
+    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise UserError(f"{path}: a truncated or corrupt tar: its end is missing")
+    while stream.read(1 << 20):  # to the compressed stream's own checksum
+        pass

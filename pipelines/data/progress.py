@@ -1,0 +1,40 @@
+"""A progress bar on stderr, for people only: never in a log, never for short work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+@contextmanager
+def bar(
+    description: str, total: int | None, *, least: int = 0, unit: str = "images"
+) -> Iterator[Callable[[int], None]]:
+    """Show a bar while the block runs, if stderr is a terminal and `total` exceeds `least`.
+
+    Args:
+        description: What is going on.
+        total: How many steps; None: not known.
+        least: Up to this many steps, no bar.
+        unit: `images` or `bytes`.
+
+    Yields:
+        A function that advances the bar by a number of steps.
+    """
+    console = Console(stderr=True)
+    shown = console.is_terminal and (total is None or total > least)
+    done = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), done, TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda steps: progress.advance(task, steps)

@@ -1,0 +1,96 @@
+"""What must hold of prepared data before anything trains on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from pipelines.data.prepared import SPLITS, Split
+from pipelines.errors import UserError
+
+
+def check_split(where: str, split: Split, *, size: int, channels: int, classes: int) -> None:
+    """Check one split's types, shapes and ranges.
+
+    Args:
+        where: What to call it in an error.
+        split: Any length, also none.
+        size: Edge of the images, pixels.
+        channels: 1 or 3.
+        classes: How many there are; labels lie in 0 … classes − 1.
+
+    Raises:
+        UserError: Naming the first thing that does not hold.
+    """
+    images, labels, n = split.images, split.labels, len(split.hashes)
+    if images.dtype != np.uint8:
+        raise UserError(f"{where}: images must be uint8 (0 to 255), not {images.dtype}")
+    if images.shape != (n, channels, size, size):
+        raise UserError(
+            f"{where}: images must be {[n, channels, size, size]}, not {list(images.shape)}"
+        )
+    if labels.dtype != np.int64 or labels.shape != (n,):
+        raise UserError(
+            f"{where}: labels must be int64 [{n}], not {labels.dtype} {list(labels.shape)}"
+        )
+    if n and not 0 <= labels.min() <= labels.max() < classes:
+        wrong = labels[(labels < 0) | (labels >= classes)][0]
+        raise UserError(f"{where}: label {wrong} is no class; allowed: 0 to {classes - 1}")
+    if list(split.hashes) != sorted(split.hashes):
+        raise UserError(f"{where}: images must be in the order of their content hash")
+
+
+def check(
+    splits: Mapping[str, Split], *, size: int, channels: int, classes: Sequence[str]
+) -> tuple[str, ...]:
+    """Check all splits together.
+
+    Args:
+        splits: One for each of `SPLITS`.
+        size: Edge of the images, pixels.
+        channels: 1 or 3.
+        classes: Their names, in the order of the labels.
+
+    Returns:
+        Warnings: what may go on, but is worth knowing.
+
+    Raises:
+        UserError: If a split is missing, empty, or malformed, if fewer than two classes are there
+            to train on, or if one image is in two splits.
+    """
+    if set(splits) != set(SPLITS):
+        raise UserError(f"data: splits must be {', '.join(SPLITS)}, not {', '.join(splits)}")
+    if len(classes) < 2 or len(set(classes)) != len(classes):
+        raise UserError(f"data: at least two different classes are needed, found {list(classes)}")
+    total = sum(len(split.hashes) for split in splits.values())
+    seen: dict[str, str] = {}
+    for name in SPLITS:
+        split = splits[name]
+        check_split(
+            f"data: split {name}", split, size=size, channels=channels, classes=len(classes)
+        )
+        if not split.hashes:
+            raise UserError(
+                f"data: the split {name} is empty ({total} images in all); "
+                f"add images, or raise data.limit or the splits' shares"
+            )
+        for key in dict.fromkeys(split.hashes):
+            if key in seen:
+                raise UserError(f"data: image {key} is in both {seen[key]} and {name}")
+            seen[key] = name
+    present = np.bincount(splits["train"].labels, minlength=len(classes)) > 0
+    if present.sum() < 2:
+        only = classes[int(np.argmax(present))]
+        raise UserError(f"data: the split train holds images of one class only ({only})")
+    warnings = []
+    absent = [label for label, there in zip(classes, present, strict=True) if not there]
+    if absent:
+        warnings.append(f"{listed(absent, 'class', 'classes')} without an image in train")
+    return tuple(warnings)
+
+
+def listed(names: Sequence[str], one: str, many: str, most: int = 5) -> str:
+    """Return a count and the first names: `7 classes (a, b, c, d, e, …)`."""
+    shown = ", ".join(names[:most]) + (", …" if len(names) > most else "")
+    return f"{len(names)} {one if len(names) == 1 else many} ({shown})"

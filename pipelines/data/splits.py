@@ -1,0 +1,128 @@
+"""Which split an image belongs to: a function of its content and the seed, of nothing else.
+
+An image's content hash and `data.seed` give a number u, uniform in [0, 1). The unit interval is
+cut, from 0 upwards, into test, gate, validation and train. So no image moves when others are
+added, removed or renamed, exact duplicates go together, and a changed share moves only the
+images near a cut.
+
+Where the source has an official test set, its images are the test split and `data.test` is not
+used. `data.gate` and `data.validation` are then shares of the other images: u < gate is gate,
+u < gate + validation is validation, the rest is train. An image outside the official test set
+whose exact duplicate is inside counts as that duplicate. (So an image can leave training, by
+joining the official test set, and never enter it.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Parts of 1 that go to each split; the rest is train."""
+
+    validation: float
+    gate: float
+    test: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of a source are used, and why others are not.
+
+    Attributes:
+        kept: Row numbers, ascending.
+        duplicates: How many rows repeat a kept one with the same label.
+        conflicts: Rows left out because equal pixels carry different labels.
+    """
+
+    kept: NDArray[np.int64]
+    duplicates: int
+    conflicts: tuple[int, ...]
+
+
+def position(seed: int, content: str) -> float:
+    """Return u in [0, 1) for an image.
+
+    Args:
+        seed: `data.seed`.
+        content: Hex sha256 of the image's content.
+    """
+    digest = hashlib.sha256(f"{seed}:{content}".encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53  # 53 bits: exact, so never 1.0
+
+
+def assign(seed: int, content: str, shares: Shares, *, official: bool | None = None) -> str:
+    """Return the split of one image.
+
+    Args:
+        seed: `data.seed`.
+        content: Hex sha256 of the image's content.
+        shares: Parts of 1.
+        official: Whether the image, or an exact duplicate, is in the source's official test set;
+            None: the source has none.
+    """
+    if official:
+        return "test"
+    u = position(seed, content)
+    test = shares.test if official is None else 0.0
+    if u < test:
+        return "test"
+    if u < test + shares.gate:
+        return "gate"
+    if u < test + shares.gate + shares.validation:
+        return "validation"
+    return "train"
+
+
+def select(
+    hashes: Sequence[str], labels: Sequence[int], official: Sequence[bool], limit: int
+) -> Selection:
+    """Choose the rows to use.
+
+    Of exact duplicates with one label, one is kept. Equal pixels with different labels are all
+    left out. An official test set is kept as it is, and what repeats one of its images elsewhere
+    is left out. Where a limit is set, the images with the smallest content hashes are used, the
+    official test set keeping its part of the whole.
+
+    Args:
+        hashes: Hex sha256 of each row's content.
+        labels: Each row's label.
+        official: Whether each row is in the official test set.
+        limit: The most rows to keep; 0: all.
+    """
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row, content in enumerate(hashes):
+        groups[content].append(row)
+    kept: list[int] = []
+    tests: list[int] = []
+    conflicts: list[int] = []
+    duplicates = 0
+    for rows in groups.values():
+        inside = [row for row in rows if official[row]]
+        outside = [row for row in rows if not official[row]]
+        if inside:
+            tests += inside
+            known = {labels[row] for row in inside}
+            wrong = [row for row in outside if labels[row] not in known]
+            conflicts += wrong
+            duplicates += len(outside) - len(wrong)
+        elif len({labels[row] for row in outside}) > 1:
+            conflicts += outside
+        else:
+            kept.append(outside[0])
+            duplicates += len(outside) - 1
+    total = len(kept) + len(tests)
+    if 0 < limit < total:
+        share = min(limit, max(1, round(limit * len(tests) / total))) if tests else 0
+        tests = sorted(tests, key=lambda row: (hashes[row], labels[row]))[:share]
+        kept = sorted(kept, key=lambda row: hashes[row])[: limit - share]
+    return Selection(
+        np.array(sorted(kept + tests), dtype=np.int64), duplicates, tuple(sorted(conflicts))
+    )

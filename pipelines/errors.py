@@ -1,0 +1,42 @@
+"""What goes wrong through no fault of the program."""
+
+from __future__ import annotations
+
+import errno
+
+_DISK = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would pass the size limit",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "operation not permitted",
+}
+
+
+class UserError(Exception):
+    """A mistake or circumstance the user can mend: one message, no traceback, exit code 2.
+
+    The message names the key or file, the value found and what is allowed.
+    """
+
+    exit_code = 2
+
+
+class Failed(Exception):
+    """A child process crashed and its own output says why: one line, exit code 1."""
+
+    exit_code = 1
+
+
+class Unavailable(UserError):
+    """An outside system did not answer after retries; work already finished is kept."""
+
+
+def disk_error(error: OSError) -> UserError | None:
+    """Return `error` as a message for the user if the disk is to blame, else None."""
+    reason = _DISK.get(error.errno or 0)
+    if reason is None:
+        return None
+    where = f" ({error.filename})" if error.filename else ""
+    return UserError(f"cannot write: {reason}{where}; free space or choose another place and rerun")

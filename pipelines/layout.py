@@ -1,0 +1,70 @@
+"""Where things lie in a checkout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one checkout; the names match `dvc.yaml`.
+
+    Attributes:
+        root: The directory that holds `dvc.yaml` and `params.yaml`.
+    """
+
+    root: Path
+
+    @classmethod
+    def find(cls, start: Path | None = None) -> Layout:
+        """Return the layout of the checkout that `start` (default: here) lies in.
+
+        Raises:
+            UserError: If neither `start` nor a directory above it is a checkout.
+        """
+        here = (start or Path.cwd()).resolve()
+        for folder in (here, *here.parents):
+            if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
+                return cls(folder)
+        raise UserError(
+            f"{here}: no dvc.yaml and params.yaml here or in a directory above; "
+            "run prong inside a checkout of the project"
+        )
+
+    @property
+    def params(self) -> Path:
+        """The knobs."""
+        return self.root / "params.yaml"
+
+    @property
+    def downloads(self) -> Path:
+        """Verified downloads, kept between runs."""
+        return self.root / "data/downloads"
+
+    @property
+    def prepared(self) -> Path:
+        """Output of `prepare`."""
+        return self.root / "data/prepared"
+
+    @property
+    def trained(self) -> Path:
+        """Output of `train`: network.json and network.safetensors."""
+        return self.root / "models/trained"
+
+    @property
+    def onnx(self) -> Path:
+        """Output of `export`."""
+        return self.root / "models/model.onnx"
+
+    @property
+    def reports(self) -> Path:
+        """Metrics, plots and the HTML report."""
+        return self.root / "reports"
+
+    @property
+    def state(self) -> Path:
+        """The embedded stores of MLflow and Prefect; never in git or DVC."""
+        return self.root / ".prong"

@@ -1,0 +1,288 @@
+"""MLflow's registry: versions, their aliases and tags, and the champion's file.
+
+A version counts once it is `complete`: uploaded, downloaded again, found equal, READY and tagged.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pipelines.tracking.surroundings  # noqa: F401  # before MLflow is imported
+
+# isort: split
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from pipelines.errors import UserError
+from pipelines.files import atomic_path, sha256_file
+from pipelines.layout import Layout
+from pipelines.tracking import answering, connect, tracking_uri
+
+CHAMPION, PREVIOUS = "champion", "previous"
+MODEL_FILE = "model.onnx"
+SHA256, COMPLETE = "onnx_sha256", "prong.complete"
+LINEAGE, METRIC, GATE = "lineage.", "metric.", "gate.champion."
+"""Prefixes of a version's tags: made from what, measured, and how it stood against the champion."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model.
+
+    Attributes:
+        model: The registered model's name.
+        number: Of the version, from 1.
+        created: When, UTC.
+        status: MLflow's: READY once usable.
+        aliases: Such as `champion`, sorted.
+        run_id: The training's run, or empty.
+        tags: All tags, by name.
+    """
+
+    model: str
+    number: int
+    created: datetime
+    status: str
+    aliases: tuple[str, ...]
+    run_id: str
+    tags: Mapping[str, str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether registration came to its end."""
+        return self.status == "READY" and self.tags.get(COMPLETE) == "true"
+
+    @property
+    def sha256(self) -> str:
+        """Of the ONNX file; empty if the version is not one of this project."""
+        return self.tags.get(SHA256, "")
+
+    def under(self, prefix: str) -> dict[str, str]:
+        """Return the tags under a prefix (`LINEAGE`, `METRIC`, `GATE`), without it."""
+        return {
+            key.removeprefix(prefix): value
+            for key, value in sorted(self.tags.items())
+            if key.startswith(prefix)
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the version as plain JSON values; figures are numbers where they can be."""
+        return {
+            "model": self.model,
+            "version": self.number,
+            "created": self.created.isoformat(),
+            "complete": self.complete,
+            "aliases": list(self.aliases),
+            "run_id": self.run_id,
+            "onnx_sha256": self.sha256,
+            "metrics": {k: _number(v) for k, v in self.under(METRIC).items()},
+            "gate": {k: _number(v) for k, v in self.under(GATE).items()},
+            "lineage": self.under(LINEAGE),
+        }
+
+
+def _number(text: str) -> float | str:
+    if text.isdecimal() and len(text) < 16:
+        return int(text)
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    # A hash may read as a number (123e45…), and JSON has neither NaN nor infinity.
+    return value if len(text) < 25 and abs(value) < 1e300 else text
+
+
+def _version(found: ModelVersion, aliases: Mapping[str, int]) -> Version:
+    number = int(found.version)
+    return Version(
+        model=found.name,
+        number=number,
+        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+        status=str(found.status),
+        aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
+        run_id=found.run_id or "",
+        tags=dict(found.tags),
+    )
+
+
+def aliases(client: MlflowClient, model: str) -> dict[str, int]:
+    """Return alias → version; empty if there is no such model."""
+    try:
+        found = client.get_registered_model(model).aliases
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise
+    return {alias: int(number) for alias, number in found.items()}
+
+
+def versions(client: MlflowClient, model: str) -> list[Version]:
+    """Return all versions of a model, newest first; none if there is no such model."""
+    named, found, token = aliases(client, model), [], None
+    while True:
+        page = client.search_model_versions(f"name = '{model}'", max_results=100, page_token=token)
+        found += [_version(version, named) for version in page]
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda version: -version.number)
+
+
+def get_version(client: MlflowClient, model: str, number: int) -> Version:
+    """Return one version.
+
+    Raises:
+        UserError: If it does not exist.
+    """
+    try:
+        return _version(client.get_model_version(model, str(number)), aliases(client, model))
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        numbers = ", ".join(str(v.number) for v in versions(client, model)) or "none"
+        raise UserError(f"{model} version {number}: does not exist; there are: {numbers}") from None
+
+
+def list_versions(layout: Layout, model: str) -> list[Version]:
+    """Return all versions of a model, newest first, at least one.
+
+    Raises:
+        UserError: If there are none; the message names the models that exist.
+        Unavailable: If the registry does not answer.
+    """
+    client = connect(layout)
+    with answering(layout):
+        found = versions(client, model)
+        if not found:
+            known = ", ".join(sorted(m.name for m in client.search_registered_models()))
+            raise UserError(
+                f"registry.model: no version of {model!r} is registered; "
+                f"registered: {known or 'nothing yet'}; `prong run` registers one"
+            )
+        return found
+
+
+def champion_file(layout: Layout, model: str) -> tuple[int, Path]:
+    """Return the champion's version and its ONNX file, whose hash was checked.
+
+    Raises:
+        UserError: If there is no model, no champion, or its file is not what was registered.
+        Unavailable: If the registry does not answer.
+    """
+    for version in list_versions(layout, model):
+        if CHAMPION in version.aliases:
+            return version.number, version_file(layout, version)
+    raise UserError(
+        f"{model}: no version is champion; `prong run` promotes the one it registers "
+        "unless a gate blocks it, `prong models` shows the versions"
+    )
+
+
+def cached_file(layout: Layout, sha256: str) -> Path:
+    """Return where a downloaded model of this hash lies, or would."""
+    return layout.state / "cache" / f"{sha256}.onnx"
+
+
+def version_file(layout: Layout, version: Version) -> Path:
+    """Return a version's ONNX file, downloaded at most once; its hash is checked every time.
+
+    Raises:
+        UserError: If the file is absent, or is not the one that was registered.
+        Unavailable: If the registry does not answer.
+    """
+    name = f"{version.model} version {version.number}"
+    if not version.complete or not version.sha256:
+        raise UserError(f"{name}: its registration is not complete; `prong run` mends it")
+    path = cached_file(layout, version.sha256)
+    if path.is_file() and sha256_file(path) == version.sha256:
+        return path
+    found = download(layout, location(layout, version), path)
+    if found != version.sha256:
+        path.unlink()
+        raise UserError(
+            f"{name}: the registry's file is damaged or was exchanged: sha256 {found}, "
+            f"registered {version.sha256}"
+        )
+    return path
+
+
+def location(layout: Layout, version: Version) -> str:
+    """Return where the files of a version lie.
+
+    Raises:
+        Unavailable: If the registry does not answer.
+    """
+    client = connect(layout)
+    with answering(layout):
+        return str(client.get_model_version_download_uri(version.model, str(version.number)))
+
+
+def download(layout: Layout, where: str, path: Path) -> str:
+    """Bring a stored model's ONNX file to `path` (replaced atomically) and return its sha256.
+
+    Args:
+        layout: The checkout.
+        where: The artifact location of an uploaded model.
+        path: Where to.
+
+    Raises:
+        UserError: If the store has no such file.
+        Unavailable: If it does not answer.
+    """
+    uri = f"{where.rstrip('/')}/{MODEL_FILE}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as scratch:
+        try:
+            with answering(layout):
+                got = download_artifacts(
+                    artifact_uri=uri, dst_path=scratch, tracking_uri=tracking_uri(layout)
+                )
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+                raise
+            raise UserError(f"{uri}: the registry's file is gone") from None
+        except MlflowException as error:
+            said = " ".join(str(error).split())
+            what = "is gone" if "No such artifact" in said else f"cannot be read: {said[:300]}"
+            raise UserError(f"{uri}: the registry's file {what}") from None
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(Path(got).read_bytes())
+    return sha256_file(path)
+
+
+def show_versions(model: str, rows: Sequence[Version]) -> None:
+    """Print versions as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=model, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("version", "alias", "test error", "parity", "gate", "commit", "data", "when"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        metrics, gate, made = row.under(METRIC), row.under(GATE), row.under(LINEAGE)
+        commit = made.get("git_commit", "")[:10]
+        table.add_row(
+            str(row.number) if row.complete else f"{row.number} (incomplete)",
+            ", ".join(row.aliases),
+            _figure("{:.2f} %", metrics.get("test_error")),
+            _figure("{:.0e}", metrics.get("parity")),
+            f"{gate.get('verdict', '')} {_figure('{:.2%}', gate.get('error'))}".strip(),
+            commit + (" *" if made.get("git_dirty") == "true" else ""),
+            made.get("data_hash", "")[:10],
+            row.created.astimezone().strftime("%Y-%m-%d %H:%M"),
+        )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    console.print("*: with uncommitted changes; lineage in full: prong models --json", style="dim")
+
+
+def _figure(form: str, text: str | None) -> str:
+    value = _number(text or "")
+    return value if isinstance(value, str) else form.format(value)

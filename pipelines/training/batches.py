@@ -1,0 +1,95 @@
+"""Which images make up each step, and how they are varied: a pure function of seed and position.
+
+Every rank draws the same global batch and takes its own slice of it, so that the number of ranks
+changes neither the batches nor the augmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def _generator(*key: int) -> torch.Generator:
+    generator = torch.Generator()
+    seed = 0
+    for part in key:  # a mixing of its own: Python's hash is not promised to stay the same
+        seed = (seed * 6364136223846793005 + part + 1442695040888963407) % 2**63
+    generator.manual_seed(seed)
+    return generator
+
+
+def steps_per_epoch(images: int, batch: int) -> int:
+    """Return the number of full batches in an epoch; fewer images than one batch make one."""
+    return max(1, images // batch)
+
+
+def slice_of(batch: int, rank: int, ranks: int) -> slice:
+    """Return the part of a global batch that a rank takes; sizes differ by at most one."""
+    return slice(batch * rank // ranks, batch * (rank + 1) // ranks)
+
+
+def shifted(images: Tensor, pixels: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Return each image moved by up to `pixels` both ways, edges repeated, half of them mirrored.
+
+    Args:
+        images: [batch, channels, height, width], any dtype.
+        pixels: Largest shift along each axis.
+        flip: Whether to mirror each image left to right with probability ½.
+        generator: Source of randomness, on the CPU.
+    """
+    count, _, height, width = images.shape
+    if flip:
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+    if pixels:
+        offsets = torch.randint(0, 2 * pixels + 1, (2, count, 1, 1), generator=generator)
+        padded = functional.pad(images.float(), (pixels,) * 4, mode="replicate").to(images.dtype)
+        rows = offsets[0] + torch.arange(height).view(1, -1, 1)
+        columns = offsets[1] + torch.arange(width).view(1, 1, -1)
+        index = torch.arange(count).view(-1, 1, 1)
+        images = padded.permute(0, 2, 3, 1)[index, rows, columns].permute(0, 3, 1, 2)
+    return images.contiguous()
+
+
+def epoch(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    batch: int,
+    augment: int,
+    flip: bool,
+    seed: int,
+    number: int,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Yield a rank's share of the batches of one epoch.
+
+    The remainder after the last full batch is left to the next epochs' other orders.
+
+    Args:
+        images: [n, channels, height, width], uint8.
+        labels: [n], int64.
+        batch: Images per step over all ranks.
+        augment: Largest random shift, pixels.
+        flip: Whether half of the images are mirrored.
+        seed: Of the run.
+        number: Of the epoch, from 0.
+        rank: This rank.
+        ranks: All ranks.
+
+    Yields:
+        Images and labels of this rank, and the size of the global batch.
+    """
+    count = len(images)
+    order = torch.randperm(count, generator=_generator(seed, number))
+    for step in range(steps_per_epoch(count, batch)):
+        chosen = order[step * batch : (step + 1) * batch]
+        generator = _generator(seed, number, step + 1)
+        varied = shifted(images[chosen], augment, flip, generator)
+        part = slice_of(len(chosen), rank, ranks)
+        yield varied[part], labels[chosen][part], len(chosen)

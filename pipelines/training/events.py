@@ -1,0 +1,78 @@
+"""What a training says while it runs: one JSON object a line, written by rank 0.
+
+The ranks know nothing of progress bars, CSV files or MLflow. Whoever started them follows the
+file, so that a rank that dies takes none of the record with it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.files import write_text
+
+HISTORY = (
+    "step",
+    "epoch",
+    "train_loss",
+    "train_error",
+    "validation_loss",
+    "validation_error",
+    "lr",
+    "samples_per_second",
+)
+CONDITIONING = (
+    "step",
+    "layer",
+    "condition_before",
+    "condition_after",
+    "whitening_error_before",
+    "whitening_error",
+    "seconds",
+)
+
+Event = dict[str, Any]
+
+
+class EventWriter:
+    """Appends events to a file, each visible to readers at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def __call__(self, kind: str, **values: object) -> None:
+        """Append one event."""
+        self._file.write(json.dumps({"kind": kind, **values}) + "\n")
+
+
+class EventReader:
+    """Reads the events that were added since it last looked."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def __call__(self) -> Iterator[Event]:
+        """Yield new events; a line still being written waits for the next call."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                yield json.loads(line)
+
+
+def write_table(path: Path, columns: tuple[str, ...], rows: list[Event]) -> None:
+    """Write rows as CSV with a header, atomically; a value a row lacks is an empty cell."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())

@@ -1,0 +1,72 @@
+"""One unit's reparametrisation on every rank: the first rank decides, all get its bytes."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from prong.momentum import carried_tensors, carry_state
+from prong.refresh import Outcome, Whitening, find_phi, group_damping
+from prong.report import LayerReport
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch.optim import Optimizer
+
+    from prong.diagonal import BatchDiagonal
+    from prong.ranks import Ranks
+    from prong.units import Unit
+
+
+def refresh_unit(
+    unit: Unit,
+    whitening: Whitening,
+    ranks: Ranks,
+    optimizers: Sequence[Optimizer],
+    diagonal: BatchDiagonal | None,
+    notes: list[str],
+    init: str = "preserve",
+) -> LayerReport:
+    """New Φ for one unit, its parameters and momentum rewritten in it (lines 7 to 10).
+
+    Alone, every collective does nothing. With several ranks only the first decomposes: two machines
+    may round differently, and ranks that differ in a bit drift apart.
+
+    Args:
+        unit: the layers that share the Φ, with the statistics gathered in them.
+        whitening: what to do.
+        ranks: the processes that share the statistics.
+        optimizers: whose state is to follow the basis.
+        diagonal: the per-batch D, which needs to know the damping; None without.
+        notes: receives what could not follow.
+        init: "preserve" keeps the function, "whitened" and "scaled" the numbers in V.
+    """
+    start = time.perf_counter()
+    moments = unit.moments()
+    if not unit.weight.requires_grad:
+        return LayerReport(unit.name, False, "frozen")
+    if moments is None:
+        return LayerReport(unit.name, False, "no statistics were gathered")
+    ranks.merge_(moments)
+    deltas = unit.moments("backward_moments")
+    if deltas is not None:
+        ranks.merge_(deltas)
+    outcome = Outcome.empty(moments.mean.device)
+    old = unit.wide_phi()
+    if ranks.first:
+        outcome = find_phi(unit, moments, whitening, deltas)
+        if outcome.phi is not None:
+            outcome.apply(unit, old, init)
+    ranks.broadcast_([outcome.numbers])
+    if outcome.updated:
+        phi = [buffer for layer in unit.layers for buffer in layer.phi_buffers()]
+        ranks.broadcast_([*phi, *(p.data for p in unit.parameters)])
+        new = unit.wide_phi() if outcome.phi is None else outcome.phi
+        notes += carry_state(optimizers, unit, old, new, whitening.momentum)
+        ranks.broadcast_(carried_tensors(optimizers, unit))
+        if diagonal is not None:
+            damping = group_damping(unit, moments, whitening)
+            ranks.broadcast_([damping])
+            diagonal.damping[unit.name] = damping
+    return outcome.report(unit.name, time.perf_counter() - start)

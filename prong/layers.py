@@ -1,0 +1,179 @@
+"""The whitened twins of torch's dense and convolutional layers, and the exchange of classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from prong.layout import convolution_samples, dense_samples
+from prong.whitened import Whitened
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
+    """`nn.Linear` in whitened coordinates; any leading dimensions."""
+
+    PLAIN = nn.Linear
+
+    def forward(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Apply V U (h − c) + d along the last axis."""
+        self.observe(input)
+        return self.watched(F.linear(input, *self.fold()))
+
+    def samples(self, input: Tensor) -> tuple[Float[Tensor, "1 samples in"], int]:
+        """Every row of the input is a sample."""
+        return dense_samples(input, self.positions)
+
+    def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "1 samples out"], int]:
+        """Every row of the gradient is a sample."""
+        return dense_samples(gradient, self.positions)
+
+
+class _WhitenedConvolution(Whitened):
+    """What convolutions share: pixels are samples, channels are features."""
+
+    kernel_size: Any
+
+    def samples(self, input: Tensor) -> tuple[Float[Tensor, "groups samples in"], int]:
+        """Every pixel of the unpadded input is a sample of each group's channels."""
+        return convolution_samples(
+            input, self.feature_groups, len(self.kernel_size), self.positions
+        )
+
+    def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "groups samples out"], int]:
+        """Every pixel of the output is a sample of each group's output channels."""
+        return convolution_samples(
+            gradient, self.feature_groups, len(self.kernel_size), self.positions
+        )
+
+
+class _WhitenedForward(_WhitenedConvolution):
+    """Forward pass of Conv1d, Conv2d and Conv3d."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Pad, centre, whiten with the 1×1 filter U, then convolve with V and add d."""
+        self.observe(input)
+        return self.watched(self._conv_forward(input, *self.fold()))  # type: ignore[operator]
+
+
+class WhitenedConv1d(_WhitenedForward, nn.Conv1d):  # type: ignore[misc]
+    """`nn.Conv1d` in whitened coordinates."""
+
+    PLAIN = nn.Conv1d
+
+
+class WhitenedConv2d(_WhitenedForward, nn.Conv2d):  # type: ignore[misc]
+    """`nn.Conv2d` in whitened coordinates."""
+
+    PLAIN = nn.Conv2d
+
+
+class WhitenedConv3d(_WhitenedForward, nn.Conv3d):  # type: ignore[misc]
+    """`nn.Conv3d` in whitened coordinates."""
+
+    PLAIN = nn.Conv3d
+
+
+class _WhitenedTransposed(_WhitenedConvolution):
+    """Forward pass of the transposed convolutions; c = 0 there."""
+
+    TRANSPOSED = True
+    RUN: ClassVar[Any]
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Whiten with the 1×1 filter U, then run the transposed convolution with V and add d."""
+        if self.padding_mode != "zeros":
+            raise ValueError(f"padding_mode={self.padding_mode!r}: only 'zeros' is allowed")
+        self.observe(input)
+        padding = self._output_padding(  # type: ignore[operator]
+            input,
+            output_size,
+            self.stride,
+            self.padding,
+            self.kernel_size,
+            len(self.kernel_size),
+            self.dilation,
+        )
+        weight, bias = self.fold()
+        run = type(self).RUN
+        output: Tensor = run(
+            input, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation
+        )
+        return self.watched(output)
+
+
+class WhitenedConvTranspose1d(_WhitenedTransposed, nn.ConvTranspose1d):  # type: ignore[misc]
+    """`nn.ConvTranspose1d` in whitened coordinates."""
+
+    PLAIN = nn.ConvTranspose1d
+    RUN = staticmethod(F.conv_transpose1d)
+
+
+class WhitenedConvTranspose2d(_WhitenedTransposed, nn.ConvTranspose2d):  # type: ignore[misc]
+    """`nn.ConvTranspose2d` in whitened coordinates."""
+
+    PLAIN = nn.ConvTranspose2d
+    RUN = staticmethod(F.conv_transpose2d)
+
+
+class WhitenedConvTranspose3d(_WhitenedTransposed, nn.ConvTranspose3d):  # type: ignore[misc]
+    """`nn.ConvTranspose3d` in whitened coordinates."""
+
+    PLAIN = nn.ConvTranspose3d
+    RUN = staticmethod(F.conv_transpose3d)
+
+
+TWINS: dict[type[nn.Module], type[Whitened]] = {
+    twin.PLAIN: twin
+    for twin in (
+        WhitenedLinear,
+        WhitenedConv1d,
+        WhitenedConv2d,
+        WhitenedConv3d,
+        WhitenedConvTranspose1d,
+        WhitenedConvTranspose2d,
+        WhitenedConvTranspose3d,
+    )
+}
+
+
+def adopt(layer: nn.Module) -> Whitened:
+    """Turn a plain layer into its whitened twin, in place, with U = I and c = 0."""
+    twin = TWINS[type(layer)]
+    layer.__class__ = twin
+    assert isinstance(layer, twin)
+    groups, weight = layer.feature_groups, layer.weight
+    features = (weight.shape[0] if layer.TRANSPOSED else weight.shape[1] * groups) // groups
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    identity = torch.eye(features, dtype=dtype, device=weight.device)
+    layer.register_buffer("whitener", identity.repeat(groups, 1, 1))
+    layer.register_buffer("mean", torch.zeros(groups, features, dtype=dtype, device=weight.device))
+    layer.register_buffer("output_whitener", None)
+    layer.moments = layer.backward_moments = layer.variances = None
+    layer.gradients_wanted, layer.positions = False, None
+    return layer
+
+
+def release(layers: list[Whitened]) -> None:
+    """Turn whitened layers back into plain ones, in place; their functions stay.
+
+    All are folded before any is written: layers may share a weight, and each fold reads V.
+    """
+    with torch.no_grad():
+        folded = [layer.fold() for layer in layers]
+        for layer, (weight, bias) in zip(layers, folded, strict=True):
+            layer.weight.copy_(weight)
+            if layer.bias is not None and bias is not None:
+                layer.bias.copy_(bias)
+    for layer in layers:
+        for name in layer.PHI:
+            del layer._buffers[name]
+        for name in ("moments", "backward_moments", "variances", "gradients_wanted", "positions"):
+            del layer.__dict__[name]
+        layer.__class__ = layer.PLAIN  # type: ignore[assignment]

@@ -1,0 +1,149 @@
+"""First and second moments of a layer's input, kept so that they merge exactly.
+
+The triple (count n, mean μ, centred sum of squares S = Σ (h − μ)(h − μ)ᵀ) of two sets of samples
+gives that of their union without loss (Chan et al. 1983), with δ = μ₂ − μ₁ and n = n₁ + n₂:
+
+    μ = μ₁ + δ n₂/n        S = S₁ + S₂ + δδᵀ n₁n₂/n
+
+Micro-batches, ranks and resumed runs therefore agree with one pass over all samples, up to
+rounding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """The widest floating type of a device: float64, but float32 on Apple's GPUs."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _products_are_rounded() -> bool:
+    """Whether float32 products may be rounded (`torch.set_float32_matmul_precision`)."""
+    return torch.get_float32_matmul_precision() != "highest"
+
+
+# What torch.compiler.assume_constant_result does, which would import the whole compiler for it.
+_products_are_rounded._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type in which products of statistics and of Φ are formed: at least float32.
+
+    Where float32 products may be rounded to TF32 or bfloat16
+    (`torch.set_float32_matmul_precision`), it is
+    float64: whitening amplifies rounding errors by cond(U), and those types keep only 8 to 11 bits.
+    """
+    wanted = torch.promote_types(dtype, torch.float32)
+    if wanted == torch.float32 and _products_are_rounded():
+        return wide_dtype(device)
+    return wanted
+
+
+class Moments:
+    """Moments of samples `[groups, samples, in]`, accumulated on the samples' device.
+
+    Attributes:
+        count: number of samples (pixels count one by one), `[1]`.
+        examples: number of examples behind them, `[1]`.
+        rejected: number of batches kept out because a value was NaN or infinite, `[1]`.
+        mean: `[groups, in]`.
+        scatter: `[groups, in, in]`, the centred sum of squares.
+    """
+
+    TENSORS = ("count", "examples", "rejected", "mean", "scatter")
+
+    def __init__(
+        self, groups: int, features: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        """Start from no samples, with `mean` and `scatter` in `dtype` on `device`."""
+        # One element and not none: torch.compile loses in-place changes of scalar float64 tensors.
+        counts = wide_dtype(device)
+        self.count = torch.zeros(1, dtype=counts, device=device)
+        self.examples = torch.zeros(1, dtype=counts, device=device)
+        self.rejected = torch.zeros(1, dtype=counts, device=device)
+        self.mean = torch.zeros(groups, features, dtype=dtype, device=device)
+        self.scatter = torch.zeros(groups, features, features, dtype=dtype, device=device)
+
+    @torch.no_grad()
+    def add(self, samples: Float[Tensor, "groups samples in"], examples: int) -> None:
+        """Add a batch; one with a NaN or an infinity is kept out whole.
+
+        Args:
+            samples: the batch in the canonical layout, of any floating type.
+            examples: how many examples the batch holds.
+        """
+        with torch.autocast(samples.device.type, enabled=False):
+            number = samples.shape[1]
+            values = samples.detach().to(product_dtype(samples.dtype, samples.device))
+            mean = values.mean(1)
+            centred = values - mean.unsqueeze(1)
+            scatter = centred.transpose(1, 2) @ centred
+            # Decided on the device: reading the answer back would make the GPU wait at every batch.
+            # scatter is not finite whenever a sample is not, since NaN and inf survive the
+            # products.
+            good = torch.isfinite(scatter).all()
+            mean = torch.where(good, mean, 0).to(self.mean.dtype)
+            scatter = torch.where(good, scatter, 0).to(self.scatter.dtype)
+            added = good.to(self.count.dtype) * number
+            total = (self.count + added).clamp(min=1)
+            shift = mean - self.mean
+            between = (self.count * added / total).to(self.scatter.dtype)
+            self.scatter.add_(scatter + shift.unsqueeze(2) * shift.unsqueeze(1) * between)
+            self.mean.add_(shift * (added / total).to(self.mean.dtype))
+            self.count.add_(added)
+            self.examples.add_(good.to(self.count.dtype) * examples)
+            self.rejected.add_((~good).to(self.count.dtype))
+
+    def widened(self) -> Moments:
+        """A copy in the widest type of the device."""
+        groups, features = self.mean.shape
+        wide = Moments(
+            groups, features, dtype=wide_dtype(self.mean.device), device=self.mean.device
+        )
+        for name in self.TENSORS:
+            getattr(wide, name).copy_(getattr(self, name))
+        return wide
+
+    def merge(self, other: Moments) -> None:
+        """Add another set of samples, given by its moments."""
+        total = (self.count + other.count).clamp(min=1)
+        shift = other.mean.to(self.mean) - self.mean
+        weight = (self.count * other.count / total).to(self.scatter.dtype)
+        self.scatter.add_(
+            other.scatter.to(self.scatter) + shift.unsqueeze(2) * shift.unsqueeze(1) * weight
+        )
+        self.mean.add_(shift * (other.count / total).to(self.mean.dtype))
+        self.count.add_(other.count)
+        self.examples.add_(other.examples)
+        self.rejected.add_(other.rejected)
+
+    def covariance(self) -> Float[Tensor, "groups in in"]:
+        """Centred covariance Σ = S/n; zero without samples."""
+        return self.scatter / self.count.clamp(min=1).to(self.scatter.dtype)
+
+    def second_moment(self, centre: Float[Tensor, "groups in"]) -> Float[Tensor, "groups in in"]:
+        """Second moment about `centre`: Σ + (μ − centre)(μ − centre)ᵀ."""
+        shift = self.mean - centre.to(self.mean)
+        return self.covariance() + shift.unsqueeze(2) * shift.unsqueeze(1)
+
+    def to(self, device: torch.device) -> None:
+        """Move every tensor to `device`, in place of the old ones."""
+        for name in self.TENSORS:
+            setattr(self, name, getattr(self, name).to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, by name; the tensors are copies."""
+        return {name: getattr(self, name).clone() for name in self.TENSORS}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take over a state that `tensors` gave."""
+        for name in self.TENSORS:
+            getattr(self, name).copy_(tensors[name])

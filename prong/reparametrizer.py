@@ -1,0 +1,387 @@
+"""Projected Natural Gradient Descent: Algorithm 1 of the paper, around anyone's optimizer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from prong.agreement import refresh_unit
+from prong.arguments import check_held, check_positive, optimizers_of
+from prong.backward import sampled_loss
+from prong.clip import StepClip
+from prong.convert import LayerStatus, coverage, unwrap
+from prong.diagonal import BatchDiagonal
+from prong.gathering import (
+    Forward,
+    call_order,
+    default_forward,
+    enough,
+    gather,
+)
+from prong.ranks import Ranks
+from prong.refresh import Whitening
+from prong.report import LayerReport, RefreshReport
+from prong.state import pack_moments, unpack_moments
+from prong.units import Unit, units_of
+from prong.whitened import Whitened
+from prong.window import examples_per_step, start_gathering, stop_gathering
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+    from torch.optim import Optimizer
+
+
+INITS = ("whitened", "preserve", "scaled")
+
+
+class Reparametrizer:
+    """Keeps a whitened model white: every `period` steps, new c and U, the same function.
+
+    Call `step` after every optimizer step. Statistics come from the forward passes of the last
+    min(T, ⌈N_s/B⌉) training steps before a reparametrisation, B being the examples of a step: the
+    activations are those of parameters up to that many steps old, unlike line 8 of Algorithm 1, and
+    cost no extra pass. Hand over `batches` to take them with the present parameters instead.
+
+    Attributes:
+        report: the last reparametrisation, or None.
+        steps: how many optimizer steps were made.
+        fallbacks: how many decompositions did not succeed at the first attempt, over the whole run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | Sequence[Optimizer],
+        *,
+        period: int = 100,
+        samples: int = 2000,
+        damping: float = 1e-2,
+        relative: bool = False,
+        root: str = "auto",
+        whitening: str = "full",
+        momentum: str = "gradient",
+        clip: float | None = 0.001,
+        batch_diagonal: bool = False,
+        two_sided: str | None = None,
+        output_damping: float = 0.1,
+        output_normalized: bool = True,
+        positions: int | None = 64,
+        precision: torch.dtype = torch.float64,
+        batches: Iterable[Any] | None = None,
+        forward: Forward = default_forward,
+        process_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        """Attach to a whitened model and its optimizer.
+
+        Args:
+            model: what `whiten` returned, also wrapped by `torch.compile` or
+                DistributedDataParallel.
+            optimizer: the optimizer of its parameters, or several.
+            period: T, optimizer steps between reparametrisations.
+            samples: N_s, examples behind each estimate, over all ranks.
+            damping: ε, added to the eigenvalues of the covariance: in its units, or with `relative`
+                in units of the mean eigenvalue.
+            relative: whether `damping` is relative.
+            root: "pca" (Eq. 7), "zca", "cholesky", "newton-schulz"; "auto" is "cholesky" for
+                `torch.optim.SGD`, whose path does not depend on the root, and "pca" for every other
+                optimizer.
+            whitening: "full"; "diagonal" divides by standard deviations only, "centring" sets U = I
+                (section 3.4).
+            momentum: "gradient" or "velocity" carry the optimizer's momentum into the new basis;
+                "reset" starts over as the paper does.
+            clip: κ, the largest predicted change η² Σ g·g of a step; None for no clip.
+            batch_diagonal: whether the per-batch diagonal D of section 3.2 is applied at every
+                step.
+            two_sided: "empirical" or "sampled" whitens the back-propagated gradients too, W = Rᵀ V
+                U (footnote 4); "sampled" needs a call of `sample_fisher` at every step. None for R
+                = I.
+            output_damping: γ, in units of the mean eigenvalue of E[δδᵀ].
+            output_normalized: whether R is scaled to mean eigenvalue 1 of RᵀR. The learning rate
+                then keeps its meaning, and neither loss scaling nor the loss's reduction matters.
+            positions: at most this many pixels or tokens of an example are samples; None for all.
+            precision: type of the first attempt at a decomposition.
+            batches: where statistics come from at each reparametrisation, iterated anew each time,
+                instead of the training batches.
+            forward: how to run a batch of `batches` or `initialize`; by default `model(batch)`, or
+                `model(batch[0])` for a sequence, or `model(**batch)` for a mapping.
+            process_group: the ranks whose statistics are merged; the default group if None.
+
+        Raises:
+            TypeError: if an argument has the wrong type.
+            ValueError: if an argument is out of range, the model is not whitened, or the optimizer
+                holds none of its whitened weights.
+        """
+        check_positive("period", period, int)
+        check_positive("samples", samples, int)
+        check_positive("damping", damping, float)
+        check_positive("output_damping", output_damping, float)
+        if clip is not None:
+            check_positive("clip", clip, float)
+        if positions is not None:
+            check_positive("positions", positions, int)
+        self.model = unwrap(model)
+        self.optimizers = optimizers_of(optimizer)
+        self.units = units_of(self.model)
+        check_held(self.optimizers, self.units)
+        plain_sgd = all(type(each) is torch.optim.SGD for each in self.optimizers)
+        if root == "auto":
+            # D acts on single whitened units, so it matters which they are; the path of SGD does
+            # not.
+            root = "cholesky" if plain_sgd and not batch_diagonal else "pca"
+        self.whitening = Whitening(
+            kind=whitening,
+            root=root,
+            damping=float(damping),
+            relative=bool(relative),
+            precision=precision,
+            momentum=momentum,
+            two_sided=two_sided,
+            output_damping=float(output_damping),
+            output_normalized=bool(output_normalized),
+        )
+        self.period, self.samples = period, samples
+        self.batches, self.forward = batches, forward
+        self.ranks = Ranks(process_group)
+        self.clip = StepClip((p for unit in self.units for p in unit.parameters), clip)
+        self.report: RefreshReport | None = None
+        self.steps = 0
+        self.fallbacks = 0
+        self._per_step: float | None = None
+        self._gathered = 0
+        for layer in self._layers():
+            layer.moments = layer.backward_moments = layer.variances = None
+            layer.positions = positions
+            if two_sided is not None and layer.output_whitener is None:
+                layer.start_two_sided()
+        self.diagonal: BatchDiagonal | None = None
+        self._hooks = []
+        if batch_diagonal:
+            self.diagonal = BatchDiagonal(self.units, self.ranks, momentum == "velocity")
+            self._hooks += [o.register_step_pre_hook(self.diagonal) for o in self.optimizers]
+        self._hooks += [o.register_step_pre_hook(self.clip) for o in self.optimizers]
+        self._schedule()
+
+    @property
+    def coverage(self) -> list[LayerStatus]:
+        """Every module with parameters: whitened, or canonical and why."""
+        return coverage(self.model)
+
+    def step(self) -> RefreshReport | None:
+        """Count one optimizer step; reparametrise after every `period` of them.
+
+        Returns:
+            The report of the reparametrisation, or None if it was not yet time.
+        """
+        self.steps += 1
+        if self._gathering:
+            self._gathered += 1
+        report = self.refresh() if self.steps % self.period == 0 else None
+        self._schedule()
+        return report
+
+    def refresh(self) -> RefreshReport:
+        """Reparametrise now, from the statistics gathered so far (lines 6 to 11 of Algorithm 1)."""
+        start = time.perf_counter()
+        if self.batches is not None:
+            gather(self.model, self._trainable(), self._kept(self.batches), self.forward)
+        elif self._gathered and self._per_step is None:
+            self._learn_batch_size()
+        layers: dict[str, LayerReport] = {}
+        notes: list[str] = []
+        for unit in self.units:
+            layers[unit.name] = self._refresh_unit(unit, notes)
+        self._stop_gathering()
+        return self._finish(start, layers, notes)
+
+    def initialize(self, batches: Iterable[Any], init: str = "whitened") -> RefreshReport:
+        """Reparametrise at t = 0, layer by layer in the order of the forward pass.
+
+        With "whitened" the numbers that initialised W become V (Fig. 3b): the initialisation's
+        fan-in law then holds for whitened inputs, and the function changes. "scaled" multiplies V
+        by √(in / d_eff) besides, because E‖U(h − c)‖² is d_eff = Σ λ/(λ + ε) and not `in`.
+        "preserve" keeps the function.
+
+        Args:
+            batches: training data; as many batches are used as hold `samples` examples. Under
+                several ranks each hands over its share.
+            init: "whitened", "preserve" or "scaled".
+
+        Returns:
+            The report of the reparametrisation.
+
+        Raises:
+            ValueError: if `init` is unknown or there is no batch.
+        """
+        if init not in INITS:
+            raise ValueError(f"init={init!r}: allowed are {', '.join(INITS)}")
+        start = time.perf_counter()
+        kept = self._kept(batches)
+        layers: dict[str, LayerReport] = {}
+        notes: list[str] = []
+        if init == "preserve":
+            gather(self.model, self._trainable(), kept, self.forward)
+            for unit in self.units:
+                layers[unit.name] = self._refresh_unit(unit, notes)
+        else:
+            order = call_order(self.model, self._layers(), kept[0], self.forward)
+            rank = {layer: index for index, layer in enumerate(order)}
+            for unit in sorted(
+                self.units, key=lambda u: min(rank.get(layer, len(rank)) for layer in u.layers)
+            ):
+                wanted = [layer for layer in unit.layers if layer in rank]
+                if wanted and unit.weight.requires_grad:
+                    gather(self.model, wanted, kept, self.forward, only_these=True)
+                layers[unit.name] = self._refresh_unit(unit, notes, init)
+        self._stop_gathering()
+        self._schedule()
+        return self._finish(start, layers, notes)
+
+    def sample_fisher(self, outputs: torch.Tensor, likelihood: str = "categorical") -> bool:
+        """Take δ's statistics under the model's own predictions, for `two_sided="sampled"`.
+
+        Call it between the forward pass and the loss's backward pass, in the same step. It does
+        nothing in steps that are not sampled, and never touches `.grad`.
+
+        Args:
+            outputs: logits or means that the model gave, with their graph.
+            likelihood: "categorical", "bernoulli" or "gaussian"; see `sampled_loss`.
+
+        Returns:
+            Whether a backward pass was made.
+
+        Raises:
+            ValueError: if `two_sided` is not "sampled", or `likelihood` is unknown.
+        """
+        if self.whitening.two_sided != "sampled":
+            raise ValueError(f"two_sided={self.whitening.two_sided!r}: 'sampled' is needed here")
+        layers = [layer for layer in self._layers() if layer.backward_moments is not None]
+        if not layers:
+            return False
+        loss = sampled_loss(outputs, likelihood)
+        weights = [unit.weight for unit in self.units if unit.weight.requires_grad]
+        for layer in layers:
+            layer.gradients_wanted = True
+        try:
+            torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+        finally:
+            for layer in layers:
+                layer.gradients_wanted = False
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides the model's and the optimizer's own state.
+
+        Returns:
+            `{"meta": plain numbers, "tensors": tensors by name}`: JSON and safetensors hold it
+            without pickle. Φ is not in it: c and U are buffers of the model and come with its state
+            dict.
+        """
+        tensors = pack_moments(self._owners())
+        if self.diagonal is not None:
+            for name, damping in self.diagonal.damping.items():
+                tensors[f"{name}.damping"] = damping.clone()
+        meta = {
+            "version": 1,
+            "steps": self.steps,
+            "gathered": self._gathered,
+            "per_step": self._per_step,
+            "fallbacks": self.fallbacks,
+        }
+        return {"meta": meta, "tensors": tensors}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave, after the model and the optimizer took over theirs.
+
+        Raises:
+            ValueError: if the state is of another version or of another model.
+        """
+        meta, tensors = state["meta"], state["tensors"]
+        if meta.get("version") != 1:
+            raise ValueError(f"state: version {meta.get('version')!r}; allowed is 1")
+        dampings = {f"{unit.name}.damping": unit.name for unit in self.units}
+        moments = {name: value for name, value in tensors.items() if name not in dampings}
+        empirical = self.whitening.two_sided == "empirical"
+        unpack_moments(self._owners(), moments, gradients_wanted=empirical)
+        self.steps, self.fallbacks = int(meta["steps"]), int(meta["fallbacks"])
+        self._per_step, self._gathered = meta["per_step"], int(meta["gathered"])
+        if self.diagonal is not None:
+            device = self.units[0].weight.device
+            self.diagonal.damping = {
+                dampings[name]: value.to(device, copy=True)
+                for name, value in tensors.items()
+                if name in dampings
+            }
+
+    def detach(self) -> None:
+        """Stop gathering and clipping, and let go of the optimizer; the model stays whitened."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._stop_gathering()
+        for layer in self._layers():
+            layer.variances = None
+
+    def _layers(self) -> list[Whitened]:
+        return [layer for unit in self.units for layer in unit.layers]
+
+    def _owners(self) -> dict[str, Whitened]:
+        """Layers by a name that is unique also where several share a weight."""
+        return {f"{u.name}.{i}": layer for u in self.units for i, layer in enumerate(u.layers)}
+
+    def _trainable(self) -> list[Whitened]:
+        """Layers whose statistics are wanted; a frozen layer keeps its Φ."""
+        return [u_layer for u in self.units if u.weight.requires_grad for u_layer in u.layers]
+
+    @property
+    def _gathering(self) -> bool:
+        return any(layer.moments is not None for layer in self._layers())
+
+    def _schedule(self) -> None:
+        """Turn the gathering on or off for the next step."""
+        if self.batches is not None:
+            return
+        if self._per_step is None and self._gathered:
+            self._learn_batch_size()
+        remaining = self.period - self.steps % self.period
+        wanted = self._per_step is None or remaining <= self.window
+        if wanted and not self._gathering:
+            start_gathering(self._trainable(), self.whitening.two_sided)
+            self._gathered = 0
+        elif not wanted and self._gathering:
+            self._stop_gathering()
+
+    def _stop_gathering(self) -> None:
+        stop_gathering(self._layers())
+        self._gathered = 0
+
+    @property
+    def window(self) -> int:
+        """How many steps before a reparametrisation are sampled; T while B is unknown."""
+        if self._per_step is None:
+            return self.period
+        return min(self.period, max(1, math.ceil(self.samples / self._per_step)))
+
+    def _learn_batch_size(self) -> None:
+        self._per_step = examples_per_step(self.units, self.ranks, self._gathered)
+
+    def _kept(self, batches: Iterable[Any]) -> list[Any]:
+        share = math.ceil(self.samples / self.ranks.size)
+        return enough(batches, share, self.units[0].weight.device)
+
+    def _refresh_unit(self, unit: Unit, notes: list[str], init: str = "preserve") -> LayerReport:
+        return refresh_unit(
+            unit, self.whitening, self.ranks, self.optimizers, self.diagonal, notes, init
+        )
+
+    def _finish(
+        self, start: float, layers: dict[str, LayerReport], notes: list[str]
+    ) -> RefreshReport:
+        report = RefreshReport(self.steps, time.perf_counter() - start, layers, tuple(notes))
+        self.fallbacks += report.fallbacks
+        self.report = report
+        return report

@@ -1,0 +1,99 @@
+"""What a reparametrisation did, layer by layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer, or one set of layers that share a weight and so a whitener.
+
+    The condition number and the whitening error are those of C = U(E[(h − c)(h − c)ᵀ] + εI)Uᵀ, the
+    input's factor of the layer's damped Fisher block: before, with the old (c, U); after, with the
+    new. C = I is the aim. They measure how far the activations drifted since the last
+    reparametrisation.
+
+    Attributes:
+        name: qualified name of the layer (of the first, for a shared weight).
+        updated: whether Φ was replaced.
+        reason: why it was not; empty if it was.
+        examples: examples behind the statistics.
+        samples: samples behind them; pixels and tokens count one by one.
+        rejected: batches kept out because they held a NaN or an infinity.
+        condition_before: condition number of C before.
+        condition_after: condition number of C after.
+        whitening_error_before: ‖C − I‖_F/√in before.
+        whitening_error: ‖C − I‖_F/√in after.
+        effective_dimension: Σ λ/(λ + ε), the expected ‖U(h − c)‖²; summed over groups.
+        damping: ε in the units of the covariance (the mean over groups).
+        fallback: "" if the first attempt succeeded; "float64" or "eigh" if only that one did;
+            "kept" if none did and the last good Φ was kept.
+        output_condition: condition number of E[δδᵀ] + γI, for two-sided whitening; else NaN.
+        seconds: wall-clock time spent on this layer.
+    """
+
+    name: str
+    updated: bool
+    reason: str = ""
+    examples: int = 0
+    samples: int = 0
+    rejected: int = 0
+    condition_before: float = float("nan")
+    condition_after: float = float("nan")
+    whitening_error_before: float = float("nan")
+    whitening_error: float = float("nan")
+    effective_dimension: float = float("nan")
+    damping: float = float("nan")
+    fallback: str = ""
+    output_condition: float = float("nan")
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class RefreshReport:
+    """One reparametrisation of the whole model.
+
+    Attributes:
+        step: number of optimizer steps made before it.
+        seconds: wall-clock time of the reparametrisation.
+        layers: what happened to each layer, by name.
+        notes: optimizer state that could not follow the basis and was reset, and the like.
+    """
+
+    step: int
+    seconds: float
+    layers: dict[str, LayerReport]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def fallbacks(self) -> int:
+        """How many layers needed another decomposition than the first, or found none."""
+        return sum(layer.fallback != "" for layer in self.layers.values())
+
+    @property
+    def kept(self) -> int:
+        """How many layers kept their last good Φ."""
+        return sum(not layer.updated for layer in self.layers.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and dicts, for JSON or a tracker."""
+        return {**dataclasses.asdict(self), "fallbacks": self.fallbacks, "kept": self.kept}
+
+    def __str__(self) -> str:
+        """A table with one line per layer."""
+        width = max([len(name) for name in self.layers] + [5])
+        lines = [
+            f"step {self.step}: {len(self.layers) - self.kept} of {len(self.layers)} layers, "
+            f"{self.seconds:.3f} s",
+            f"{'layer':<{width}}  condition before → after  ‖C−I‖ before → after  samples",
+        ]
+        for name, layer in self.layers.items():
+            lines.append(
+                f"{name:<{width}}  {layer.condition_before:>16.3g} → {layer.condition_after:<5.3g}"
+                f"  {layer.whitening_error_before:>12.3g} → {layer.whitening_error:<5.1g}"
+                f"  {layer.samples:>7}  {layer.reason or layer.fallback}"
+            )
+        return "\n".join([*lines, *self.notes])

@@ -1,0 +1,196 @@
+"""Whitened layers: the building block of Eq. 6, h_i = f_i(V_i U_{i−1} (h_{i−1} − c_{i−1}) + d_i).
+
+A whitened layer is the plain layer's own object with its class exchanged: the same Parameter
+objects, hooks, attributes and device, plus Φ as buffers. `weight` and `bias` now hold V and d,
+which the optimizer moves; c and U change only in a reparametrisation. The forward pass folds first,
+W = V U and b = d − W c, and then runs the plain layer on (W, b). That is exact for every stride,
+dilation and padding mode, also with zero padding, where centring before padding would put −c
+instead of zeros at the border; autograd gives the gradients of V and d.
+
+A layer without a bias has nowhere to put −W c. It keeps c = 0 and is whitened by the uncentred
+second moment E[hhᵀ], which is the Σ that the paper writes. So does a transposed convolution, where
+the number of taps that reach a pixel depends on the pixel and W c is therefore no constant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+
+from prong.backward import ObserveGradient
+from prong.diagonal import UnitVariances
+from prong.layout import weight_from_canonical, weight_to_canonical
+from prong.moments import Moments, product_dtype
+from prong.projection import Phi, to_canonical
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+class Whitened(nn.Module):
+    """What every whitened layer shares: Φ, the fold, and the gathering of statistics.
+
+    Attributes:
+        weight: V, in the shape of the plain layer's weight.
+        bias: d, `[out]`, or None.
+        whitener: U, `[groups, in/groups, in/groups]`, one whitened unit per row. At least float32,
+            whatever type the model is cast to.
+        mean: c, `[groups, in/groups]`, likewise.
+        output_whitener: R of two-sided whitening, `[groups, out/groups, out/groups]`, or None.
+        moments: where the input's statistics go, or None while none are wanted.
+        backward_moments: where the statistics of the output's gradient go, or None.
+        gradients_wanted: whether the gradients that pass now count.
+        variances: where the whitened units' variances of this step go, for the per-batch D, or
+            None.
+        positions: at most this many pixels or tokens of an example become samples; None for all.
+    """
+
+    PLAIN: ClassVar[type[nn.Module]]
+    PHI: ClassVar[tuple[str, ...]] = ("whitener", "mean", "output_whitener")
+    TRANSPOSED: ClassVar[bool] = False
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    whitener: Tensor
+    mean: Tensor
+    output_whitener: Tensor | None
+    moments: Moments | None
+    backward_moments: Moments | None
+    gradients_wanted: bool
+    variances: UnitVariances | None
+    positions: int | None
+
+    @property
+    def feature_groups(self) -> int:
+        """Number of groups, each with a whitener of its own."""
+        return int(getattr(self, "groups", 1))
+
+    @property
+    def centred(self) -> bool:
+        """Whether c follows the mean; if not it stays 0 and the second moment is whitened.
+
+        A frozen bias must not move, and b = d − W c would move with W.
+        """
+        return self.bias is not None and self.bias.requires_grad and not self.TRANSPOSED
+
+    def phi(self) -> Phi:
+        """The present Φ; the tensors are the layer's own."""
+        return Phi(self.mean, self.whitener, output=self.output_whitener)
+
+    def phi_buffers(self) -> list[Tensor]:
+        """The buffers that hold Φ."""
+        held = (self.mean, self.whitener, self.output_whitener)
+        return [buffer for buffer in held if buffer is not None]
+
+    def start_two_sided(self) -> None:
+        """Give the layer an output whitener, R = I to begin with."""
+        outputs = self.canonical_weight(self.mean.dtype).shape[1]
+        identity = torch.eye(outputs, dtype=self.mean.dtype, device=self.mean.device)
+        self.output_whitener = identity.repeat(self.feature_groups, 1, 1)
+
+    def canonical_weight(self, dtype: torch.dtype) -> Float[Tensor, "groups out taps in"]:
+        """V in the canonical layout and in `dtype`."""
+        weight = self.weight.to(dtype)
+        return weight_to_canonical(weight, self.feature_groups, self.TRANSPOSED)
+
+    def fold(self) -> tuple[Float[Tensor, ...], Float[Tensor, " out"] | None]:
+        """P_Φ⁻¹ of line 7: W = V U and b = d − W c, differentiable, in the type of the parameters.
+
+        Returns:
+            The weight and the bias (None without one) of the plain layer that computes the same
+            function.
+        """
+        device = self.weight.device.type
+        if torch.is_autocast_enabled(device):
+            # Autocast would form V U in half precision, and the error grows with cond(U).
+            with torch.autocast(device, enabled=False):
+                return self._fold()
+        return self._fold()
+
+    def _fold(self) -> tuple[Float[Tensor, ...], Float[Tensor, " out"] | None]:
+        dtype = product_dtype(self.whitener.dtype, self.whitener.device)
+        phi = Phi(
+            self.mean.to(dtype),
+            self.whitener.to(dtype),
+            output=None if self.output_whitener is None else self.output_whitener.to(dtype),
+        )
+        bias = None
+        if self.bias is not None:
+            bias = self.bias.to(dtype).reshape(self.feature_groups, -1)
+        weight, bias = to_canonical(self.canonical_weight(dtype), bias, phi)
+        plain = weight_from_canonical(weight, self.weight.shape, self.TRANSPOSED)
+        if bias is not None:
+            bias = bias.reshape(-1).to(self.weight.dtype)
+        # The kernels for convolutions refuse a gradient in the strides that a transposed view would
+        # have.
+        return plain.to(self.weight.dtype).contiguous(), bias
+
+    def samples(self, input: Tensor) -> tuple[Float[Tensor, "groups samples in"], int]:
+        """The samples that an input holds, and the number of its examples."""
+        raise NotImplementedError
+
+    def observe(self, input: Tensor) -> None:
+        """Take the input's statistics, if they are wanted now.
+
+        Only forward passes in training mode count. Activation checkpointing runs the forward pass
+        again inside the backward pass; that second run is recognised and not counted.
+        """
+        if self.moments is None and self.variances is None:
+            return
+        if not self.training or not self.weight.requires_grad:
+            return
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return
+        with torch.no_grad():
+            samples, examples = self.samples(input)
+            if self.moments is not None:
+                self.moments.add(samples, examples)
+            if self.variances is not None:
+                self.variances.add(samples, self.mean, self.whitener)
+
+    def watched(self, output: Tensor) -> Tensor:
+        """The output, whose gradient's statistics will be taken if they are wanted now."""
+        if self.backward_moments is None or not self.training or not output.requires_grad:
+            return output
+        watched: Tensor = ObserveGradient.apply(output, self)  # type: ignore[no-untyped-call]
+        return watched
+
+    def observe_gradient(self, gradient: Tensor) -> None:
+        """Take the statistics of δ, the gradient of the loss of one example at the output.
+
+        The gradient is that of a mean over the examples of the batch, as losses usually are.
+        """
+        if self.backward_moments is not None and self.gradients_wanted:
+            samples, examples = self.gradient_samples(gradient)
+            self.backward_moments.add(samples * examples, examples)
+
+    def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "groups samples out"], int]:
+        """The samples that an output's gradient holds, and the number of its examples."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Whitened:
+        """Follow `to`, `cuda`, `double`, `bfloat16`, but keep Φ in float32 or wider.
+
+        `module.to(torch.bfloat16)` casts buffers too, and a whitener of 8 bits would no longer undo
+        what V holds.
+        """
+        before = {name: self._buffers[name] for name in self.PHI}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is None or new is None:
+                continue
+            wanted = torch.promote_types(new.dtype, torch.float32)
+            if new.dtype != wanted:
+                self._buffers[name] = old.to(device=new.device, dtype=wanted)
+        for moments in (self.moments, self.backward_moments):
+            if moments is not None:
+                moments.to(self.weight.device)
+        if self.variances is not None:
+            self.variances = UnitVariances(self.mean)
+        return self

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from checkout import Checkout
+
+from pipelines.errors import UserError
+from pipelines.files import sha256_file, write_text
+from pipelines.lineage import commit, dirty, is_dirty, lineage
+
+Make = Callable[..., Checkout]
+
+
+def git(root: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(
+        ["git", *who, *arguments], cwd=root, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    root = tmp_path / "repository" / "project"
+    root.mkdir(parents=True)
+    write_text(root / "params.yaml", "a: 1\n")
+    git(root.parent, "init", "-q")
+    git(root.parent, "add", "-A")
+    git(root.parent, "commit", "-q", "-m", "first")
+    return root
+
+
+def test_a_clean_checkout_names_its_commit(repository: Path) -> None:
+    assert commit(repository) == git(repository, "rev-parse", "HEAD")
+    assert dirty(repository) == "false"
+
+
+def test_the_lock_that_each_run_writes_is_no_change(repository: Path) -> None:
+    write_text(repository / "dvc.lock", "stages: {}\n")
+    assert not is_dirty(repository)
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "new.py", "földer/new file.py"])
+def test_changed_and_new_files_are_changes(repository: Path, name: str) -> None:
+    write_text(repository / name, "a: 2\n")
+    assert dirty(repository) == "true"
+
+
+def test_outside_a_repository_nothing_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert (commit(tmp_path), dirty(tmp_path)) == ("unknown", "unknown")
+    assert not is_dirty(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # git is not installed
+    assert (commit(tmp_path), dirty(tmp_path)) == ("unknown", "unknown")
+
+
+def test_a_repository_without_commits_has_none_to_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    git(tmp_path, "init", "-q")
+    assert commit(tmp_path) == "unknown"
+
+
+def test_every_tag_is_a_short_text_and_follows_its_cause(checkout: Make) -> None:
+    made = checkout()
+    layout = made.layout
+    before = lineage(layout, made.params)
+    assert all(isinstance(v, str) and 0 < len(v) <= 5000 for v in before.values())
+    assert before["onnx_sha256"] == sha256_file(layout.onnx)
+    assert (before["device"], before["seed"], before["world_size"]) == ("cpu", "7", "2")
+    assert before["torch"].startswith("2.")
+    assert before["dvc_lock_sha256"] == "unknown"
+
+    write_text(layout.root / "dvc.lock", "stages: {}\n")
+    write_text(layout.root / "prong/method.py", "x = 1\n")
+    layout.onnx.write_bytes(b"other")
+    after = lineage(layout, made.with_margin(0.5))
+    changed = {key for key in after if after[key] != before[key]}
+    assert changed == {"dvc_lock_sha256", "code_hash", "onnx_sha256", "params_hash"}
+    seed = replace(made.params, train=replace(made.params.train, seed=1))
+    assert lineage(layout, seed)["params_hash"] != after["params_hash"]
+
+
+def test_what_is_absent_is_named(checkout: Make) -> None:
+    made = checkout()
+    (made.layout.reports / "train.json").unlink()
+    assert lineage(made.layout, made.params)["device"] == "unknown"
+    write_text(made.layout.reports / "train.json", "{")
+    with pytest.raises(UserError, match=r"train\.json: not JSON"):
+        lineage(made.layout, made.params)
+    made.layout.onnx.unlink()
+    with pytest.raises(UserError, match=r"model\.onnx: absent"):
+        lineage(made.layout, made.params)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from checkout import Checkout
+from test_release import forget, stored
+
+from pipelines import registry, release, tracking
+from pipelines.errors import Unavailable, UserError
+from pipelines.files import sha256_file
+from pipelines.layout import Layout
+
+MODEL = "prong-digits"
+Make = Callable[..., Checkout]
+
+
+def test_without_a_model_it_is_said_how_to_get_one(layout: Layout, checkout: Make) -> None:
+    with pytest.raises(UserError, match=r"no version of 'prong-digits'.*nothing yet.*prong run"):
+        registry.list_versions(layout, MODEL)
+    made = checkout()
+    release.register(made.layout, made.params, None)
+    with pytest.raises(UserError, match=r"no version of 'other'.*registered: prong-digits"):
+        registry.champion_file(layout, "other")
+    with pytest.raises(UserError, match=r"no version is champion.*prong models"):
+        registry.champion_file(layout, MODEL)
+
+
+def test_the_champions_file_is_downloaded_once_and_checked_always(checkout: Make) -> None:
+    made = checkout()
+    release.register(made.layout, made.params, None)
+    release.promote(made.layout, made.params, 1)
+    forget(made.layout)
+    number, path = registry.champion_file(made.layout, MODEL)
+    assert number == 1
+    assert path.read_bytes() == made.layout.onnx.read_bytes()
+    # The store is not asked for the file again …
+    kept = stored(made.layout, 1)
+    away = kept.rename(kept.with_name("away"))
+    assert registry.champion_file(made.layout, MODEL) == (1, path)
+    # … unless what lies here was changed.
+    away.rename(kept)
+    path.write_bytes(b"changed")
+    assert registry.champion_file(made.layout, MODEL) == (1, path)
+    assert sha256_file(path) == sha256_file(made.layout.onnx)
+    # An exchanged file in the store leaves nothing behind.
+    path.unlink()
+    kept.write_bytes(b"exchanged")
+    with pytest.raises(UserError, match="damaged or was exchanged"):
+        registry.champion_file(made.layout, MODEL)
+    assert not path.exists()
+
+
+def test_versions_come_newest_first_with_aliases_metrics_and_lineage(
+    checkout: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = checkout()
+    release.register(made.layout, made.params, "flow")
+    release.promote(made.layout, made.params, 1)
+    checkout(noise=1.0)
+    release.register(made.layout, made.params, "flow")
+    rows = registry.list_versions(made.layout, MODEL)
+    assert [(row.number, row.aliases) for row in rows] == [(2, ()), (1, ("champion",))]
+    said = rows[1].as_json()
+    assert said["gate"]["verdict"] == "pass"
+    assert isinstance(said["gate"]["images"], int)
+    assert said["lineage"]["onnx_sha256"] == said["onnx_sha256"]
+    registry.show_versions(MODEL, rows)
+    shown = capsys.readouterr().out
+    assert "champion" in shown
+    assert f"{said['metrics']['test_error']:.2f} %" in shown
+    assert said["lineage"]["data_hash"][:10] in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-06", 1e-6),
+        ("12", 12),
+        ("nan", "nan"),
+        ("inf", "inf"),
+        ("1" * 64, "1" * 64),
+        ("", ""),
+        ("pass", "pass"),
+    ],
+)
+def test_figures_become_numbers_and_hashes_do_not(text: str, value: object) -> None:
+    assert registry._number(text) == value
+
+
+def test_more_versions_than_one_page_are_all_found(layout: Layout) -> None:
+    client = tracking.connect(layout)
+    client.create_registered_model(MODEL)
+    for _ in range(103):
+        client.create_model_version(MODEL, str(layout.root))
+    found = registry.versions(client, MODEL)
+    assert [version.number for version in found] == list(range(103, 0, -1))
+
+
+def test_a_server_that_is_away_is_named_with_the_setting(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(Unavailable, match=r"refused.*MLFLOW_TRACKING_URI") as raised:
+        registry.champion_file(layout, MODEL)
+    assert "secret" not in str(raised.value)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+from pipelines import tracking
+from pipelines.errors import Unavailable, UserError
+from pipelines.layout import Layout
+from pipelines.ui import Page, _start, _wait, free_port, pages, serve_pages
+
+
+@pytest.fixture
+def busy() -> int:
+    """A port that something listens on, with free ones after it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    yield listener.getsockname()[1]  # type: ignore[misc]
+    listener.close()
+
+
+def test_a_busy_port_gives_way_to_the_next_free_one(busy: int) -> None:
+    port = free_port(busy)
+    assert busy < port < busy + 50
+    socket.create_server(("127.0.0.1", port)).close()
+    assert free_port(port, (port,)) > port
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_a_number_that_is_no_port_is_named(port: int) -> None:
+    with pytest.raises(UserError, match=rf"port {port}: must be 1 to 65535"):
+        free_port(port)
+
+
+def test_servers_named_by_settings_are_shown_not_started(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow.example:5000")
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example:4200/api")
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    serve_pages(layout, mlflow_port=5000, prefect_port=4200)
+    out = capsys.readouterr().out
+    assert "http://me:***@mlflow.example:5000 " in out
+    assert "http://prefect.example:4200 " in out
+    assert not (layout.state / "ui").exists()
+
+
+def test_a_server_that_ends_at_once_leaves_its_last_words(layout: Layout) -> None:
+    page = _start("MLflow", "http://127.0.0.1:9", ["no_such_module"], {}, layout)
+    with pytest.raises(Unavailable, match=r"(?s)ended with exit code 1.*No module named") as raised:
+        _wait(page, time.monotonic() + 30)
+    assert "mlflow.log" in str(raised.value)
+
+
+def test_a_page_that_runs_elsewhere_is_not_waited_for() -> None:
+    _wait(Page("MLflow", "http://127.0.0.1:9"), 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_both_pages_answer_and_end_with_the_command(
+    layout: Layout, number: signal.Signals, busy: int, tmp_path: Path
+) -> None:
+    client = tracking.connect(layout)
+    tracking.experiment_id(layout, client, "seen")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom pipelines.layout import Layout\n"
+        "from pipelines.ui import serve_pages\n"
+        "serve_pages(Layout(Path(sys.argv[1])), mlflow_port=int(sys.argv[2]),"
+        " prefect_port=int(sys.argv[2]))\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTEST_CURRENT_TEST", "PREFECT_HOME")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(layout.root), str(busy)],
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    try:
+        assert process.stdout is not None
+        urls = dict(process.stdout.readline().split()[:2] for _ in range(2))
+        assert str(busy) not in " ".join(urls.values())
+        assert urls["MLflow"] != urls["Prefect"]
+        found = requests.post(
+            urls["MLflow"] + "/api/2.0/mlflow/experiments/search",
+            json={"max_results": 10},
+            timeout=30,
+        ).json()
+        assert "seen" in {experiment["name"] for experiment in found["experiments"]}
+        assert "<title>" in requests.get(urls["MLflow"], timeout=30).text
+        assert "<title>" in requests.get(urls["Prefect"], timeout=30).text
+        assert (layout.state / "prefect").is_dir()
+        process.send_signal(number)
+        assert process.wait(timeout=30) == (0 if number == signal.SIGINT else 143)
+        for url in urls.values():
+            with pytest.raises(requests.ConnectionError):
+                requests.get(url, timeout=5)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_wrong_store_starts_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    with (
+        pytest.raises(UserError, match="MLFLOW_TRACKING_URI"),
+        pages(layout, mlflow_port=5000, prefect_port=4200),
+    ):
+        raise AssertionError("no page was to come up")
+    assert not (layout.state / "ui").exists()

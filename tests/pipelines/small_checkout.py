@@ -1,0 +1,106 @@
+"""A small checkout of the project in a temporary folder, and its commands as a user calls them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[2]
+SMALL = (
+    "data.limit=400",
+    "train.epochs=1",
+    "train.width=4",
+    "train.hidden=16",
+    "train.batch=32",
+    "train.warmup=2",
+    "verify.images=64",
+)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A git repository with the project's files and a parameter file for seconds of work."""
+
+    root: Path
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """Return an environment in which the checkout's own code and no other store is used."""
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
+        return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", **more}
+
+    def start(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
+        """Start `prong` with arguments."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", *arguments],
+            cwd=self.root,
+            env=self.environment(**more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def prong(self, *arguments: str, **more: str) -> Done:
+        """Run `prong` with arguments to its end."""
+        process = self.start(*arguments, **more)
+        out, err = process.communicate(timeout=280)
+        return Done(process.returncode, out, err)
+
+    def run(self, *command: str) -> Done:
+        """Run another program in the checkout."""
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=280,
+        )
+        return Done(done.returncode, done.stdout, done.stderr)
+
+
+def make(root: Path) -> Checkout:
+    """Copy the project to `root`, small, and commit it there."""
+    root.mkdir(parents=True)
+    bytecode = shutil.ignore_patterns("__pycache__")
+    for name in ("prong", "pipelines"):
+        shutil.copytree(SOURCE / name, root / name, ignore=bytecode)
+    (root / ".dvc").mkdir()
+    (root / "data/raw").mkdir(parents=True)
+    for name in (
+        "dvc.yaml",
+        "params.yaml",
+        ".dvcignore",
+        ".gitignore",
+        ".dvc/config",
+        ".dvc/.gitignore",
+        "data/raw/.gitkeep",
+        "pyproject.toml",
+    ):
+        shutil.copy(SOURCE / name, root / name)
+    from pipelines import config
+
+    config.edit(root / "params.yaml", list(SMALL))
+    checkout = Checkout(root)
+    for arguments in (
+        ("init", "-q"),
+        ("add", "-A"),
+        ("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start"),
+    ):
+        done = checkout.run("git", *arguments)
+        assert done.code == 0, done.err
+    return checkout

@@ -1,0 +1,31 @@
+"""What `data.path` may name, and how a name comes out on the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_checkout import SOURCE, make
+
+from pipelines import config, flow
+from pipelines.errors import UserError
+from pipelines.layout import Layout
+
+
+@pytest.mark.parametrize("path", [".", "data", "data/prepared", "data/prepared/x", "models", ".."])
+def test_data_cannot_be_what_the_stages_make(tmp_path: Path, path: str) -> None:
+    layout = Layout(tmp_path / "checkout")
+    (layout.prepared / "x").mkdir(parents=True)
+    layout.onnx.parent.mkdir()
+    layout.params.write_text((SOURCE / "params.yaml").read_text())
+    config.edit(layout.params, ["data.source=images", f"data.path={path}"])
+    with pytest.raises(UserError, match="overlaps"):
+        flow.check_data(layout, config.load(layout.params))
+
+
+def test_a_name_is_shown_as_it_is(tmp_path: Path) -> None:
+    checkout = make(tmp_path / "job")
+    done = checkout.prong("run", "--set", "data.path=/no/[such] folder")
+    assert done.code == 2
+    assert "data.path: data/raw → /no/[such] folder\n" in done.out
+    assert "'/no/[such] folder'" in done.err

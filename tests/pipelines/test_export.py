@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import pytest
+import torch
+from pydantic import TypeAdapter
+from ruamel.yaml import YAML
+
+import prong
+from pipelines.config import Method, Params
+from pipelines.data.prepared import load_card, load_split
+from pipelines.errors import UserError
+from pipelines.export import export, folded
+from pipelines.files import read_json, write_json
+from pipelines.metadata import code_hash, params_hash
+from pipelines.runtime import OnnxModel
+from pipelines.training.network import load
+
+if TYPE_CHECKING:
+    from networks import Trained
+
+pytest_plugins = ["networks"]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's sources as they are now, so that an edit during the tests changes no hash."""
+    root = tmp_path_factory.mktemp("sources")
+    for package in ("prong", "pipelines"):
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("*.pyc"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def exported(
+    trained: Trained,
+    prepared: Path,
+    small: Params,
+    sources: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "model.onnx"
+    export(trained("prong+"), prepared, small, sources, out)
+    return out
+
+
+def test_one_file_with_raw_images_in_and_two_answers_out(exported: Path, prepared: Path) -> None:
+    model = OnnxModel.load(exported, "cpu")
+    card = load_card(prepared)
+    assert model.card.classes == card.classes
+    assert model.card.mean == card.mean
+    assert model.card.data_hash == card.data_hash
+    split = load_split(prepared, "test")
+    logits = torch.from_numpy(model.logits(split.images))
+    torch.testing.assert_close(
+        torch.from_numpy(model.probabilities(split.images)), logits.softmax(1)
+    )
+    # Trained briefly, it knows something: the pixels went in as they do in training.
+    assert (logits.argmax(1).numpy() == split.labels).mean() > 0.5
+    assert [file.name for file in exported.parent.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_the_opset_is_the_parameter(
+    trained: Trained, prepared: Path, small: Params, tmp_path: Path, opset: int
+) -> None:
+    params = replace(small, export=replace(small.export, opset=opset))
+    export(trained("bn"), prepared, params, ROOT, tmp_path / "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", opset)]
+    assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
+
+
+def test_equal_inputs_give_equal_bytes_in_another_process_too(
+    exported: Path, trained: Trained, prepared: Path, small: Params, sources: Path, tmp_path: Path
+) -> None:
+    export(trained("prong+"), prepared, small, sources, tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom dataclasses import replace\n"
+        "from pipelines.config import load\nfrom pipelines.export import export\n"
+        "import torch; torch.set_num_threads(2)\n"
+        "trained, prepared, root, out, params = map(Path, sys.argv[1:])\n"
+        "export(trained, prepared, load(params), root, out)\n"
+    )
+    # The same parameters from another file, with another mirror: where data lie has no say.
+    values = TypeAdapter(Params).dump_python(small)
+    values["data"]["mirror"] = "/elsewhere"
+    text = io.StringIO()
+    YAML(typ="safe").dump(values, text)
+    (tmp_path / "params.yaml").write_text(text.getvalue())
+    out = tmp_path / "elsewhere.onnx"
+    arguments = [trained("prong+"), prepared, sources, out, tmp_path / "params.yaml"]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert out.read_bytes() == exported.read_bytes()
+
+
+def test_the_file_names_neither_machine_nor_build(exported: Path) -> None:
+    content = exported.read_bytes()
+    for trace in (b"/site-packages", str(ROOT).encode(), b".py", torch.__version__.encode()):
+        assert trace not in content
+    model = onnx.load(exported)
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+
+
+def test_only_parameters_that_determine_bytes_are_hashed(small: Params) -> None:
+    elsewhere = replace(small, data=replace(small.data, mirror="x", path="y", sha256="0" * 64))
+    reported = replace(small, verify=replace(small.verify, images=3))
+    assert params_hash(elsewhere) == params_hash(reported) == params_hash(small)
+    other = [
+        replace(small, data=replace(small.data, seed=1)),
+        replace(small, train=replace(small.train, epochs=2)),
+        replace(small, export=replace(small.export, opset=18)),
+    ]
+    assert len({params_hash(p) for p in (*other, small)}) == 4
+
+
+def test_the_code_hash_follows_the_sources(tmp_path: Path) -> None:
+    for name in ("prong", "pipelines/data", "pipelines/training"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("prong/a.py", "pipelines/export.py", "pipelines/metadata.py", "pipelines/cli.py"):
+        (tmp_path / name).write_text("x = 1\n")
+    before = code_hash(tmp_path)
+    (tmp_path / "pipelines/cli.py").write_text("x = 2\n")
+    assert code_hash(tmp_path) == before
+    (tmp_path / "prong/a.py").write_text("x = 2\n")
+    assert code_hash(tmp_path) != before
+    assert re.fullmatch("[0-9a-f]{64}", before)
+
+
+@pytest.mark.parametrize("method", ["prong", "prong+"])
+def test_folding_leaves_plain_layers_and_the_function(
+    trained: Trained, prepared: Path, method: Method
+) -> None:
+    _, network = load(trained(method))
+    images = torch.from_numpy(load_split(prepared, "test").images[:16])
+    plain = folded(network)
+    assert not [layer for layer in prong.coverage(plain) if layer.whitened]
+    assert [layer for layer in prong.coverage(network) if layer.whitened]
+    before, after = network(images), plain(images)
+    assert after.dtype == torch.float32
+    assert (before - after).abs().max() < 1e-5 * before.abs().max()
+
+
+def test_a_network_of_other_data_is_refused(
+    trained: Trained, prepared: Path, small: Params, tmp_path: Path
+) -> None:
+    other = tmp_path / "prepared"
+    other.mkdir()
+    card = read_json(prepared / "card.json")
+    card["size"] = 20
+    write_json(other / "card.json", card)
+    with pytest.raises(UserError, match=r"differ in size \(28 and 20\).*rerun train"):
+        export(trained("sgd"), other, small, ROOT, tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()

@@ -1,0 +1,116 @@
+"""Over random networks: fold(model)(x) == model(x), no reparametrisation changes the function."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_networks import networks
+
+import prong
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "root": st.sampled_from(["auto", "pca", "zca", "cholesky", "newton-schulz"]),
+        "whitening": st.sampled_from(["full", "full", "full", "diagonal", "centring"]),
+        "momentum": st.sampled_from(["reset", "gradient", "velocity"]),
+        "relative": st.booleans(),
+        "damping": st.sampled_from([1e-3, 1e-2, 1.0]),
+        # Never without: an unclipped step may diverge, and then there is no function to keep.
+        "clip": st.sampled_from([1e-4, 1e-3]),
+        "batch_diagonal": st.booleans(),
+        "two_sided": st.sampled_from([None, "empirical", "sampled"]),
+        "positions": st.sampled_from([None, 4]),
+    }
+)
+
+
+def difference(a, b):
+    a, b = a.detach(), b.detach()
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1e-30))
+
+
+def condition(model):
+    """The largest cond(U)·cond(R) of a model's layers."""
+    worst = 1.0
+    for module in model.modules():
+        if isinstance(module, prong.Whitened):
+            number = torch.linalg.cond(module.whitener.double()).max()
+            if module.output_whitener is not None:
+                number = number * torch.linalg.cond(module.output_whitener.double()).max()
+            worst = max(worst, float(number))
+    return worst
+
+
+def train(network, shape, options, init, seed, dtype, optimizer=None):
+    """Three reparametrisations; the largest change at one, and fold's difference."""
+    torch.manual_seed(seed)
+    network = network.to(dtype).train()
+    model = prong.whiten(network)
+    optimizer = (optimizer or torch.optim.SGD)(
+        model.parameters(), **({"lr": 1e-2, "momentum": 0.9} if optimizer is None else {"lr": 1e-3})
+    )
+    natural = prong.Reparametrizer(model, optimizer, period=3, samples=16, **options)
+    mix = torch.randn(shape[0], shape[0], dtype=dtype)
+
+    def batch():
+        x = torch.randn(8, *shape, dtype=dtype)
+        return torch.einsum("ij,bj...->bi...", mix, x) + 0.5
+
+    natural.initialize([batch(), batch()], init)
+    changes = []
+    for step in range(9):
+        x = batch()
+        output = model(x)
+        if options["two_sided"] == "sampled":
+            natural.sample_fisher(output, "gaussian")
+        (output - 1).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 3 == 2:
+            model.eval()
+            before = model(x).detach()
+            natural.step()
+            bound = condition(model)
+            changes.append(difference(model(x), before) / bound)
+            model.train()
+        else:
+            natural.step()
+    model.eval()
+    keys = list(copy.deepcopy(prong.fold(model)).state_dict())
+    folded = prong.fold(model)
+    assert keys == list(folded.state_dict())
+    assert not any(isinstance(module, prong.Whitened) for module in folded.modules())
+    return max(changes), difference(folded(x), model(x)), condition(model)
+
+
+@given(networks(), OPTIONS, st.sampled_from(["whitened", "preserve", "scaled"]), st.integers(0, 99))
+@settings(max_examples=20)
+def test_fold_and_refresh_keep_the_function_in_float64(network, options, init, seed):
+    change, fold, bound = train(*network, options, init, seed, torch.float64)
+    assert change * bound <= 1e-10
+    assert fold <= 1e-10
+
+
+@given(networks(), OPTIONS, st.integers(0, 99))
+@settings(max_examples=12)
+def test_float32_stays_within_a_bound_in_the_condition_of_u(network, options, seed):
+    # V = W U⁻¹ is rounded to float32 and multiplied by U again: the function moves by at most a few
+    # units of rounding (2⁻²⁴) times cond(U), over at most three layers here.
+    change, fold, bound = train(*network, options, "preserve", seed, torch.float32)
+    unit = torch.finfo(torch.float32).eps
+    assert change <= 200 * unit
+    assert fold <= 200 * unit * bound
+
+
+@given(networks(), st.integers(0, 99))
+@settings(max_examples=8)
+def test_other_optimizers_keep_the_function_too(network, seed):
+    options = {"two_sided": None, "batch_diagonal": True}
+    change, fold, bound = train(
+        *network, options, "whitened", seed, torch.float64, torch.optim.AdamW
+    )
+    assert change * bound <= 1e-10
+    assert fold <= 1e-10

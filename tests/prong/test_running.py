@@ -1,0 +1,297 @@
+"""Around the method: resume, compile, mixed precision, several ranks, initialisation."""
+
+from __future__ import annotations
+
+import copy
+import json
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import prong
+
+
+def network(dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(100, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    ).to(dtype)
+
+
+def batch(step, size=8, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1000 + step)
+    x = torch.randn(size, 2, 5, 5, generator=generator, dtype=dtype) + 0.5
+    return x, torch.randint(0, 3, (size,), generator=generator)
+
+
+def start(optimizer, **options):
+    model = prong.whiten(network())
+    made = optimizer(model.parameters())
+    options = {"period": 5, "samples": 16, **options}
+    return model, made, prong.Reparametrizer(model, made, **options)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=0.01)
+
+
+def train(model, optimizer, natural, first, last):
+    for step in range(first, last):
+        x, y = batch(step)
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        natural.step()
+
+
+@pytest.mark.parametrize("optimizer", [sgd, adam])
+@pytest.mark.parametrize("stop", [1, 4, 5, 8])
+@pytest.mark.parametrize("options", [{}, {"batch_diagonal": True, "two_sided": "empirical"}])
+def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, optimizer, stop, options):
+    # Steps 4 and 8 lie inside a window of statistics; the state goes through safetensors and JSON.
+    whole = start(optimizer, **options)
+    whole[2].initialize([batch(99)])
+    train(*whole, 0, 17)
+
+    model, made, natural = start(optimizer, **options)
+    natural.initialize([batch(99)])
+    train(model, made, natural, 0, stop)
+    state = natural.state_dict()
+    save_file(state["tensors"], tmp_path / "natural.safetensors")
+    (tmp_path / "natural.json").write_text(json.dumps(state["meta"]))
+    saved = copy.deepcopy((model.state_dict(), made.state_dict()))
+
+    model, made, natural = start(optimizer, **options)
+    model.load_state_dict(saved[0])
+    made.load_state_dict(saved[1])
+    natural.load_state_dict(
+        {
+            "tensors": load_file(tmp_path / "natural.safetensors"),
+            "meta": json.loads((tmp_path / "natural.json").read_text()),
+        }
+    )
+    train(model, made, natural, stop, 17)
+    assert natural.steps == 17
+    for name, value in whole[0].state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_a_foreign_state_is_refused():
+    _, _, natural = start(sgd)
+    with pytest.raises(ValueError, match="version 7"):
+        natural.load_state_dict({"meta": {"version": 7}, "tensors": {}})
+    state = natural.state_dict()
+    state["tensors"]["other.0.moments.count"] = torch.zeros(1)
+    with pytest.raises(ValueError, match="belongs to no whitened layer"):
+        natural.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_diagonal": True}, {"two_sided": "empirical"}, {"root": "pca"}]
+)
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compile_has_no_graph_break_and_two_graphs(options):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    plain, compiled = start(sgd, **options), start(sgd, **options)
+    for each in (plain, compiled):
+        each[2].initialize([batch(99)])
+    run = torch.compile(compiled[0], backend=counter, fullgraph=True)
+    train(*plain, 0, 22)
+    train(run, *compiled[1:], 0, 22)
+    # One graph that takes statistics and one that does not; four reparametrisations add none.
+    assert counter.frame_count == 2
+    assert compiled[2].report.layers["0"].samples == plain[2].report.layers["0"].samples > 0
+    for a, b in zip(plain[0].parameters(), compiled[0].parameters(), strict=True):
+        assert (a - b).abs().max() < 1e-4
+    assert isinstance(prong.fold(run)[0], nn.Conv2d)
+
+
+def test_mixed_precision_keeps_statistics_and_fold_in_float32():
+    model, _, natural = start(sgd, clip=None)
+    natural.initialize([batch(99)], "preserve")
+    twin = copy.deepcopy(model)
+    seen = []
+    for net, mixed in ((twin, False), (model, True)):
+        natural._stop_gathering()
+        for layer in (net[0], net[4], net[6]):
+            layer.moments = prong.gathering.new_moments(layer)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            output = net(batch(0)[0])
+        seen.append((output.float(), net[0].moments, net[4].moments))
+        assert output.dtype == (torch.bfloat16 if mixed else torch.float32)
+    # The first layer's input is the same float32 batch, so its statistics are equal to the bit.
+    assert torch.equal(seen[0][1].scatter, seen[1][1].scatter)
+    assert seen[1][2].scatter.dtype == torch.float32
+    # bfloat16 keeps 8 bits; four roundings on the way.
+    assert (seen[1][0] - seen[0][0]).abs().max() < 4 * 2**-8 * seen[0][0].abs().max() * 4
+    with torch.autocast("cpu", torch.bfloat16):
+        weight, _ = model[4].fold()
+    assert torch.equal(weight, twin[4].fold()[0])
+
+
+def test_a_bfloat16_model_trains_with_wide_phi_within_a_bound():
+    model = prong.whiten(network()).to(torch.bfloat16)
+    optimizer = sgd(model.parameters())
+    natural = prong.Reparametrizer(model, optimizer, period=4, samples=16)
+    x, y = batch(0)
+    natural.initialize([x.bfloat16()], "preserve")
+    for step in range(8):
+        x, y = batch(step)
+        nn.functional.cross_entropy(model(x.bfloat16()).float(), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        before = model.eval()(x.bfloat16()).float()
+        model.train()
+        report = natural.step()
+        after = model.eval()(x.bfloat16()).float()
+        model.train()
+        # V itself is rounded to 8 bits, and U multiplies that by up to cond(U).
+        worst = max(
+            float(torch.linalg.cond(layer.whitener).max())
+            for layer in (model[0], model[4], model[6])
+        )
+        assert (after - before).abs().max() <= 2**-8 * worst * before.abs().max()
+    assert report.layers["4"].updated
+    assert model[4].whitener.dtype == torch.float32
+
+
+def test_loss_scaling_does_not_change_the_step_clip():
+    # The hook runs after unscaling; a fused optimizer unscales later and says by how much.
+    scales = []
+    for scale in (1.0, 1024.0):
+        model, optimizer, natural = start(sgd, clip=1e-5)
+        natural.initialize([batch(99)])
+        x, y = batch(0)
+        (scale * nn.functional.cross_entropy(model(x), y)).backward()
+        optimizer.grad_scale = torch.tensor(scale)
+        natural.clip(optimizer)
+        scales.append(float(natural.clip.scale))
+    assert scales[0] == pytest.approx(scales[1], rel=1e-4)
+    assert scales[0] < 1
+
+
+def test_the_clip_bounds_the_predicted_change():
+    model, optimizer, natural = start(sgd, clip=1e-4)
+    natural.initialize([batch(99)])
+    x, y = batch(0)
+    (100 * nn.functional.cross_entropy(model(x), y)).backward()
+    natural.clip(optimizer)
+    whitened = [p for m in model if isinstance(m, prong.Whitened) for p in m.parameters()]
+    assert 0.05**2 * sum(float(p.grad.square().sum()) for p in whitened) == pytest.approx(1e-4)
+    natural.clip.limit = 1.0
+    natural.clip(optimizer)
+    assert float(natural.clip.scale) == 1.0
+
+
+def test_whitened_initialisation_keeps_the_numbers_and_scaled_widens_them():
+    drawn = network()
+    for init in ("whitened", "scaled"):
+        model, _, natural = start(sgd)
+        report = natural.initialize([batch(99, 64)], init)
+        for index in (0, 4, 6):
+            d_eff = report.layers[str(index)].effective_dimension
+            factor = (model[index].mean.numel() / d_eff) ** 0.5 if init == "scaled" else 1.0
+            assert torch.allclose(model[index].weight, factor * drawn[index].weight)
+
+
+def test_initialisation_goes_layer_by_layer_and_leaves_no_trace():
+    model, _, natural = start(sgd, samples=64, damping=1e-6)
+    running = model[1].running_mean.clone()
+    model.eval()
+    x, y = batch(99, 64)
+    natural.initialize([(x, y)])
+    assert torch.equal(model[1].running_mean, running)
+    assert not model.training
+    # With V's numbers kept, the second layer's input depends on the first layer's Φ: what is white
+    # after the last layer's turn shows that each was measured behind the ones before.
+    measured = prong.whiteness(model, [(x, y)], samples=64)
+    assert float(measured["6"].white_spectrum.max()) < 1 + 1e-3
+
+
+def test_statistics_from_a_loader_use_the_present_parameters():
+    model = prong.whiten(network(torch.float64))
+    optimizer = sgd(model.parameters())
+    loader = [batch(7, 16, torch.float64), batch(8, 16, torch.float64)]
+    natural = prong.Reparametrizer(model, optimizer, period=3, samples=20, batches=loader)
+    for step in range(3):
+        x, y = batch(step, dtype=torch.float64)
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        report = natural.step()
+    assert report.layers["4"].samples == 32
+    model.train()
+    hidden = torch.cat([model[:4](x) for x, _ in loader])
+    assert (model[4].mean[0] - hidden.mean(0)).abs().max() < 1e-12
+
+
+def test_detach_lets_go():
+    model, optimizer, natural = start(sgd)
+    natural.detach()
+    train(model, optimizer, natural, 0, 1)
+    assert natural.clip.scale is None
+
+
+def _rank(rank, size, port, folder, options):
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size
+    )
+    torch.set_num_threads(1)
+    model = prong.whiten(network(torch.float64))
+    parallel = nn.parallel.DistributedDataParallel(model) if size > 1 else model
+    optimizer = sgd(model.parameters())
+    natural = prong.Reparametrizer(parallel, optimizer, period=3, samples=16, **options)
+    share = slice(rank * 8 // size, (rank + 1) * 8 // size)
+    model[1].eval()  # batch statistics would differ between world sizes, whatever the method
+    natural.initialize([batch(99, dtype=torch.float64)[0][share]], "preserve")
+    for step in range(8):
+        x, y = batch(step, dtype=torch.float64)
+        model.train()
+        model[1].eval()
+        nn.functional.cross_entropy(parallel(x[share]), y[share]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        natural.step()
+    assert natural.report.layers["0"].examples == 16
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()},
+        f"{folder}/{size}-{rank}{len(options)}",
+    )
+    dist.destroy_process_group()
+
+
+def test_ranks_hold_the_same_bytes_and_one_answer(tmp_path):
+    for size, options in (
+        (1, {"two_sided": "empirical"}),
+        (2, {"two_sided": "empirical"}),
+        (2, {"two_sided": "empirical", "batch_diagonal": True}),
+    ):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        mp.start_processes(_rank, (size, port, str(tmp_path), options), nprocs=size)
+    assert (tmp_path / "2-01").read_bytes() == (tmp_path / "2-11").read_bytes()
+    assert (tmp_path / "2-02").read_bytes() == (tmp_path / "2-12").read_bytes()
+    # D depends on the basis, and 16 samples leave the basis of most of 100 features open; without D
+    # the number of ranks makes no difference.
+    alone, together = load_file(tmp_path / "1-01"), load_file(tmp_path / "2-01")
+    for name, value in alone.items():
+        assert (value - together[name]).abs().max() <= 1e-10 * max(1, value.abs().max()), name
