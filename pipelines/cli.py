@@ -67,9 +67,11 @@ def run(
 def models(name: Name = None, as_json: AsJson = False) -> None:
     """List the versions in the registry with metrics, aliases and lineage."""
     from pipelines.environment import open_checkout
+    from pipelines.registrar import settled
     from pipelines.registry import list_versions, show_versions
 
     layout, params = open_checkout()
+    settled(layout, name or params.model_name)
     rows = list_versions(layout, name or params.model_name)
     if as_json:
         print(json.dumps([row.as_json() for row in rows], indent=2, ensure_ascii=False))
@@ -107,6 +109,80 @@ def predict(
     for answer in answers:
         likely = "  ".join(f"{label} {100 * share:.1f} %" for label, share in answer.top)
         print(f"{answer.path}  {likely}")
+
+
+@app.command()
+def promote(
+    version: Annotated[
+        str | None, typer.Argument(help="Number or alias; default: the challenger.")
+    ] = None,
+    name: Name = None,
+) -> None:
+    """Put a version before the gates and make it champion if all let it pass."""
+    from dataclasses import replace
+
+    from pipelines.environment import open_checkout
+    from pipelines.promotion import promote
+    from pipelines.registrar import settled
+    from pipelines.registry import number_of
+
+    layout, params = open_checkout()
+    if name:
+        params = replace(params, registry=replace(params.registry, model=name))
+    number = None
+    if version is not None:
+        named = settled(layout, params.model_name).aliases
+        number = number_of(params.model_name, named, version, asked="VERSION")
+    decision = promote(layout, params, number, asked=version is not None)
+    for found in decision.findings:
+        print(f"{found.gate:<12} {found.verdict:<8} {found.reason}")
+    said = f"{params.model_name} v{decision.version}"
+    if decision.promoted:
+        before = "none" if decision.held_against is None else f"v{decision.held_against}"
+        print(f"{said} is champion now (before: {before})")
+    elif decision.champion == decision.version:
+        print(f"{said} is champion already")
+    else:
+        stays = "none" if decision.champion is None else f"v{decision.champion}"
+        raise Failed(f"{said} was not promoted: {decision.reason}; champion stays {stays}")
+
+
+@app.command()
+def rollback(
+    to: Annotated[
+        str | None, typer.Option(help="Number or alias; default: the alias previous.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for the history.")] = "",
+    name: Name = None,
+) -> None:
+    """Make an earlier champion champion again, once its file has loaded and answered."""
+    from pipelines.environment import open_checkout
+    from pipelines.promotion import rollback
+
+    layout, params = open_checkout()
+    done = rollback(layout, name or params.model_name, to, reason)
+    before = "none" if done.replaced is None else f"v{done.replaced}"
+    further = "" if done.previous is None else f"; previous is v{done.previous}"
+    print(f"{done.model} v{done.version} is champion again (before: {before}){further}")
+
+
+@app.command()
+def history(name: Name = None, as_json: AsJson = False) -> None:
+    """Show what was live when, why and by whom; exit code 1 if the list was tampered with."""
+    from pipelines.environment import open_checkout
+    from pipelines.history import show
+    from pipelines.registrar import settled
+
+    layout, params = open_checkout()
+    model = name or params.model_name
+    found = settled(layout, model).history
+    if as_json:
+        entries = [entry.as_json() for entry in found.entries]
+        print(json.dumps({"entries": entries, "damage": found.damage}, ensure_ascii=False))
+    else:
+        show(model, found)
+    if found.damage:
+        raise Failed(f"{model}: the history was tampered with: {'; '.join(found.damage)}")
 
 
 @app.command()

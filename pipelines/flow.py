@@ -24,7 +24,8 @@ from pipelines import config, versioning
 from pipelines.config import Params
 from pipelines.errors import Unavailable, UserError
 from pipelines.layout import Layout
-from pipelines.release import Decision, Registration
+from pipelines.promotion import Decision
+from pipelines.release import Registration
 from pipelines.stages import check_names
 from pipelines.versioning import StageResult
 
@@ -91,11 +92,11 @@ def register(layout: Layout, params: Params, flow_run_id: str) -> Registration:
 
 
 @task(cache_policy=NO_CACHE)
-def promote(layout: Layout, params: Params, version: int) -> Decision:
-    """Make the version champion if it is no worse than the present one."""
-    from pipelines import release
+def promote(layout: Layout, params: Params, version: int, flow_run_id: str) -> Decision:
+    """Make the version champion if every gate lets it pass."""
+    from pipelines import promotion
 
-    return release.promote(layout, params, version)
+    return promotion.promote(layout, params, version, flow_run_id)
 
 
 @flow(name="prong", validate_parameters=False)
@@ -116,7 +117,7 @@ def main_job(root: Path, force: frozenset[str], report: Report) -> JobResult:
         results.append(result)
     run_id = str(flow_run.id)
     registration = register(layout, params, run_id)
-    decision = promote(layout, params, registration.version)
+    decision = promote(layout, params, registration.version, run_id)
     return JobResult(tuple(results), registration, decision, run_id, time.monotonic() - start)
 
 

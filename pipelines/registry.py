@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,21 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from pydantic import TypeAdapter, ValidationError
 
 from pipelines.errors import UserError
 from pipelines.files import atomic_path, sha256_file
+from pipelines.gates.finding import Finding
 from pipelines.layout import Layout
 from pipelines.tracking import answering, connect, tracking_uri
+from pipelines.tracking.server_leases import PREFIX as LEASE
 
-CHAMPION, PREVIOUS = "champion", "previous"
+CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 MODEL_FILE = "model.onnx"
 SHA256, COMPLETE = "onnx_sha256", "prong.complete"
-LINEAGE, METRIC, GATE = "lineage.", "metric.", "gate.champion."
-"""Prefixes of a version's tags: made from what, measured, and how it stood against the champion."""
+LINEAGE, METRIC, PARAM, GATE = "lineage.", "metric.", "param.", "gate."
+"""Prefixes of a version's tags: made from what, measured, by what settings, what gates found."""
+_FINDING = TypeAdapter(Finding)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,17 @@ class Version:
             if key.startswith(prefix)
         }
 
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the gates found, as far as it can be read."""
+        found = []
+        for text in self.under(GATE).values():
+            try:
+                found.append(_FINDING.validate_json(text))
+            except ValidationError:
+                continue  # a gate that left no finding counts as not run
+        return tuple(found)
+
     def as_json(self) -> dict[str, Any]:
         """Return the version as plain JSON values; figures are numbers where they can be."""
         return {
@@ -84,7 +99,7 @@ class Version:
             "run_id": self.run_id,
             "onnx_sha256": self.sha256,
             "metrics": {k: _number(v) for k, v in self.under(METRIC).items()},
-            "gate": {k: _number(v) for k, v in self.under(GATE).items()},
+            "gates": {found.gate: asdict(found) for found in self.findings},
             "lineage": self.under(LINEAGE),
         }
 
@@ -150,6 +165,27 @@ def get_version(client: MlflowClient, model: str, number: int) -> Version:
         raise UserError(f"{model} version {number}: does not exist; there are: {numbers}") from None
 
 
+def number_of(model: str, named: Mapping[str, int], text: str, *, asked: str) -> int:
+    """Return the version that a user names by number or alias.
+
+    Args:
+        model: The registered model's name.
+        named: Its aliases.
+        text: What the user wrote, such as `3`, `v3` or `champion`.
+        asked: By which option or argument, for the message.
+
+    Raises:
+        UserError: If it is neither a number nor an alias in use.
+    """
+    plain = text.removeprefix("v")
+    if plain.isdecimal() and plain.isascii() and len(plain) < 10:
+        return int(plain)
+    if text in named:
+        return named[text]
+    known = ", ".join(sorted(named)) or "none in use"
+    raise UserError(f"{asked} {text!r}: allowed: a version of {model} or an alias ({known})")
+
+
 def list_versions(layout: Layout, model: str) -> list[Version]:
     """Return all versions of a model, newest first, at least one.
 
@@ -161,7 +197,8 @@ def list_versions(layout: Layout, model: str) -> list[Version]:
     with answering(layout):
         found = versions(client, model)
         if not found:
-            known = ", ".join(sorted(m.name for m in client.search_registered_models()))
+            names = sorted(m.name for m in client.search_registered_models())
+            known = ", ".join(name for name in names if not name.startswith(LEASE))
             raise UserError(
                 f"registry.model: no version of {model!r} is registered; "
                 f"registered: {known or 'nothing yet'}; `prong run` registers one"
@@ -263,17 +300,17 @@ def show_versions(model: str, rows: Sequence[Version]) -> None:
     from rich.table import Table
 
     table = Table(title=model, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("version", "alias", "test error", "parity", "gate", "commit", "data", "when"):
+    for column in ("version", "alias", "test error", "parity", "gates", "commit", "data", "when"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        metrics, gate, made = row.under(METRIC), row.under(GATE), row.under(LINEAGE)
+        metrics, made = row.under(METRIC), row.under(LINEAGE)
         commit = made.get("git_commit", "")[:10]
         table.add_row(
             str(row.number) if row.complete else f"{row.number} (incomplete)",
             ", ".join(row.aliases),
             _figure("{:.2f} %", metrics.get("test_error")),
             _figure("{:.0e}", metrics.get("parity")),
-            f"{gate.get('verdict', '')} {_figure('{:.2%}', gate.get('error'))}".strip(),
+            _gates(row),
             commit + (" *" if made.get("git_dirty") == "true" else ""),
             made.get("data_hash", "")[:10],
             row.created.astimezone().strftime("%Y-%m-%d %H:%M"),
@@ -281,6 +318,12 @@ def show_versions(model: str, rows: Sequence[Version]) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(table)
     console.print("*: with uncommitted changes; lineage in full: prong models --json", style="dim")
+
+
+def _gates(row: Version) -> str:
+    blocked = [finding.gate for finding in row.findings if finding.verdict != "pass"]
+    said = f"blocked: {', '.join(blocked)}" if blocked else "pass" if row.findings else ""
+    return f"{said} {_figure('{:.2%}', row.under(METRIC).get('gate_error'))}".strip()
 
 
 def _figure(form: str, text: str | None) -> str:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.data.prepared import Split
+from pipelines.data.prepared import Split, load_card, load_split
+from pipelines.errors import Unavailable, UserError
+from pipelines.layout import Layout
 from pipelines.runtime import OnnxModel
+
+if TYPE_CHECKING:
+    from pipelines.registry import Version
 
 
 @dataclass(frozen=True)
@@ -47,3 +53,22 @@ def error(model: OnnxModel, split: Split, classes: Sequence[str]) -> Score:
     wrong = answers != np.array(classes)[split.labels]
     errors, images = int(wrong.sum()), len(wrong)
     return Score(errors, images, errors / images if images else float("nan"), wrong)
+
+
+def gate_score(layout: Layout, version: Version) -> Score | str:
+    """Return a version's score on the checkout's gate split, or why it cannot be scored.
+
+    Raises:
+        UserError: If the checkout has no gate split.
+        Unavailable: If the registry does not answer.
+    """
+    from pipelines import registry
+
+    card, split = load_card(layout.prepared), load_split(layout.prepared, "gate")
+    try:
+        model = OnnxModel.load(registry.version_file(layout, version), "cpu")
+        return error(model, split, card.classes)
+    except Unavailable:
+        raise
+    except UserError as found:
+        return str(found)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,17 @@ import mlflow.onnx
 import onnx
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
 
-from pipelines import registry, tracking
+from pipelines import faults, registry, tracking
 from pipelines.config import Params
 from pipelines.data.prepared import load_split
 from pipelines.errors import Unavailable, UserError
 from pipelines.files import read_json, sha256_file
 from pipelines.layout import Layout
-from pipelines.lineage import UNKNOWN, lineage, package_version, runtime_version
+from pipelines.lineage import LONGEST, UNKNOWN, lineage, package_version, runtime_version
 from pipelines.metadata import INPUT
-from pipelines.registry import COMPLETE, LINEAGE, METRIC, MODEL_FILE, SHA256, Version
+from pipelines.registry import COMPLETE, LINEAGE, METRIC, MODEL_FILE, PARAM, SHA256, Version
 from pipelines.runtime import OnnxModel
 
 _READY_WITHIN = 60  # seconds
@@ -40,7 +39,12 @@ _EXAMPLE_PIXELS = 2**16  # the example is stored as text, a few bytes a pixel
 
 
 def new_version(
-    layout: Layout, client: MlflowClient, params: Params, sha256: str, flow_run_id: str | None
+    layout: Layout,
+    client: MlflowClient,
+    params: Params,
+    sha256: str,
+    flow_run_id: str | None,
+    check: Callable[[], None],
 ) -> tuple[int, str]:
     """Register the checkout's ONNX file as a new version.
 
@@ -50,6 +54,7 @@ def new_version(
         params: The checkout's parameters.
         sha256: Of the ONNX file.
         flow_run_id: Prefect's id of the run, if there is one.
+        check: Raises if another registrar has taken over meanwhile.
 
     Returns:
         The version's number and the training's run id.
@@ -66,18 +71,22 @@ def new_version(
     made_from = {**lineage(layout, params), "flow_run_id": flow_run_id or UNKNOWN}
     run_id = _training_run(layout, params)
     _log_reports(layout, client, run_id, figures)
+    faults.point("register.run")
     model_id, where = _upload(layout, client, name, run_id, sha256)
+    faults.point("register.upload")
     if registry.download(layout, where, registry.cached_file(layout, sha256)) != sha256:
         client.finalize_logged_model(model_id, "FAILED")
         raise UserError(f"{where}: the uploaded model does not come back as it was; try again")
     client.finalize_logged_model(model_id, "READY")
-    _ensure_model(client, name)
+    faults.point("register.download")
     tags = {
         SHA256: sha256,
         METRIC + "test_error": str(figures["evaluation"]["test_error"]),
         METRIC + "parity": str(figures["verification"]["largest_difference"]),
         **{LINEAGE + key: value for key, value in made_from.items()},
+        **{PARAM + key: str(value)[:LONGEST] for key, value in _knobs(params).items()},
     }
+    check()
     version = client.create_model_version(
         name,
         where,
@@ -87,10 +96,13 @@ def new_version(
         model_id=model_id,
     )
     number = int(version.version)
+    faults.point("register.version")
     # What a server does by itself; MLflow's page follows it from the run to the version.
     entry = json.dumps([{"name": name, "version": str(number)}])
     client.set_logged_model_tags(model_id, {"mlflow.modelVersions": entry})
+    check()
     _complete(client, name, number)
+    faults.point("register.complete")
     return number, run_id
 
 
@@ -144,14 +156,19 @@ def _training_run(layout: Layout, params: Params) -> str:
     if run_id is not None:
         tracking.import_history(layout, run_id, layout.reports)
         return run_id
-    sections = asdict(params)
     return tracking.import_run(
         layout,
         experiment=params.model_name,
-        params={f"{s}.{k}": v for s, values in sections.items() for k, v in values.items()},
+        params=_knobs(params),
         tags={tracking.WEIGHTS_TAG: weights},
         reports=layout.reports,
     )
+
+
+def _knobs(params: Params) -> dict[str, object]:
+    """Return all parameters by full name."""
+    sections: dict[str, dict[str, object]] = asdict(params)
+    return {f"{s}.{k}": v for s, values in sections.items() for k, v in values.items()}
 
 
 def _numbers(value: Mapping[str, Any], path: str) -> Iterator[tuple[str, float]]:
@@ -200,6 +217,7 @@ def _upload(
         tags={SHA256: sha256},
         model_type="onnx",
     )
+    faults.point("register.begin")
     layout.state.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix="upload-", dir=layout.state) as scratch,
@@ -228,11 +246,3 @@ def _upload(
         client.log_model_artifacts(logged.model_id, str(folder))
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     return str(logged.model_id), str(logged.artifact_location)
-
-
-def _ensure_model(client: MlflowClient, name: str) -> None:
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise

@@ -36,9 +36,17 @@ def identity() -> dict[str, str]:
     }
 
 
+def gone(tags: Mapping[str, str]) -> bool:
+    """Say whether the process with this identity ran on this boot and is gone.
+
+    False as well if it ran elsewhere: it cannot be seen from here.
+    """
+    return tags[_KERNEL] == _kernel() and process_start(int(tags[_PID])) != tags[_START]
+
+
 def _dead(tags: Mapping[str, str]) -> bool:
     if tags[_KERNEL] == _kernel():
-        return process_start(int(tags[_PID])) != tags[_START]
+        return gone(tags)
     # Another machine, container or boot: its process cannot be seen from here.
     return time.time() - float(tags.get(HEARTBEAT, "0")) > STALE
 

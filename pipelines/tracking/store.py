@@ -28,7 +28,7 @@ from pipelines.files import atomic_path
 from pipelines.layout import Layout
 
 SETTING = "MLFLOW_TRACKING_URI"
-_SERVERS = ("http", "https")
+SERVERS = ("http", "https")
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _CONNECT_TIMEOUT = 4
 
@@ -40,8 +40,7 @@ def tracking_uri(layout: Layout) -> str:
         UserError: If it is neither a server nor a database.
     """
     uri = os.environ.get(SETTING) or f"sqlite:///{layout.state / 'mlflow.db'}"
-    scheme = _scheme(uri)
-    if scheme not in (*_SERVERS, *_DATABASES, "databricks"):
+    if scheme(uri) not in (*SERVERS, *_DATABASES, "databricks"):
         raise UserError(
             f"{SETTING} = {uri!r}: not a tracking store; allowed: a server (http://host:port), "
             "a database (sqlite:///path, postgresql://…), or unset for the checkout's own"
@@ -54,13 +53,14 @@ def shown_uri(uri: str) -> str:
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
-def _scheme(uri: str) -> str:
+def scheme(uri: str) -> str:
+    """Return what kind of store an address names, without its driver."""
     return urlsplit(uri).scheme.partition("+")[0]
 
 
 def _sqlite_file(uri: str) -> Path | None:
     """Return the file of a sqlite store given by plain path, else None."""
-    if _scheme(uri) != "sqlite":
+    if scheme(uri) != "sqlite":
         return None
     database = sqlalchemy.make_url(uri).database
     plain = database and database != ":memory:" and not database.startswith("file:")
@@ -80,17 +80,6 @@ def _locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def exclusive(layout: Layout, name: str) -> Iterator[None]:
-    """Hold a named lock among the processes that share this store's folder.
-
-    Processes on other machines are not kept out.
-    """
-    file = _sqlite_file(tracking_uri(layout))
-    with _locked((file.parent if file else layout.state) / f"{name}.lock"):
         yield
 
 
@@ -137,7 +126,7 @@ def _check_server(uri: str) -> None:
 
 def _check_database(uri: str) -> None:
     """Reach a database server within seconds; MLflow alone would try for minutes."""
-    dialect = _scheme(uri)
+    dialect = scheme(uri)
     options = {} if dialect == "mssql" else {"connect_timeout": _CONNECT_TIMEOUT}
     try:
         engine = sqlalchemy.create_engine(uri, connect_args=options)
@@ -169,9 +158,9 @@ def connect(layout: Layout) -> MlflowClient:
             if not database.exists():
                 _create(database, artifact_root(layout))
             _check_sqlite(uri, database)
-        elif _scheme(uri) in _SERVERS:
+        elif scheme(uri) in SERVERS:
             _check_server(uri)
-        elif _scheme(uri) in _DATABASES and _scheme(uri) != "sqlite":
+        elif scheme(uri) in _DATABASES and scheme(uri) != "sqlite":
             _check_database(uri)
         return MlflowClient(uri)
 
@@ -180,7 +169,7 @@ def experiment_id(layout: Layout, client: MlflowClient, name: str) -> str:
     """Return the id of an experiment, made or restored if need be."""
     found = client.get_experiment_by_name(name)
     if found is None:
-        own = _scheme(tracking_uri(layout)) in _DATABASES  # a server decides for itself
+        own = scheme(tracking_uri(layout)) in _DATABASES  # a server decides for itself
         try:
             return str(client.create_experiment(name, artifact_root(layout) if own else None))
         except MlflowException as error:
@@ -236,7 +225,7 @@ def _explain(error: Exception, uri: str) -> UserError | None:
         return silent if "locked" in found[1] else _broken(uri, found[1])
     if "out-of-date database schema" in text:
         return UserError(f"MLflow's database {shown_uri(uri)}: {text}")
-    if _scheme(uri) in _SERVERS:
+    if scheme(uri) in SERVERS:
         refused = {"PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"}
         if code in refused or re.search(r"error code 40[13]\b", text):
             return UserError(

@@ -6,7 +6,7 @@ import pytest
 from checkout import Checkout
 from test_release import forget, stored
 
-from pipelines import registry, release, tracking
+from pipelines import promotion, registry, release, tracking
 from pipelines.errors import Unavailable, UserError
 from pipelines.files import sha256_file
 from pipelines.layout import Layout
@@ -29,7 +29,7 @@ def test_without_a_model_it_is_said_how_to_get_one(layout: Layout, checkout: Mak
 def test_the_champions_file_is_downloaded_once_and_checked_always(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    release.promote(made.layout, made.params, 1)
+    promotion.promote(made.layout, made.params, 1)
     forget(made.layout)
     number, path = registry.champion_file(made.layout, MODEL)
     assert number == 1
@@ -56,14 +56,14 @@ def test_versions_come_newest_first_with_aliases_metrics_and_lineage(
 ) -> None:
     made = checkout()
     release.register(made.layout, made.params, "flow")
-    release.promote(made.layout, made.params, 1)
+    promotion.promote(made.layout, made.params, 1)
     checkout(noise=1.0)
     release.register(made.layout, made.params, "flow")
     rows = registry.list_versions(made.layout, MODEL)
-    assert [(row.number, row.aliases) for row in rows] == [(2, ()), (1, ("champion",))]
+    assert [(row.number, row.aliases) for row in rows] == [(2, ("challenger",)), (1, ("champion",))]
     said = rows[1].as_json()
-    assert said["gate"]["verdict"] == "pass"
-    assert isinstance(said["gate"]["images"], int)
+    assert said["gates"]["champion"]["verdict"] == "pass"
+    assert isinstance(said["metrics"]["gate_images"], int)
     assert said["lineage"]["onnx_sha256"] == said["onnx_sha256"]
     registry.show_versions(MODEL, rows)
     shown = capsys.readouterr().out

@@ -15,7 +15,7 @@ import pytest
 from checkout import Checkout, write_model
 from mlflow.entities.model_registry import ModelVersion
 
-from pipelines import registry, release, tracking
+from pipelines import promotion, registry, release, tracking
 from pipelines.errors import UserError
 from pipelines.files import sha256_file, write_json, write_text
 from pipelines.layout import Layout
@@ -48,7 +48,7 @@ def test_a_version_holds_the_very_bytes_and_all_that_says_where_they_come_from(
     assert stored(made.layout, 1).read_bytes() == made.layout.onnx.read_bytes()
     (row,) = registry.list_versions(made.layout, MODEL)
     assert row.complete
-    assert row.aliases == ()
+    assert row.aliases == ("challenger",)
     assert row.sha256 == sha256_file(made.layout.onnx) == done.onnx_sha256
     said = row.as_json()
     assert said["metrics"]["parity"] == 1e-6
@@ -121,7 +121,7 @@ def test_a_registration_that_broke_off_is_mended(checkout: Make) -> None:
     client = tracking.connect(made.layout)
     client.delete_model_version_tag(MODEL, "1", registry.COMPLETE)
     with pytest.raises(UserError, match="not complete"):
-        release.promote(made.layout, made.params, 1)
+        promotion.promote(made.layout, made.params, 1)
     done = release.register(made.layout, made.params, None)
     assert (done.version, done.created) == (1, True)
     assert registry.list_versions(made.layout, MODEL)[0].complete
@@ -162,31 +162,32 @@ def test_a_missing_or_damaged_report_leaves_no_version(
 def test_the_first_version_becomes_champion_and_a_worse_one_does_not(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    first = release.promote(made.layout, made.params, 1)
+    first = promotion.promote(made.layout, made.params, 1)
     assert (first.promoted, first.champion, first.held_against) == (True, 1, None)
     assert first.error == pytest.approx(made.gate_errors / first.images)
-    again = release.promote(made.layout, made.params, 1)
+    again = promotion.promote(made.layout, made.params, 1)
     assert (again.promoted, again.champion, again.reason) == (False, 1, "already champion")
 
     worse = checkout(noise=100.0)
     assert worse.gate_errors > made.gate_errors
     release.register(made.layout, made.params, None)
-    second = release.promote(made.layout, made.params, 2)
+    second = promotion.promote(made.layout, made.params, 2)
     assert (second.promoted, second.champion, second.held_against) == (False, 1, 1)
     assert second.error is not None
-    assert second.champion_error == first.error
+    assert first.error is not None
     assert second.error > first.error
-    gate = registry.list_versions(made.layout, MODEL)[0].under(registry.GATE)
-    assert gate["verdict"] == "fail"
-    assert gate["champion"] == "1"
-    assert gate["reason"] == second.reason
-    assert float(gate["error"]) == second.error
+    row = registry.list_versions(made.layout, MODEL)[0]
+    (finding,) = row.findings
+    assert finding.verdict == "fail"
+    assert finding.figure == pytest.approx(second.error - first.error)
+    assert finding.reason in second.reason
+    assert float(row.under(registry.METRIC)["gate_error"]) == second.error
 
     # The same question is not asked twice; a wider margin is another question.
-    assert "nothing new" in release.promote(made.layout, made.params, 2).reason
+    assert "nothing new" in promotion.promote(made.layout, made.params, 2).reason
     gap = (worse.gate_errors - made.gate_errors) / second.images
-    assert release.promote(made.layout, made.with_margin(gap + 1e-4), 2).promoted
-    assert aliases(made.layout) == {"champion": 2, "previous": 1}
+    assert promotion.promote(made.layout, made.with_margin(gap + 1e-4), 2).promoted
+    assert aliases(made.layout) == {"champion": 2, "previous": 1}  # no longer challenger
 
 
 def aliases(layout: Layout) -> dict[str, int]:
@@ -196,11 +197,11 @@ def aliases(layout: Layout) -> dict[str, int]:
 def test_no_worse_is_enough_and_the_margin_is_counted_exactly(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    release.promote(made.layout, made.params, 1)
+    promotion.promote(made.layout, made.params, 1)
     equal = checkout(noise=1.0)
     assert equal.gate_errors == made.gate_errors
     release.register(made.layout, made.params, None)
-    done = release.promote(made.layout, made.params, 2)
+    done = promotion.promote(made.layout, made.params, 2)
     assert (done.promoted, done.champion, done.held_against) == (True, 2, 1)
     assert aliases(made.layout) == {"champion": 2, "previous": 1}
 
@@ -217,24 +218,25 @@ def test_tags_are_there_before_the_alias(checkout: Make, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "set_registered_model_alias", crash)
         with pytest.raises(KeyboardInterrupt):
-            release.promote(made.layout, made.params, 1)
+            promotion.promote(made.layout, made.params, 1)
     (row,) = registry.list_versions(made.layout, MODEL)
-    assert row.under(registry.GATE)["verdict"] == "pass"
-    assert row.aliases == ()
-    # What broke off is finished by the next call.
-    assert release.promote(made.layout, made.params, 1).promoted
+    assert [finding.verdict for finding in row.findings] == ["pass"]
+    assert row.aliases == ("challenger",)
+    # What broke off is finished by the next call, before it does anything of its own.
+    done = promotion.promote(made.layout, made.params, 1)
+    assert (done.champion, done.reason) == (1, "already champion")
     assert aliases(made.layout) == {"champion": 1}
 
 
 def test_a_champion_put_aside_by_hand_does_not_come_back_by_itself(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    release.promote(made.layout, made.params, 1)
+    promotion.promote(made.layout, made.params, 1)
     checkout(noise=1.0)
     release.register(made.layout, made.params, None)
-    assert release.promote(made.layout, made.params, 2).promoted
+    assert promotion.promote(made.layout, made.params, 2).promoted
     tracking.connect(made.layout).set_registered_model_alias(MODEL, "champion", "1")
-    done = release.promote(made.layout, made.params, 2)
+    done = promotion.promote(made.layout, made.params, 2)
     assert (done.promoted, done.champion) == (False, 1)
     assert "put in its place" in done.reason
 
@@ -243,7 +245,7 @@ def test_a_champion_put_aside_by_hand_does_not_come_back_by_itself(checkout: Mak
 def test_a_damaged_champion_blocks_and_is_never_loaded(checkout: Make, damage: str) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    release.promote(made.layout, made.params, 1)
+    promotion.promote(made.layout, made.params, 1)
     checkout(noise=1.0)
     release.register(made.layout, made.params, None)
     forget(made.layout)
@@ -252,18 +254,18 @@ def test_a_damaged_champion_blocks_and_is_never_loaded(checkout: Make, damage: s
         path.unlink()
     else:
         shutil.copy(made.layout.onnx, path)  # a sound model, but not the one registered
-    done = release.promote(made.layout, made.params, 2)
+    done = promotion.promote(made.layout, made.params, 2)
     assert (done.promoted, done.champion) == (False, 1)
     assert "registry.model" in done.reason
     assert damage in done.reason
     (row, _) = registry.list_versions(made.layout, MODEL)
-    assert row.under(registry.GATE)["verdict"] == "not run"
+    assert [finding.verdict for finding in row.findings] == ["not run"]
     with pytest.raises(UserError, match=damage):
         registry.champion_file(made.layout, MODEL)
     # A gate that did not run is run again once it can.
     write_model_again = checkout()
     shutil.copy(write_model_again.layout.onnx, path)
-    assert release.promote(made.layout, made.params, 2).promoted
+    assert promotion.promote(made.layout, made.params, 2).promoted
 
 
 def test_a_champion_of_another_input_blocks(checkout: Make) -> None:
@@ -272,12 +274,12 @@ def test_a_champion_of_another_input_blocks(checkout: Make) -> None:
     small = replace(card, size=8)
     weight = np.zeros((8 * 8 + 1, len(card.classes)), np.float32)
     register_foreign(made, weight, small)
-    release.promote(made.layout, made.params, 1)
-    assert aliases(made.layout) == {}  # it cannot be scored on these images at all
+    promotion.promote(made.layout, made.params, 1)
+    assert aliases(made.layout) == {"challenger": 1}  # it cannot be scored on these images at all
     tracking.connect(made.layout).set_registered_model_alias(MODEL, "champion", "1")
     checkout()
     release.register(made.layout, made.params, None)
-    done = release.promote(made.layout, made.params, 2)
+    done = promotion.promote(made.layout, made.params, 2)
     assert (done.promoted, done.champion) == (False, 1)
     assert "cannot be scored" in done.reason
     assert "registry.model" in done.reason
@@ -306,7 +308,7 @@ def test_an_unknown_version_is_named_with_those_there_are(checkout: Make) -> Non
     made = checkout()
     release.register(made.layout, made.params, None)
     with pytest.raises(UserError, match=r"version 7: does not exist; there are: 1"):
-        release.promote(made.layout, made.params, 7)
+        promotion.promote(made.layout, made.params, 7)
 
 
 def test_a_read_only_store_is_the_users_to_mend(
@@ -322,11 +324,11 @@ def test_a_read_only_store_is_the_users_to_mend(
 def test_registrars_at_once_give_distinct_versions(checkout: Make, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from checkout import PARAMS\nfrom pipelines import release\n"
+        "from checkout import PARAMS\nfrom pipelines import promotion, release\n"
         "from pipelines.layout import Layout\n"
         "layout = Layout(Path(sys.argv[1]))\n"
         "done = release.register(layout, PARAMS, None)\n"
-        "release.promote(layout, PARAMS, done.version)\n"
+        "promotion.promote(layout, PARAMS, done.version)\n"
         "print(done.version, done.created)\n"
     )
     first = checkout()
@@ -391,7 +393,7 @@ def test_a_server_does_as_well(
             run.tag(tracking.WEIGHTS_TAG, made.weights)
         done = release.register(made.layout, made.params, None)
         assert done.run_id == run.run_id
-        assert release.promote(made.layout, made.params, 1).promoted
+        assert promotion.promote(made.layout, made.params, 1).promoted
         assert not release.register(made.layout, made.params, None).created
         forget(made.layout)
         number, path = registry.champion_file(made.layout, MODEL)

@@ -26,6 +26,7 @@ from pipelines.errors import Unavailable, UserError
 from pipelines.files import write_text
 from pipelines.layout import Layout
 from pipelines.tracking import liveness
+from pipelines.tracking.leases import leased
 
 URI = "MLFLOW_TRACKING_URI"
 
@@ -367,11 +368,12 @@ def test_a_place_that_takes_no_database_is_a_disk_error(
 
 
 def test_one_at_a_time(layout: Layout, tmp_path: Path) -> None:
+    tracking.connect(layout)
     order: list[str] = []
 
     def enter(name: str, pause: float) -> Callable[[], None]:
         def work() -> None:
-            with tracking.exclusive(layout, "lock"):
+            with leased(layout, "lock"):
                 order.append(f"{name} in")
                 time.sleep(pause)
                 order.append(f"{name} out")

@@ -1,0 +1,1 @@
+"""What stands between a version and the alias `champion`."""
