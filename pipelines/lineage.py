@@ -100,6 +100,7 @@ def _training(layout: Layout) -> dict[str, str]:
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: not JSON: {error}; rerun the stage train") from None
     wanted = {"device": "device", "seed": "seed", "processes": "world_size", "method": "method"}
+    wanted |= {name: name for name in ("gpu", "cuda", "driver")}
     return {tag: str(said.get(key, UNKNOWN)) for key, tag in wanted.items()}
 
 
@@ -113,7 +114,8 @@ def lineage(layout: Layout, params: Params) -> dict[str, str]:
     Returns:
         `git_commit`, `git_dirty`, hashes (`dvc_lock_sha256`, `data_hash`, `params_hash`,
         `code_hash`, `onnx_sha256`), `python` and package versions, `platform`, and of the
-        training `device`, `seed`, `world_size`, `method`; `unknown` where it cannot be known.
+        training `device`, `gpu`, `cuda`, `driver`, `seed`, `world_size`, `method`; `unknown` where
+        it cannot be known.
 
     Raises:
         UserError: If the data card or the ONNX file is absent, or a report is damaged.

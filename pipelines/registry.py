@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.errors import UserError
+from pipelines.errors import Unavailable, UserError
 from pipelines.files import atomic_path, sha256_file
 from pipelines.gates.finding import Finding
 from pipelines.layout import Layout
@@ -30,7 +31,7 @@ from pipelines.tracking import answering, connect, tracking_uri
 from pipelines.tracking.server_leases import PREFIX as LEASE
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
-MODEL_FILE = "model.onnx"
+MODEL_FILE, SIGNATURE = "model.onnx", "model.onnx.sig"
 SHA256, COMPLETE = "onnx_sha256", "prong.complete"
 LINEAGE, METRIC, PARAM, GATE = "lineage.", "metric.", "param.", "gate."
 """Prefixes of a version's tags: made from what, measured, by what settings, what gates found."""
@@ -228,12 +229,55 @@ def cached_file(layout: Layout, sha256: str) -> Path:
 
 
 def version_file(layout: Layout, version: Version) -> Path:
-    """Return a version's ONNX file, downloaded at most once; its hash is checked every time.
+    """Return a version's ONNX file, downloaded at most once.
+
+    Hash and signature are checked every time, before anything else looks at the file.
 
     Raises:
         UserError: If the file is absent, or is not the one that was registered.
+        Unsigned: If it carries no signature of a trusted key.
         Unavailable: If the registry does not answer.
     """
+    path = _registered_file(layout, version)
+    signer(layout, version)
+    return path
+
+
+def signer(layout: Layout, version: Version) -> str:
+    """Return the fingerprint of the trusted key that signed a version's bytes.
+
+    Raises:
+        UserError: If the file is absent, or is not the one that was registered.
+        Unsigned: If no trusted key signed just these bytes.
+        Unavailable: If the registry does not answer.
+    """
+    from pipelines import signing
+
+    path = _registered_file(layout, version)
+    bundle = path.with_name(f"{version.sha256}.sig")
+    if bundle.is_file():
+        with suppress(signing.Unsigned):  # it may have been signed anew since
+            return signing.verify(layout, path, bundle)
+    name = f"{version.model} version {version.number}"
+    try:
+        download(layout, location(layout, version), bundle, SIGNATURE)
+    except UserError as error:
+        if isinstance(error, Unavailable):
+            raise
+        raise signing.Unsigned(
+            f"{name}: not signed; `prong sign {version.number}` signs what is registered"
+        ) from None
+    try:
+        return signing.verify(layout, path, bundle)
+    except signing.Unsigned as error:
+        raise signing.Unsigned(
+            f"{name}: {error}; `prong sign {version.number}` signs what is registered, and "
+            f"{signing.VERIFYING_KEY} names other keys to trust"
+        ) from None
+
+
+def _registered_file(layout: Layout, version: Version) -> Path:
+    """Return a version's ONNX file; its hash was checked, its signature not."""
     name = f"{version.model} version {version.number}"
     if not version.complete or not version.sha256:
         raise UserError(f"{name}: its registration is not complete; `prong run` mends it")
@@ -261,19 +305,20 @@ def location(layout: Layout, version: Version) -> str:
         return str(client.get_model_version_download_uri(version.model, str(version.number)))
 
 
-def download(layout: Layout, where: str, path: Path) -> str:
-    """Bring a stored model's ONNX file to `path` (replaced atomically) and return its sha256.
+def download(layout: Layout, where: str, path: Path, file: str = MODEL_FILE) -> str:
+    """Bring a file of a stored model to `path` (replaced atomically) and return its sha256.
 
     Args:
         layout: The checkout.
         where: The artifact location of an uploaded model.
         path: Where to.
+        file: Which; the ONNX file unless said.
 
     Raises:
         UserError: If the store has no such file.
         Unavailable: If it does not answer.
     """
-    uri = f"{where.rstrip('/')}/{MODEL_FILE}"
+    uri = f"{where.rstrip('/')}/{file}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as scratch:
         try:

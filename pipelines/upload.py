@@ -23,7 +23,8 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.models import Model, infer_signature
 
-from pipelines import faults, registry, tracking
+from pipelines import faults, registry, signing, tracking
+from pipelines.accompany import accompany
 from pipelines.config import Params
 from pipelines.data.prepared import load_split
 from pipelines.errors import Unavailable, UserError
@@ -72,7 +73,7 @@ def new_version(
     run_id = _training_run(layout, params)
     _log_reports(layout, client, run_id, figures)
     faults.point("register.run")
-    model_id, where = _upload(layout, client, name, run_id, sha256)
+    model_id, where = _upload(layout, client, name, run_id, sha256, made_from, figures)
     faults.point("register.upload")
     if registry.download(layout, where, registry.cached_file(layout, sha256)) != sha256:
         client.finalize_logged_model(model_id, "FAILED")
@@ -113,15 +114,19 @@ def finish(layout: Layout, client: MlflowClient, version: Version) -> bool:
         Whether the version is complete now; False if it was removed.
     """
     scratch = registry.cached_file(layout, f"{version.sha256}.again")
+    bundle = scratch.with_suffix(".sig")
     try:
         where = registry.location(layout, version)
         sound = registry.download(layout, where, scratch) == version.sha256
+        registry.download(layout, where, bundle, registry.SIGNATURE)
+        signing.verify(layout, scratch, bundle)
     except Unavailable:
         raise
     except UserError:
         sound = False
     finally:
         scratch.unlink(missing_ok=True)
+        bundle.unlink(missing_ok=True)
     if sound:
         _complete(client, version.model, version.number)
     else:
@@ -203,7 +208,13 @@ def _example(layout: Layout, model: OnnxModel) -> Any:
 
 
 def _upload(
-    layout: Layout, client: MlflowClient, name: str, run_id: str, sha256: str
+    layout: Layout,
+    client: MlflowClient,
+    name: str,
+    run_id: str,
+    sha256: str,
+    made_from: Mapping[str, str],
+    figures: Mapping[str, Mapping[str, Any]],
 ) -> tuple[str, str]:
     """Store the ONNX file as an MLflow model, byte for byte; return its id and location."""
     runs_in, opset = runtime_version(), package_version(["onnx"])
@@ -243,6 +254,7 @@ def _upload(
         )
         # MLflow writes the model anew; what was verified is this file, not its like.
         shutil.copyfile(layout.onnx, folder / MODEL_FILE)
+        accompany(layout, folder / MODEL_FILE, name, made_from, figures)
         client.log_model_artifacts(logged.model_id, str(folder))
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     return str(logged.model_id), str(logged.artifact_location)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import time
@@ -156,6 +157,7 @@ def _figures(
     return {
         "method": params.train.method,
         "device": place,
+        **_accelerator(place),
         "processes": count,
         "seed": params.train.seed,
         "lr": methods.learning_rate(params.train),
@@ -168,6 +170,22 @@ def _figures(
         "reparametrisations": follow.end["refreshes"],
         "reparametrisation_seconds": round(sum(r["seconds"] for r in follow.conditioning), 3),
         "decomposition_fallbacks": sum(bool(r["fallback"]) for r in follow.conditioning),
+    }
+
+
+def _accelerator(place: str) -> dict[str, str]:
+    """Return the GPU's name, and the versions of CUDA and of the driver; `none` on a CPU."""
+    if place != "cuda":
+        return dict.fromkeys(("gpu", "cuda", "driver"), "none")
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        text = ""
+    found = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", text)
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "cuda": str(torch.version.cuda),
+        "driver": found[1] if found else "unknown",
     }
 
 
