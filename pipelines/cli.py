@@ -26,6 +26,7 @@ app = typer.Typer(
 Name = Annotated[
     str | None, typer.Option("--model", help="Registered model; default: the one of params.yaml.")
 ]
+Number = Annotated[str, typer.Argument(help="A version's number, or an alias.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -183,6 +184,61 @@ def history(name: Name = None, as_json: AsJson = False) -> None:
         show(model, found)
     if found.damage:
         raise Failed(f"{model}: the history was tampered with: {'; '.join(found.damage)}")
+
+
+@app.command()
+def sign(version: Number, name: Name = None) -> None:
+    """Sign a registered version with the present key, after its hash was checked."""
+    from pipelines.environment import open_checkout
+    from pipelines.resigning import sign_version
+
+    layout, params = open_checkout()
+    model, key = sign_version(layout, name or params.model_name, version)
+    print(f"{model}: signed by key {key[:12]}")
+
+
+@app.command()
+def lineage(version: Number, name: Name = None, as_json: AsJson = False) -> None:
+    """Walk from a version's bytes to commit, data, parameters, environment and run."""
+    from dataclasses import asdict
+
+    from pipelines.ancestry import Verdict, show, walk
+    from pipelines.environment import open_checkout
+    from pipelines.registry import find_version
+
+    layout, params = open_checkout()
+    found = find_version(layout, name or params.model_name, version)
+    links = walk(layout, found)
+    if as_json:
+        print(json.dumps([asdict(link) for link in links], indent=2, ensure_ascii=False))
+    else:
+        show(found, links)
+    if any(link.verdict is Verdict.BROKEN for link in links):
+        raise typer.Exit(1)
+
+
+@app.command()
+def rebuild(
+    version: Number,
+    name: Name = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the worktree for a look.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version again in a fresh worktree; say whether bytes or figures agree."""
+    from pipelines.environment import open_checkout
+    from pipelines.processes import exit_on_sigterm
+    from pipelines.rebuild import as_json as json_of
+    from pipelines.rebuild import lines, rebuild
+    from pipelines.registry import find_version
+
+    exit_on_sigterm()
+    layout, params = open_checkout()
+    found = find_version(layout, name or params.model_name, version)
+    progress = sys.stderr if as_json else sys.stdout
+    done = rebuild(layout, found, keep=keep, say=lambda line: print(line, file=progress))
+    print(json_of(done) if as_json else "\n".join(lines(found, done)))
+    if not done.agrees:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pipelines import git
 from pipelines.config import Params
 from pipelines.data.prepared import load_card
 from pipelines.errors import UserError
@@ -24,27 +23,9 @@ _PACKAGES = ("torch", "mlflow", "dvc", "prefect", "onnx", "numpy", "prong")
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 
 
-def _git(root: Path, *arguments: str) -> str | None:
-    """Return what git prints, or None if it is absent, fails, or `root` is in no repository."""
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=root,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=60,
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
 def commit(root: Path) -> str:
     """Return the commit checked out at `root`, or `unknown`."""
-    return (_git(root, "rev-parse", "--verify", "--quiet", "HEAD") or UNKNOWN).strip()
+    return (git.ask(root, "rev-parse", "--verify", "--quiet", "HEAD") or UNKNOWN).strip()
 
 
 def dirty(root: Path) -> str:
@@ -52,7 +33,7 @@ def dirty(root: Path) -> str:
 
     `dvc.lock` does not count: each run writes it, and its hash is recorded by itself.
     """
-    said = _git(root, "status", "--porcelain", "--", ".", ":(exclude)dvc.lock")
+    said = git.ask(root, "status", "--porcelain", "--", ".", ":(exclude)dvc.lock")
     return UNKNOWN if said is None else str(bool(said.strip())).lower()
 
 
@@ -80,7 +61,8 @@ def runtime_version() -> tuple[str, str]:
     return package_version(_RUNTIMES)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return Python and the packages that a model's bytes may depend on, with their versions."""
     found = {"python": platform.python_version()}
     for names in (*((name,) for name in _PACKAGES), _RUNTIMES):
         try:
@@ -134,6 +116,6 @@ def lineage(layout: Layout, params: Params) -> dict[str, str]:
         "opset": str(params.export.opset),
         "platform": platform.platform(),
         **_training(layout),
-        **_versions(),
+        **versions(),
     }
     return {key: value[:LONGEST] for key, value in tags.items()}

@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.errors import Unavailable, UserError
@@ -187,6 +188,19 @@ def number_of(model: str, named: Mapping[str, int], text: str, *, asked: str) ->
     raise UserError(f"{asked} {text!r}: allowed: a version of {model} or an alias ({known})")
 
 
+def find_version(layout: Layout, model: str, text: str) -> Version:
+    """Return the version that a user names by number or alias.
+
+    Raises:
+        UserError: If there is no such version.
+        Unavailable: If the registry does not answer.
+    """
+    client = connect(layout)
+    with answering(layout):
+        number = number_of(model, aliases(client, model), text, asked="VERSION")
+        return get_version(client, model, number)
+
+
 def list_versions(layout: Layout, model: str) -> list[Version]:
     """Return all versions of a model, newest first, at least one.
 
@@ -337,6 +351,20 @@ def download(layout: Layout, where: str, path: Path, file: str = MODEL_FILE) -> 
         with atomic_path(path) as temporary:
             temporary.write_bytes(Path(got).read_bytes())
     return sha256_file(path)
+
+
+def put_beside(layout: Layout, version: Version, file: Path) -> None:
+    """Put a file into a version's folder, in the place of one of the same name.
+
+    Raises:
+        Unavailable: If the registry does not answer.
+    """
+    cached = cached_file(layout, version.sha256).with_suffix(".sig")
+    with answering(layout):
+        where = location(layout, version)
+        repository = get_artifact_repository(where, tracking_uri=tracking_uri(layout))
+        repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
+    cached.unlink(missing_ok=True)
 
 
 def show_versions(model: str, rows: Sequence[Version]) -> None:

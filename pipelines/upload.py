@@ -23,7 +23,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput, Metric
 from mlflow.models import Model, infer_signature
 
-from pipelines import faults, registry, signing, tracking
+from pipelines import faults, registry, releases, signing, tracking
 from pipelines.accompany import accompany
 from pipelines.config import Params
 from pipelines.data.prepared import load_split
@@ -101,6 +101,8 @@ def new_version(
     # What a server does by itself; MLflow's page follows it from the run to the version.
     entry = json.dumps([{"name": name, "version": str(number)}])
     client.set_logged_model_tags(model_id, {"mlflow.modelVersions": entry})
+    # Before the version is complete: whatever may be promoted can be made again.
+    releases.keep(layout, name, number, sha256)
     check()
     _complete(client, name, number)
     faults.point("register.complete")
@@ -128,6 +130,8 @@ def finish(layout: Layout, client: MlflowClient, version: Version) -> bool:
         scratch.unlink(missing_ok=True)
         bundle.unlink(missing_ok=True)
     if sound:
+        if layout.onnx.is_file() and sha256_file(layout.onnx) == version.sha256:
+            releases.keep(layout, version.model, version.number, version.sha256)
         _complete(client, version.model, version.number)
     else:
         client.delete_model_version(version.model, str(version.number))

@@ -220,6 +220,34 @@ def ensure(root: Path, stage: str, *, force: bool = False) -> StageResult:
     return StageResult(stage, outcome, time.monotonic() - start)
 
 
+def restore(root: Path, path: str, *, cache_of: Path) -> str | None:
+    """Bring an output that `dvc.lock` names from another checkout's cache, and hash it again.
+
+    Args:
+        root: A checkout with a `dvc.lock`.
+        path: The output, relative to the root.
+        cache_of: The checkout whose cache is read.
+
+    Returns:
+        None, or why it could not be done.
+    """
+    with _repo(cache_of) as other:
+        cache = str(other.cache.local.path)
+    config: dict[str, Any] = {"cache": {"dir": cache}}
+    if not (root / ".git").exists():
+        config["core"] = {"no_scm": True}
+    try:
+        with Repo(str(root), config=config) as repo:
+            repo.checkout([str(root / path)], force=True)
+            outs = [out for out in repo.index.outs if Path(out.fs_path) == root / path]
+            if len(outs) != 1 or not outs[0].hash_info or not (root / path).exists():
+                return f"dvc.lock does not name {path}"
+            sound = outs[0].hash_info.value == _md5(root / path)
+            return None if sound else f"{path}: the cache holds other bytes"
+    except _REFUSALS as error:
+        return f"not in DVC's cache ({type(error).__name__})"
+
+
 def _run(root: Path, stage: str, force: bool) -> Outcome:
     """Run DVC on one stage in a process group that cannot outlive this process."""
     with tempfile.TemporaryDirectory(prefix="prong-") as folder:

@@ -10,6 +10,7 @@ from pipelines.tracking.runs import (
     import_history,
     import_run,
     metric_name,
+    run_status,
     training_run,
 )
 from pipelines.tracking.store import (
@@ -33,6 +34,7 @@ __all__ = [
     "import_history",
     "import_run",
     "metric_name",
+    "run_status",
     "shown_uri",
     "tracking_uri",
     "training_run",

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from pipelines.layout import Layout
 from pipelines.tracking.liveness import HEARTBEAT, identity
@@ -304,3 +305,19 @@ def _number(text: str | None) -> float | None:
         return float(text or "")
     except ValueError:  # an empty cell, or a column of words
         return None
+
+
+def run_status(layout: Layout, run_id: str) -> str | None:
+    """Return how a run stands (RUNNING, FINISHED …), or None if there is no such run.
+
+    Raises:
+        Unavailable: If the store does not answer.
+    """
+    client = connect(layout)
+    with answering(layout):
+        try:
+            return str(client.get_run(run_id).info.status)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise

@@ -215,7 +215,8 @@ def test_no_session_is_built_of_what_is_not_signed(checkout: Make) -> None:
     program = (
         "import sys\nfrom pathlib import Path\nfrom pipelines import registry, signing\n"
         "from pipelines.layout import Layout\nlayout = Layout(Path(sys.argv[1]))\n"
-        "try:\n    registry.version_file(layout, registry.list_versions(layout, 'prong-digits')[0])\n"
+        "(version,) = registry.list_versions(layout, 'prong-digits')\n"
+        "try:\n    registry.version_file(layout, version)\n"
         "except signing.Unsigned:\n    print('refused', 'onnxruntime' in sys.modules)\n"
     )
     done = subprocess.run(
