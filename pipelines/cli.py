@@ -134,7 +134,7 @@ def promote(
     if version is not None:
         named = settled(layout, params.model_name).aliases
         number = number_of(params.model_name, named, version, asked="VERSION")
-    decision = promote(layout, params, number, asked=version is not None)
+    decision = promote(layout, params, number, asked=True)
     for found in decision.findings:
         print(f"{found.gate:<12} {found.verdict:<8} {found.reason}")
     said = f"{params.model_name} v{decision.version}"
@@ -184,6 +184,40 @@ def history(name: Name = None, as_json: AsJson = False) -> None:
         show(model, found)
     if found.damage:
         raise Failed(f"{model}: the history was tampered with: {'; '.join(found.damage)}")
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="Version, by number or alias.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    everything: Annotated[bool, typer.Option("--all", help="Show what is equal too.")] = False,
+    name: Name = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how two versions differ: parameters, data, metrics, gates, environment, classes."""
+    from pipelines.comparison import compare, show
+    from pipelines.environment import open_checkout
+
+    layout, params = open_checkout()
+    found = compare(layout, name or params.model_name, first, second)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    else:
+        show(found, everything=everything)
+
+
+@app.command()
+def gc(
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    keep: Annotated[int, typer.Option(min=0, help="Newest versions to keep in any case.")] = 5,
+    name: Name = None,
+) -> None:
+    """Remove old versions and cached stage outputs that nothing needs any more."""
+    from pipelines.environment import open_checkout
+    from pipelines.garbage import collect
+
+    layout, params = open_checkout()
+    collect(layout, name or params.model_name, keep=keep, dry=dry, report=print)
 
 
 @app.command()

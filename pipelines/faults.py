@@ -1,7 +1,8 @@
 """Named points at which a process can be made to die, so that what a crash leaves can be tested.
 
 `PRONG_FAULT=promote.champion` makes the process that gets there end by SIGKILL, as a power cut or
-the kernel's memory killer would end it. Without the variable a point is one look-up.
+the kernel's memory killer would end it; `PRONG_FAULT=promote.champion:stop` makes it sleep there
+until SIGCONT. Without the variable a point is one look-up.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ POINTS = (
     "rollback.intent",
     "rollback.previous",
     "rollback.champion",
-    "rollback.challenger",
     "rollback.history",
     "rollback.done",
 )
@@ -45,7 +45,7 @@ POINTS = (
 
 
 def point(name: str) -> None:
-    """End this process by SIGKILL if the setting names this point.
+    """End this process by SIGKILL if the setting names this point; `NAME:stop` puts it to sleep.
 
     Raises:
         UserError: If the setting names a point that does not exist.
@@ -53,7 +53,11 @@ def point(name: str) -> None:
     asked = os.environ.get(SETTING)
     if not asked:
         return
-    if asked not in POINTS:
-        raise UserError(f"{SETTING} = {asked!r}: no such point; allowed: {', '.join(POINTS)}")
-    if asked == name:
-        os.kill(os.getpid(), signal.SIGKILL)
+    wanted, _, how = asked.partition(":")
+    if wanted not in POINTS or how not in ("", "stop"):
+        raise UserError(
+            f"{SETTING} = {asked!r}: no such point; allowed, with or without `:stop` behind: "
+            f"{', '.join(POINTS)}"
+        )
+    if wanted == name:
+        os.kill(os.getpid(), signal.SIGSTOP if how else signal.SIGKILL)

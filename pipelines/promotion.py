@@ -118,6 +118,8 @@ def _promote(
 
     state = held.state()
     number = version or state.aliases.get(registry.CHALLENGER)
+    if number is None and held.mended is not None:  # the challenger was promoted just now
+        number = state.aliases.get(registry.CHAMPION)
     if number is None:
         raise UserError(
             f"{held.model}: no version is challenger; name one (`prong models` shows them)"
@@ -292,6 +294,8 @@ def rollback(layout: Layout, model: str, to: str | None, reason: str, run: str =
         faults.point("rollback.lease")
         state = held.state()
         live = state.aliases.get(registry.CHAMPION)
+        if to is None and (done := _mended(held, state)):
+            return done
         target = _target(state, model, to)
         if target == live:
             raise UserError(f"{model} version {target}: is champion already")
@@ -318,6 +322,19 @@ def rollback(layout: Layout, model: str, to: str | None, reason: str, run: str =
         held.carry_out(intent)
     faults.point("rollback.done")
     return Rollback(model, target, live, previous)
+
+
+def _mended(held: Registrar, state: State) -> Rollback | None:
+    """Return the rollback that broke off and was finished just now: a second one would go too far.
+
+    Whoever types the command again means the one that died.
+    """
+    last = state.history.last
+    if held.mended is None or held.mended.command != "rollback":
+        return None
+    assert last is not None
+    assert last.version is not None
+    return Rollback(held.model, last.version, last.replaced, last.previous)
 
 
 def _target(state: State, model: str, to: str | None) -> int:

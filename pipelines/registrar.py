@@ -111,10 +111,12 @@ class Registrar:
     Attributes:
         client: MLflow's.
         model: The registered model's name.
+        mended: The intent of a dead process that was carried out on taking over, or None.
     """
 
     def __init__(self, layout: Layout, client: MlflowClient, model: str, lease: Lease) -> None:
         self.client, self.model = client, model
+        self.mended: Intent | None = None
         self._layout, self._lease = layout, lease
 
     @property
@@ -185,6 +187,7 @@ class Registrar:
             self.finish_registration(state.intent)
         elif state.intent is not None:
             self.carry_out(state.intent)
+        self.mended = state.intent
         state = self.state()
         if not state.agrees:
             self._adopt(state)

@@ -152,6 +152,18 @@ def versions(client: MlflowClient, model: str) -> list[Version]:
             return sorted(found, key=lambda version: -version.number)
 
 
+def sources(client: MlflowClient) -> set[str]:
+    """Return where the files of all versions of all registered models lie."""
+    found: set[str] = set()
+    token = None
+    while True:
+        page = client.search_model_versions(max_results=1000, page_token=token)
+        found |= {str(version.source) for version in page}
+        token = page.token
+        if not token:
+            return found
+
+
 def get_version(client: MlflowClient, model: str, number: int) -> Version:
     """Return one version.
 

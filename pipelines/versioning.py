@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -35,7 +36,7 @@ from dvc_data.hashfile.db import HashFileDB
 from pipelines.errors import Failed, UserError, disk_error
 from pipelines.files import read_json, write_json
 from pipelines.layout import Layout
-from pipelines.processes import end_with_keeper, exit_on_sigterm, run_group
+from pipelines.processes import end_with_keeper, exit_on_sigterm, process_start, run_group
 from pipelines.stages import RECORD
 
 T = TypeVar("T")
@@ -106,6 +107,30 @@ def _patiently(root: Path, action: Callable[[], T]) -> T:
                 ) from None
             time.sleep(pause)
             pause = min(2 * pause, 3.0)
+
+
+@contextmanager
+def undisturbed(root: Path) -> Iterator[None]:
+    """Keep other runs out of DVC's cache by holding the lock of the checkout.
+
+    Raises:
+        UserError: If a run is at work here.
+    """
+    with _repo(root) as repo:
+        busy = root / ".dvc/tmp" / RWLOCK_FILE
+        held = ExitStack()
+        _patiently(root, lambda: held.enter_context(repo.lock))
+        with held:
+            named = re.findall(r'"pid": *(\d+)', busy.read_text()) if busy.is_file() else ()
+            if any(process_start(int(pid)) for pid in named):  # those of the dead are still named
+                raise UserError("another run is at work in this checkout; wait for it or end it")
+            yield
+
+
+def caches(root: Path) -> tuple[Path, Path]:
+    """Return DVC's folders of cached objects and of remembered runs."""
+    with _repo(root) as repo:
+        return Path(repo.cache.local.path), Path(repo.stage_cache.cache_dir)
 
 
 def _address(root: Path, stage: str) -> str:

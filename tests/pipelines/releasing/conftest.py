@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from checkout import Checkout, prepare_digits
+from nursery import Nursery, nursery
+from postgres import Postgres, postgres
+from stage import PostgresDatabases, SqliteFiles, Stage, checkouts
 
 from pipelines.layout import Layout
+
+__all__ = ["postgres"]  # a fixture
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +64,44 @@ def checkout(layout: Layout, digits: Path) -> Callable[..., Checkout]:
         return Checkout.make(layout, noise, seed)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def hatch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Runs commands in processes of their own that need not import anything."""
+    with nursery(tmp_path_factory.mktemp("notes")) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def roots(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[str, Path]:
+    """Checkouts with three models, A, B and C."""
+    return checkouts(tmp_path_factory.mktemp("checkouts"), digits)
+
+
+@pytest.fixture(scope="session")
+def on_sqlite(
+    tmp_path_factory: pytest.TempPathFactory,
+    database: Path,
+    roots: dict[str, Path],
+    hatch: Nursery,
+) -> Stage:
+    """Registries on sqlite."""
+    folder = tmp_path_factory.mktemp("sqlite")
+    shutil.copy(database, folder / "migrated")
+    return Stage(SqliteFiles(folder), (folder / "artifacts").as_uri(), roots, hatch)
+
+
+@pytest.fixture(scope="session")
+def on_postgres(
+    tmp_path_factory: pytest.TempPathFactory,
+    postgres: Postgres,
+    roots: dict[str, Path],
+    hatch: Nursery,
+) -> Stage:
+    """Registries on PostgreSQL."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    stage = Stage(PostgresDatabases(postgres), folder.as_uri(), roots, hatch)
+    uri = postgres.create("migrated")
+    hatch.told(roots["A"], {"MLFLOW_TRACKING_URI": uri}, "look")  # MLflow makes its tables
+    return stage
