@@ -5,9 +5,8 @@ A version counts once it is `complete`: uploaded, downloaded again, found equal,
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,14 +22,15 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.errors import UserError
 from pipelines.files import atomic_path, sha256_file
+from pipelines.gates.finding import from_tags
 from pipelines.layout import Layout
 from pipelines.tracking import answering, connect, tracking_uri
 
 CHAMPION, PREVIOUS = "champion", "previous"
 MODEL_FILE = "model.onnx"
 SHA256, COMPLETE = "onnx_sha256", "prong.complete"
-LINEAGE, METRIC, GATE = "lineage.", "metric.", "gate.champion."
-"""Prefixes of a version's tags: made from what, measured, and how it stood against the champion."""
+LINEAGE, METRIC, JUDGED = "lineage.", "metric.", "judged."
+"""Prefixes of a version's tags: made from what, measured, held against what; gates add `gate.`."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Version:
         return self.tags.get(SHA256, "")
 
     def under(self, prefix: str) -> dict[str, str]:
-        """Return the tags under a prefix (`LINEAGE`, `METRIC`, `GATE`), without it."""
+        """Return the tags under a prefix (`LINEAGE`, `METRIC`, `JUDGED`), without it."""
         return {
             key.removeprefix(prefix): value
             for key, value in sorted(self.tags.items())
@@ -83,13 +83,15 @@ class Version:
             "aliases": list(self.aliases),
             "run_id": self.run_id,
             "onnx_sha256": self.sha256,
-            "metrics": {k: _number(v) for k, v in self.under(METRIC).items()},
-            "gate": {k: _number(v) for k, v in self.under(GATE).items()},
+            "metrics": {k: number(v) for k, v in self.under(METRIC).items()},
+            "gates": {f.gate: f.as_json() for f in from_tags(self.tags)},
+            "judged": {k: number(v) for k, v in self.under(JUDGED).items()},
             "lineage": self.under(LINEAGE),
         }
 
 
-def _number(text: str) -> float | str:
+def number(text: str) -> float | str:
+    """Return a tag's value as a number where it is one that JSON can hold, else as it is."""
     if text.isdecimal() and len(text) < 16:
         return int(text)
     try:
@@ -255,34 +257,3 @@ def download(layout: Layout, where: str, path: Path) -> str:
         with atomic_path(path) as temporary:
             temporary.write_bytes(Path(got).read_bytes())
     return sha256_file(path)
-
-
-def show_versions(model: str, rows: Sequence[Version]) -> None:
-    """Print versions as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=model, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("version", "alias", "test error", "parity", "gate", "commit", "data", "when"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        metrics, gate, made = row.under(METRIC), row.under(GATE), row.under(LINEAGE)
-        commit = made.get("git_commit", "")[:10]
-        table.add_row(
-            str(row.number) if row.complete else f"{row.number} (incomplete)",
-            ", ".join(row.aliases),
-            _figure("{:.2f} %", metrics.get("test_error")),
-            _figure("{:.0e}", metrics.get("parity")),
-            f"{gate.get('verdict', '')} {_figure('{:.2%}', gate.get('error'))}".strip(),
-            commit + (" *" if made.get("git_dirty") == "true" else ""),
-            made.get("data_hash", "")[:10],
-            row.created.astimezone().strftime("%Y-%m-%d %H:%M"),
-        )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    console.print("*: with uncommitted changes; lineage in full: prong models --json", style="dim")
-
-
-def _figure(form: str, text: str | None) -> str:
-    value = _number(text or "")
-    return value if isinstance(value, str) else form.format(value)

@@ -6,23 +6,22 @@ alias finds a complete version; what a crash leaves half-done, the next call fin
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipelines.config import Params
-from pipelines.errors import Unavailable, UserError
+from pipelines.errors import UserError
 from pipelines.files import sha256_file
+from pipelines.gates.finding import Finding, blocked, from_tags
 from pipelines.layout import Layout
 
 if TYPE_CHECKING:  # MLflow is imported when a step is called, not with the flow
     from mlflow import MlflowClient
 
     from pipelines.registry import Version
-    from pipelines.scoring import Score
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class Decision:
         error: The version's share of wrong answers on the gate split, if scored.
         champion_error: Likewise of the version in `held_against`.
         images: Images of the gate split, 0 if not scored.
+        findings: Of every gate, in the order of the list.
     """
 
     version: int
@@ -67,6 +67,7 @@ class Decision:
     error: float | None = None
     champion_error: float | None = None
     images: int = 0
+    findings: tuple[Finding, ...] = ()
 
 
 @contextmanager
@@ -113,14 +114,13 @@ def register(layout: Layout, params: Params, flow_run_id: str | None) -> Registr
 
 
 def promote(layout: Layout, params: Params, version: int) -> Decision:
-    """Make a version champion if it is no worse than the present one on the gate split.
+    """Make a version champion if every gate lets it through.
 
-    Both are scored here and now, from the registry's own files, on the same images. A comparison
-    that cannot be made blocks. Without a champion, a version that can be scored becomes it.
+    It is judged here and now, from the registry's own files. A gate that did not run blocks.
 
     Args:
         layout: The checkout; its gate split decides.
-        params: `registry.model` and `gates.margin`.
+        params: `registry.model` and the limits in `gates`.
         version: The version to judge.
 
     Raises:
@@ -129,6 +129,9 @@ def promote(layout: Layout, params: Params, version: int) -> Decision:
     """
     from pipelines import registry
     from pipelines.data.prepared import load_card
+    from pipelines.gates import record
+    from pipelines.gates.judging import GATES, judge
+    from pipelines.gates.ratchet import best_error, former_champions
 
     model = params.model_name
     with _registrar(layout, model) as client:
@@ -136,121 +139,89 @@ def promote(layout: Layout, params: Params, version: int) -> Decision:
         if not candidate.complete:
             raise UserError(f"{model} version {version}: its registration is not complete")
         number = registry.aliases(client, model).get(registry.CHAMPION)
-        champion = None if number is None else registry.get_version(client, model, number)
-        gate = candidate.under(registry.GATE)
+        judged = candidate.under(registry.JUDGED)
+        earlier = from_tags(candidate.tags)
+        stopped = blocked(earlier, tuple(GATES))
         if number == version:
-            return _again(candidate, number, "already champion", gate)
+            return _decision(candidate, number, earlier, "already champion")
         question = {
             "champion": str(number or "none"),
             "data_hash": load_card(layout.prepared).data_hash,
-            "margin": repr(params.gates.margin),
+            "gates": params.hash("gates"),
         }
-        answered = all(gate.get(key) == value for key, value in question.items())
-        if answered and gate.get("verdict") == "fail":
-            return _again(candidate, number, f"nothing new: {gate['reason']}", gate)
-        if answered and gate.get("verdict") == "pass" and "promoted" in gate:
+        answered = all(judged.get(key) == value for key, value in question.items())
+        if answered and stopped and all(finding.verdict == "fail" for finding in stopped):
+            return _decision(candidate, number, earlier, f"nothing new: {_reason(stopped)}")
+        if answered and not stopped and "promoted" in judged:
             reason = "nothing new: it was champion, and another was put in its place since"
-            return _again(candidate, number, reason, gate)
-        verdict, decision = _judge(layout, candidate, champion, params.gates.margin)
-        _write(client, candidate, gate, {**question, **_figures(decision), "verdict": verdict})
-        if decision.promoted:
-            if number is not None:
-                client.set_registered_model_alias(model, registry.PREVIOUS, str(number))
-            client.set_registered_model_alias(model, registry.CHAMPION, str(version))
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            _write(client, candidate, {}, {"promoted": now})
-        return decision
+            return _decision(candidate, number, earlier, reason)
+        rows = registry.versions(client, model)
+        champion = next((row for row in rows if row.number == number), None)
+        best = best_error(layout, former_champions(rows))
+        findings = judge(layout, params, candidate, champion, best)
+        _forget(client, candidate, judged)
+        record.write(client, candidate, findings)
+        _write(client, candidate, question)
+        stopped = blocked(findings, tuple(GATES))
+        if stopped:
+            return _decision(candidate, number, findings, _reason(stopped), held_against=number)
+        if number is not None:
+            client.set_registered_model_alias(model, registry.PREVIOUS, str(number))
+        client.set_registered_model_alias(model, registry.CHAMPION, str(version))
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        _write(client, candidate, {"promoted": now, "was_champion": "true"})
+        reason = next(f.reason for f in findings if f.gate == "champion")
+        return _decision(candidate, version, findings, reason, True, number)
 
 
-def _again(
-    candidate: Version, champion: int | None, reason: str, gate: Mapping[str, str]
+def _reason(stopped: Sequence[Finding]) -> str:
+    """Return what blocks, in one line: those that failed come first."""
+    order = sorted(stopped, key=lambda finding: finding.verdict != "fail")
+    names = ", ".join(finding.gate for finding in order)
+    return f"blocked by {names}: {order[0].reason}"
+
+
+def _decision(
+    candidate: Version,
+    champion: int | None,
+    findings: tuple[Finding, ...],
+    reason: str,
+    promoted: bool = False,
+    held_against: int | None = None,
 ) -> Decision:
-    """Return the decision that the figures of an earlier judgement lead to."""
-    held = gate.get("champion", "none")
+    """Return a decision with the figures of the gate `champion`."""
+    figures = next((f.figures for f in findings if f.gate == "champion"), {})
+    held = candidate.tags.get("judged.champion", "none")
+    earlier = None if held == "none" else int(held)
     return Decision(
         version=candidate.number,
-        promoted=False,
+        promoted=promoted,
         champion=champion,
-        held_against=None if held == "none" else int(held),
+        held_against=held_against if held_against is not None else earlier,
         reason=reason,
-        error=float(gate["error"]) if "error" in gate else None,
-        champion_error=float(gate["champion_error"]) if "champion_error" in gate else None,
-        images=int(gate.get("images", "0")),
+        error=figures.get("error"),
+        champion_error=figures.get("champion_error"),
+        images=int(figures.get("images", 0)),
+        findings=findings,
     )
 
 
-def _figures(decision: Decision) -> dict[str, str]:
-    figures: dict[str, Any] = {
-        "error": decision.error,
-        "champion_error": decision.champion_error,
-        "images": decision.images,
-        "reason": decision.reason,
-    }
-    return {key: str(value) for key, value in figures.items() if value is not None}
+def _forget(client: MlflowClient, version: Version, judged: Mapping[str, str]) -> None:
+    """Remove what a version was held against.
 
-
-def _write(
-    client: MlflowClient, version: Version, old: Mapping[str, str], new: Mapping[str, str]
-) -> None:
-    """Put `new` in the place of `old`; the verdict goes first and comes last.
-
-    So a crash leaves a version without a verdict, never one with another question's.
+    So a crash leaves findings without their question, never with another's.
     """
     from pipelines import registry
 
-    number = str(version.number)
-    for key in sorted(old, key=lambda key: key != "verdict"):
-        client.delete_model_version_tag(version.model, number, registry.GATE + key)
-    for key in sorted(new, key=lambda key: key == "verdict"):
-        client.set_model_version_tag(version.model, number, registry.GATE + key, new[key][:5000])
+    for key in judged:
+        if key != "was_champion":
+            number = str(version.number)
+            client.delete_model_version_tag(version.model, number, registry.JUDGED + key)
 
 
-def _judge(
-    layout: Layout, candidate: Version, champion: Version | None, margin: float
-) -> tuple[str, Decision]:
-    """Return the verdict (pass, fail or not run) and the decision it leads to."""
-    held = None if champion is None else champion.number
+def _write(client: MlflowClient, version: Version, judged: Mapping[str, str]) -> None:
+    from pipelines import registry
 
-    def decide(verdict: str, reason: str, **figures: Any) -> tuple[str, Decision]:
-        passed = verdict == "pass"
-        leads = candidate.number if passed else held
-        return verdict, Decision(candidate.number, passed, leads, held, reason, **figures)
-
-    new = _score(layout, candidate)
-    if isinstance(new, str):
-        return decide("not run", f"blocked: version {candidate.number} cannot be scored: {new}")
-    if not math.isfinite(new.error):
-        return decide("not run", "blocked: the gate split holds no images; raise data.gate")
-    said = f"{new.errors} of {new.images} wrong"
-    figures: dict[str, Any] = {"error": new.error, "images": new.images}
-    if champion is None:
-        return decide("pass", f"{said}; the first champion", **figures)
-    old = _score(layout, champion)
-    if isinstance(old, str):
-        reason = (
-            f"blocked: champion version {held} cannot be scored, so there is nothing to compare "
-            f"with: {old}; set registry.model to another name to begin a new line of models"
-        )
-        return decide("not run", reason, **figures)
-    figures["champion_error"] = old.error
-    said += f", champion version {held} {old.errors}"
-    # The shares are whole counts over the same images: compared without a rounding's luck.
-    if new.errors <= old.errors + margin * new.images + 1e-9:
-        return decide("pass", said, **figures)
-    return decide("fail", f"blocked: worse than the champion: {said}, margin {margin:g}", **figures)
-
-
-def _score(layout: Layout, version: Version) -> Score | str:
-    """Return a version's score on the gate split, or why it cannot be scored."""
-    from pipelines import registry, scoring
-    from pipelines.data.prepared import load_card, load_split
-    from pipelines.runtime import OnnxModel
-
-    card, split = load_card(layout.prepared), load_split(layout.prepared, "gate")
-    try:
-        model = OnnxModel.load(registry.version_file(layout, version), "cpu")
-        return scoring.error(model, split, card.classes)
-    except Unavailable:
-        raise
-    except UserError as error:
-        return str(error)
+    for key, value in judged.items():
+        number = str(version.number)
+        client.set_model_version_tag(version.model, number, registry.JUDGED + key, value)

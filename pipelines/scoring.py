@@ -21,12 +21,14 @@ class Score:
         images: Images asked.
         error: errors / images, a share in [0, 1]; NaN without images.
         wrong: Per image [n], whether the answer is wrong: lets two models be paired.
+        finite: Whether every logit is a finite number.
     """
 
     errors: int
     images: int
     error: float
     wrong: NDArray[np.bool_]
+    finite: bool
 
 
 def error(model: OnnxModel, split: Split, classes: Sequence[str]) -> Score:
@@ -43,7 +45,9 @@ def error(model: OnnxModel, split: Split, classes: Sequence[str]) -> Score:
     Raises:
         UserError: If the images do not fit the model's input.
     """
-    answers = np.array(model.card.classes)[model.logits(split.images).argmax(axis=1)]
+    logits = model.logits(split.images)
+    answers = np.array(model.card.classes)[logits.argmax(axis=1)]
     wrong = answers != np.array(classes)[split.labels]
     errors, images = int(wrong.sum()), len(wrong)
-    return Score(errors, images, errors / images if images else float("nan"), wrong)
+    finite = bool(np.isfinite(logits).all())
+    return Score(errors, images, errors / images if images else float("nan"), wrong, finite)

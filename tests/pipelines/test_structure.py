@@ -18,7 +18,7 @@ from pipelines import flow, stages
 ROOT = Path(__file__).parents[2]
 OWNERS = {
     "mlflow": {"pipelines/tracking", "pipelines/registry.py", "pipelines/upload.py",
-               "pipelines/release.py"},
+               "pipelines/release.py", "pipelines/gates/record.py"},
     "prefect": {"pipelines/flow.py", "pipelines/prefect_server.py"},
     "dvc": {"pipelines/versioning.py"},
     "onnxruntime": {"pipelines/runtime.py"},
