@@ -117,12 +117,12 @@ class RegistryConfig:
 class GatesConfig:
     """What a version must meet to become champion; shares of images unless said otherwise."""
 
-    margin: Annotated[float, Field(ge=0, lt=1)]
-    class_margin: Annotated[float, Field(ge=0, lt=1)]
-    robustness: Annotated[float, Field(ge=0, lt=1)]
+    margin: Annotated[float, Field(ge=0, le=1)]
+    class_margin: Annotated[float, Field(ge=0, le=1)]
+    robustness: Annotated[float, Field(ge=0, le=1)]
     noise: Annotated[float, Field(ge=0, le=128)]
     parity: Rate
-    skew: Annotated[float, Field(ge=0, lt=1)]
+    skew: Annotated[float, Field(ge=0, le=1)]
     latency: Ratio
     size: Ratio
     megabytes: Positive

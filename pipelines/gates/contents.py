@@ -13,11 +13,11 @@ def schema(card: ModelCard | ValueError, data_hash: str) -> Finding:
 
     Args:
         card: What the file says about itself, checked; or what is wrong with it.
-        data_hash: Of the data, in the version's lineage.
+        data_hash: Of the data, in the version's lineage; empty where that is missing.
     """
     if isinstance(card, ValueError):
         return failed("schema", str(card))
-    if card.data_hash != data_hash:
+    if data_hash and card.data_hash != data_hash:
         said = f"the file's data hash {card.data_hash[:12]}…, registered {data_hash[:12]}…"
         return failed("schema", said)
     shape = f"uint8 [n, {card.channels}, {card.size}, {card.size}]"

@@ -45,16 +45,17 @@ class kept(Generic[T]):  # reads as a decorator
         self._name = name
 
     def __get__(self, holder: Any, owner: type | None = None) -> T:
-        kept: dict[str, T | Exception] = holder.__dict__.setdefault("_kept", {})
-        if self._name not in kept:
+        had: dict[str, T] = holder.__dict__.setdefault("_had", {})
+        failed: dict[str, Exception] = holder.__dict__.setdefault("_failed", {})
+        if self._name in failed:
+            raise failed[self._name]
+        if self._name not in had:
             try:
-                kept[self._name] = self._gather(holder)
+                had[self._name] = self._gather(holder)
             except Exception as error:
-                kept[self._name] = error
-        found = kept[self._name]
-        if isinstance(found, Exception):
-            raise found
-        return found
+                failed[self._name] = error
+                raise
+        return had[self._name]
 
 
 class Contender:

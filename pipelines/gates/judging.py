@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines.config import Params
-from pipelines.errors import Unavailable
+from pipelines.errors import Unavailable, UserError
 from pipelines.gates import agreement, contents, measuring, provenance, quality, running
 from pipelines.gates.evidence import Contender, Evidence
-from pipelines.gates.finding import Finding, not_run
+from pipelines.gates.finding import Finding, failed, not_run
 from pipelines.gates.signatures import SIGNED
 from pipelines.layout import Layout
 from pipelines.registry import LINEAGE
@@ -53,11 +53,19 @@ def _size(e: Evidence) -> Finding:
 
 
 def _runtime(e: Evidence) -> Finding:
-    # Each alone: how it answers many at once is the question of the gate `batch`.
-    model, images = e.new.model, e.sample
-    logits = model.logits(images, batch=1)
+    if e.refused:
+        return not_run("runtime", f"not loaded: {e.refused}")
+    images = e.sample
+    try:
+        # Each alone: how it answers many at once is the question of the gate `batch`.
+        logits = e.new.model.logits(images, batch=1)
+    except Unavailable:
+        raise
+    except UserError as error:  # here this is no missing evidence, but the answer
+        return failed("runtime", str(error))
     finite = bool(np.isfinite(logits).all()) and len(logits) == len(images)
-    return running.runtime(len(images), finite, f"ONNX Runtime {VERSION}, {model.provider}")
+    where = f"ONNX Runtime {VERSION}, {e.new.model.provider}"
+    return running.runtime(len(images), finite, where)
 
 
 def _parity(e: Evidence) -> Finding:
