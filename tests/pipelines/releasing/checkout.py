@@ -36,11 +36,11 @@ step,layer,condition_before,condition_after,whitening_error,seconds
 """
 
 
-def prepare_digits(root: Path) -> Path:
-    """Prepare 600 real digits under `root`."""
+def prepare_digits(root: Path, limit: int = 600) -> Path:
+    """Prepare so many real digits under `root`."""
     (root / "data/raw").mkdir(parents=True)
     out = root / "prepared"
-    prepare(replace(PARAMS.data, limit=600), root=root, downloads=root / "downloads", out=out)
+    prepare(replace(PARAMS.data, limit=limit), root=root, downloads=root / "downloads", out=out)
     return out
 
 
