@@ -218,7 +218,8 @@ def test_the_ratchet_blocks_what_is_as_good_as_a_champion_that_slid(checkout: Ma
     wide = replace(made.params, gates=gates)
     assert release.promote(made.layout, wide, 2).promoted
     number = again(made)
-    strict = replace(made.params, gates=replace(gates, margin=0.08))
+    # Four of 64 images worse than the best; its equal alone would be within this margin.
+    strict = replace(made.params, gates=replace(gates, margin=0.06))
     done = release.promote(made.layout, strict, number)
     assert not done.promoted
     assert "best champion ever" in done.reason
