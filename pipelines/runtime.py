@@ -63,7 +63,9 @@ def _driver() -> bool:
     return True
 
 
-def _session(content: bytes, provider: Literal["cpu", "cuda"], *, tf32: bool) -> Any:
+def _session(
+    content: bytes, provider: Literal["cpu", "cuda"], *, tf32: bool, threads: int | None = None
+) -> Any:
     """Return a session that really runs on `provider`.
 
     Raises:
@@ -80,7 +82,7 @@ def _session(content: bytes, provider: Literal["cpu", "cuda"], *, tf32: bool) ->
         ort.preload_dlls()
         chosen.insert(0, (_NAMES["cuda"], {"use_tf32": int(tf32)}))
     options = ort.SessionOptions()
-    options.intra_op_num_threads = _threads()
+    options.intra_op_num_threads = threads or _threads()
     try:
         session = ort.InferenceSession(content, options, providers=chosen)
     except _FAILURES as error:
@@ -128,6 +130,7 @@ class OnnxModel:
         *,
         tf32: bool = False,
         asked: str = "provider",
+        threads: int | None = None,
     ) -> OnnxModel:
         """Check a model file, load it, and try it on one blank image.
 
@@ -136,6 +139,7 @@ class OnnxModel:
             provider: `auto` takes CUDA where it really runs, else the CPU.
             tf32: Whether CUDA may round products to TF32, about 1e-3 off float32.
             asked: By what setting the user chose the provider, for messages.
+            threads: That share one operator on the CPU; default: one per core.
 
         Raises:
             UserError: If the file is unreadable, not one whole model of this project, refers to
@@ -150,7 +154,7 @@ class OnnxModel:
         reason = ""
         for name in order[provider]:
             try:
-                session = _session(content, name, tf32=tf32)
+                session = _session(content, name, tf32=tf32, threads=threads)
                 model = cls(session, card, name, hashlib.sha256(content).hexdigest())
                 blank = np.zeros((1, card.channels, card.size, card.size), np.uint8)
                 if not np.isfinite(model._ask(OUTPUTS[0], blank)).all():

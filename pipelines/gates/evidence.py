@@ -62,12 +62,12 @@ class Contender:
     """A loaded model, and how it answers the gate split.
 
     Attributes:
+        path: Its file.
         model: In ONNX Runtime, on the CPU.
-        size: Bytes of its file.
     """
 
-    def __init__(self, model: OnnxModel, size: int, split: Split, card: Card) -> None:
-        self.model, self.size = model, size
+    def __init__(self, path: Path, split: Split, card: Card) -> None:
+        self.path, self.model = path, OnnxModel.load(path, "cpu")
         self._split, self._card = split, card
 
     @kept
@@ -239,8 +239,7 @@ class Evidence:
         """The candidate, loaded."""
         if self.refused:
             raise UserError(f"not loaded: {self.refused}")
-        model = OnnxModel.load(self.path, "cpu")
-        return Contender(model, self.path.stat().st_size, self.gate, self.data)
+        return Contender(self.path, self.gate, self.data)
 
     @kept
     def old(self) -> Contender | None:
@@ -250,8 +249,7 @@ class Evidence:
             return None
         try:
             path = registry.version_file(self._layout, champion)
-            loaded = OnnxModel.load(path, "cpu")
-            contender = Contender(loaded, path.stat().st_size, self.gate, self.data)
+            contender = Contender(path, self.gate, self.data)
             if not contender.score.finite:
                 raise UserError("its answers are not finite")
         except Unavailable:

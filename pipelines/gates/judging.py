@@ -18,7 +18,7 @@ from pipelines.gates.finding import Finding, failed, not_run
 from pipelines.gates.signatures import SIGNED
 from pipelines.layout import Layout
 from pipelines.registry import LINEAGE
-from pipelines.runtime import VERSION, OnnxModel
+from pipelines.runtime import VERSION
 
 if TYPE_CHECKING:
     from pipelines.registry import Version
@@ -48,7 +48,7 @@ def _lineage(e: Evidence) -> Finding:
 
 def _size(e: Evidence) -> Finding:
     gates, old = e.params.gates, e.old
-    champion = None if old is None else old.size
+    champion = None if old is None else old.path.stat().st_size
     return contents.size(e.path.stat().st_size, champion, gates.size, gates.megabytes)
 
 
@@ -114,9 +114,8 @@ def _robust(gate: str) -> Judge:
 
 
 def _latency(e: Evidence) -> Finding:
-    new: OnnxModel = e.new.model
-    old = None if e.old is None else e.old.model
-    ratios = None if old is None else measuring.latency_ratios(new, old, e.sample)
+    new, old = e.new, e.old
+    ratios = None if old is None else measuring.latency_ratios(new.path, old.path, e.sample)
     return running.latency(ratios, e.params.gates.latency)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,9 @@ from pipelines.runtime import BATCHES, OnnxModel
 
 Images = NDArray[np.uint8]
 LATENCY_BATCHES = (1, 64)
-PAIRS = 21
+ROUNDS = 15
 _TURN = 0.002  # seconds at least, far above the clock's grain
-_SLOW = 0.3  # seconds of a turn above which fewer pairs must do
+_SLOW = 0.3  # seconds of a turn above which fewer rounds must do
 _DISTURBED = 1000  # images
 _SHIFTS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
 
@@ -104,41 +104,34 @@ def batch_differences(model: OnnxModel, images: Images) -> dict[int, float | Exc
     return found
 
 
-def latency_ratios(new: OnnxModel, old: OnnxModel, images: Images) -> Mapping[int, list[float]]:
+def latency_ratios(new: Path, old: Path, images: Images) -> dict[int, list[float]]:
     """Return batch → time of one model over that of another, in turns.
 
+    Both run in one thread, this one, and its processor time counts: what else the machine does,
+    and threads of either that wait for work in the other's turn, would decide a wall-clock ratio.
+
     Args:
-        new: The model.
+        new: The model's file.
         old: The one it is held against.
         images: uint8 [n, channels, size, size], n ≥ 1; repeated where n is below a batch.
     """
+    models = [OnnxModel.load(path, "cpu", threads=1) for path in (new, old)]
     found = {}
     for batch in LATENCY_BATCHES:
         asked = images[np.arange(batch) % len(images)]
-
-        def first(asked: Images = asked) -> object:
-            return new.logits(asked)
-
-        def second(asked: Images = asked) -> object:
-            return old.logits(asked)
-
-        once = max(_seconds(first, 1), _seconds(second, 1))  # warms both up, too
+        once = max(_seconds(model, asked, 1) for model in models)  # warms both up, too
         repeats = max(1, round(_TURN / max(once, 1e-6)))
-        pairs = PAIRS if once < _SLOW else 5
         ratios = []
-        for turn in range(pairs):
-            if turn % 2:
-                slower = _seconds(first, repeats)
-                ratios.append(slower / _seconds(second, repeats))
-            else:
-                slower = _seconds(second, repeats)
-                ratios.append(_seconds(first, repeats) / slower)
+        for _ in range(ROUNDS if once < _SLOW else ROUNDS // 4):
+            # There and back: what favours the first of two turns favours each once.
+            times = [_seconds(models[at], asked, repeats) for at in (0, 1, 1, 0)]
+            ratios.append((times[0] + times[3]) / (times[1] + times[2]))
         found[batch] = ratios
     return found
 
 
-def _seconds(action: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
+def _seconds(model: OnnxModel, images: Images, repeats: int) -> float:
+    start = time.thread_time()
     for _ in range(repeats):
-        action()
-    return time.perf_counter() - start
+        model.logits(images)
+    return max(time.thread_time() - start, 1e-9)

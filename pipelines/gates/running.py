@@ -48,17 +48,17 @@ def extremes(finite: Mapping[str, bool]) -> Finding:
 def latency(ratios: Mapping[int, Sequence[float]] | None, limit: float) -> Finding:
     """Does the version answer about as fast as the champion?
 
-    Measured in turns, so that what else the machine does weighs on both alike; the median of the
-    ratios, so that a single pause does not count. An absolute time says more about the machine.
+    A ratio, in turns, because an absolute time says more about the machine; the median over the
+    rounds, so that a single pause does not count.
 
     Args:
-        ratios: Batch → time of the version over time of the champion, one per pair of turns; None
-            without a champion.
+        ratios: Batch → time of the version over time of the champion, one per round; None without
+            a champion.
         limit: `gates.latency`.
     """
     if ratios is None:
         return Finding("latency", "pass", None, limit, "no champion to compare with")
     medians = {batch: median(found) for batch, found in ratios.items()}
     said = ", ".join(f"× {value:.2f} at batch {batch}" for batch, value in medians.items())
-    pairs = min(len(found) for found in ratios.values())
-    return held_to("latency", max(medians.values()), limit, f"{said}; medians of {pairs} pairs")
+    rounds = min(len(found) for found in ratios.values())
+    return held_to("latency", max(medians.values()), limit, f"{said}; medians of {rounds} rounds")
