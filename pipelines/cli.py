@@ -69,7 +69,8 @@ def models(name: Name = None, as_json: AsJson = False) -> None:
     """List the versions in the registry with metrics, aliases and lineage."""
     from pipelines.environment import open_checkout
     from pipelines.registrar import settled
-    from pipelines.registry import list_versions, show_versions
+    from pipelines.registry import list_versions
+    from pipelines.versions_table import show_versions
 
     layout, params = open_checkout()
     settled(layout, name or params.model_name)
@@ -78,6 +79,23 @@ def models(name: Name = None, as_json: AsJson = False) -> None:
         print(json.dumps([row.as_json() for row in rows], indent=2, ensure_ascii=False))
     else:
         show_versions(name or params.model_name, rows)
+
+
+@app.command()
+def gates(
+    version: Annotated[int, typer.Argument(min=1, help="The version's number.")],
+    name: Name = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run every gate on a version: why it may, or may not, be champion. Exit code 1: it may not."""
+    from pipelines.environment import open_checkout
+    from pipelines.gates.command import hold_to_gates, show
+
+    layout, params = open_checkout()
+    model = name or params.model_name
+    findings = hold_to_gates(layout, params, model, version)
+    if not show(model, version, findings, as_json=as_json):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -27,6 +27,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -114,9 +115,18 @@ class RegistryConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class GatesConfig:
-    """What a version must meet to become champion."""
+    """What a version must meet to become champion; shares of images unless said otherwise."""
 
-    margin: Annotated[float, Field(ge=0, lt=1)]
+    margin: Annotated[float, Field(ge=0, le=1)]
+    class_margin: Annotated[float, Field(ge=0, le=1)]
+    robustness: Annotated[float, Field(ge=0, le=1)]
+    noise: Annotated[float, Field(ge=0, le=128)]
+    parity: Rate
+    skew: Annotated[float, Field(ge=0, le=1)]
+    latency: Ratio
+    size: Ratio
+    megabytes: Positive
+    clean: bool
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -70,6 +70,7 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
         tracking_uri=tracking.tracking_uri(layout),
         seconds=result.seconds,
         stages=tuple(StageLine(s.stage, str(s.outcome), s.seconds) for s in result.stages),
+        findings=decision.findings,
     )
     page = write_report(layout, summary)
     for name, said in _lines(layout, summary):

@@ -7,9 +7,8 @@ stand inside the functions: a rollback is to take seconds.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines import faults, history
@@ -24,8 +23,6 @@ if TYPE_CHECKING:  # MLflow and the gates are imported when a step is called, no
 
 QUESTION = "prong.question"
 """Tag of a version: what its gates were asked; an answer holds as long as the question stays."""
-GATE_ERROR, GATE_IMAGES = "gate_error", "gate_images"
-"""Metrics of a version: share of wrong answers on the gate split, and the images of the split."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ def _promote(
 ) -> Decision:
     from pipelines import registry
     from pipelines.gates.finding import blocked
-    from pipelines.gates.judging import judge
+    from pipelines.gates.judging import GATES
     from pipelines.registrar import Intent
 
     state = held.state()
@@ -129,18 +126,13 @@ def _promote(
         raise UserError(f"{held.model} version {number}: its registration is not complete")
     if live == number:
         return _known(candidate, live, "already champion")
-    question = _question(layout, params, held, state)
+    question = _question(layout, params, state)
     if not asked and (known := _nothing_new(candidate, state, live, question)):
         return known
-    champion = None if live is None else held.version(live)
-    findings = judge(layout, params, candidate, champion, best_error(held, state))
-    faults.point("promote.judged")
-    blocks = blocked(findings)
-    figures = _write_findings(layout, held, candidate, findings, question)
-    faults.point("promote.tags")
-    if blocks:
-        said = "; ".join(f"{f.gate}: {f.reason}" for f in blocks)
-        return Decision(number, False, live, live, f"blocked: {said}", findings, *figures)
+    findings = judged(layout, params, held, state, candidate)
+    figures = _figures(findings)
+    if stopped := blocked(findings, tuple(GATES)):
+        return Decision(number, False, live, live, blocked_by(stopped), findings, *figures)
     reason = next((f.reason for f in findings if f.gate == "champion"), "every gate passed")
     entry = held.entry(
         history.PROMOTED,
@@ -161,27 +153,61 @@ def _promote(
     return Decision(number, True, number, live, reason, findings, *figures)
 
 
-def best_error(held: Registrar, state: State) -> float | None:
-    """Return the least share of wrong answers of all versions that ever were champion, or None."""
-    from pipelines import registry
+def judged(
+    layout: Layout, params: Params, held: Registrar, state: State, candidate: Version
+) -> tuple[Finding, ...]:
+    """Hold a version to every gate, and write onto it what they found and what they were asked.
 
-    found = [entry.error for entry in state.history.entries if entry.error is not None]
-    for version in registry.versions(held.client, held.model):
-        known = version.under(registry.METRIC).get(GATE_ERROR)
-        if version.number in state.history.lived and known is not None:
-            found.append(float(known))
-    return min(found, default=None)
+    The question goes first and comes last, so that a crash leaves no answer to another question.
+
+    Raises:
+        UserError: If the checkout has no gate split.
+        Unavailable: If the registry does not answer.
+    """
+    from pipelines import registry
+    from pipelines.gates import record
+    from pipelines.gates.judging import judge
+    from pipelines.gates.ratchet import best_error
+
+    live = state.aliases.get(registry.CHAMPION)
+    champion = None if live is None else held.version(live)
+    rows = registry.versions(held.client, held.model)
+    lived = [version for version in rows if version.number in state.history.lived]
+    question = _question(layout, params, state)
+    findings = judge(layout, params, candidate, champion, best_error(layout, lived))
+    faults.point("promote.judged")
+    held.check()
+    number = str(candidate.number)
+    if QUESTION in candidate.tags:
+        held.client.delete_model_version_tag(candidate.model, number, QUESTION)
+    record.write(held.client, candidate, findings)
+    held.client.set_model_version_tag(candidate.model, number, QUESTION, _text(question))
+    faults.point("promote.tags")
+    return findings
+
+
+def blocked_by(stopped: Sequence[Finding]) -> str:
+    """Return what blocks, in one line: those that failed come first."""
+    order = sorted(stopped, key=lambda finding: finding.verdict != "fail")
+    names = ", ".join(finding.gate for finding in order)
+    return f"blocked by {names}: {order[0].reason}"
+
+
+def _figures(findings: Sequence[Finding]) -> tuple[float | None, int]:
+    """Return error and images of the gate split, from the gate `champion`."""
+    figures = next((f.figures for f in findings if f.gate == "champion"), {})
+    return figures.get("error"), int(figures.get("images", 0))
 
 
 def _question(
-    layout: Layout, params: Params, held: Registrar, state: State
-) -> dict[str, int | float | str | None]:
+    layout: Layout, params: Params, state: State
+) -> dict[str, int | float | str | list[int] | None]:
     from pipelines import registry
     from pipelines.data.prepared import load_card
 
     return {
         "champion": state.aliases.get(registry.CHAMPION),
-        "best_error": best_error(held, state),
+        "champions": sorted(state.history.lived),
         "data_hash": load_card(layout.prepared).data_hash,
         "gates": params.hash("gates"),
     }
@@ -199,19 +225,19 @@ def _nothing_new(
         return _known(candidate, live, f"nothing new: it was champion, and {how}")
     if candidate.tags.get(QUESTION) != _text(question):
         return None
-    verdicts = {finding.verdict for finding in candidate.findings}
-    if "fail" not in verdicts or "not run" in verdicts:
+    from pipelines.gates.finding import blocked
+    from pipelines.gates.judging import GATES
+
+    stopped = blocked(candidate.findings, tuple(GATES))
+    if not stopped or any(finding.verdict == "not run" for finding in stopped):
         return None
-    said = "; ".join(f"{f.gate}: {f.reason}" for f in candidate.findings if f.verdict == "fail")
-    return _known(candidate, live, f"nothing new: blocked: {said}")
+    return _known(candidate, live, f"nothing new: {blocked_by(stopped)}")
 
 
 def _known(candidate: Version, live: int | None, reason: str) -> Decision:
     """Return the decision that leaves all as it is, with the figures known."""
-    from pipelines import registry
-
     said = json.loads(candidate.tags.get(QUESTION, "{}"))
-    metrics = candidate.under(registry.METRIC)
+    error, images = _figures(candidate.findings)
     return Decision(
         version=candidate.number,
         promoted=False,
@@ -219,57 +245,13 @@ def _known(candidate: Version, live: int | None, reason: str) -> Decision:
         held_against=said.get("champion"),
         reason=reason,
         findings=candidate.findings,
-        error=float(metrics[GATE_ERROR]) if GATE_ERROR in metrics else None,
-        images=int(metrics.get(GATE_IMAGES, "0")),
+        error=error,
+        images=images,
     )
 
 
 def _text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-
-
-def _write_findings(
-    layout: Layout,
-    held: Registrar,
-    candidate: Version,
-    findings: Sequence[Finding],
-    question: Mapping[str, object],
-) -> tuple[float | None, int]:
-    """Put findings and figures onto the version; return error and images.
-
-    The question goes first and comes last, so that a crash leaves no answer to another question.
-    """
-    from pipelines import registry, scoring
-
-    client, model, number = held.client, candidate.model, str(candidate.number)
-    held.check()
-    if QUESTION in candidate.tags:
-        client.delete_model_version_tag(model, number, QUESTION)
-    for key in candidate.tags:
-        if key.startswith(registry.GATE):
-            client.delete_model_version_tag(model, number, key)
-    tags = {registry.GATE + f.gate: _finding_tag(f) for f in findings}
-    score = scoring.gate_score(layout, candidate)
-    scored = not isinstance(score, str) and math.isfinite(score.error)
-    if not isinstance(score, str) and scored:
-        tags[registry.METRIC + GATE_ERROR] = str(score.error)
-        tags[registry.METRIC + GATE_IMAGES] = str(score.images)
-    for key, value in {**tags, QUESTION: _text(question)}.items():
-        client.set_model_version_tag(model, number, key, value)
-    if isinstance(score, str) or not scored:
-        return None, 0
-    return score.error, score.images
-
-
-def _finding_tag(finding: Finding) -> str:
-    """Return a finding as the value of a tag: compact JSON of at most 5000 characters."""
-    text = _text(asdict(finding))
-    over = len(text) - 5000
-    if over <= 0:
-        return text
-    # Escapes may make the text longer than the reason: cut by the whole excess and a margin.
-    short = finding.reason[: max(0, len(finding.reason) - 2 * over - 1)] + "…"
-    return _text({**asdict(finding), "reason": short})
 
 
 def rollback(layout: Layout, model: str, to: str | None, reason: str, run: str = "") -> Rollback:

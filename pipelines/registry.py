@@ -5,11 +5,10 @@ A version counts once it is `complete`: uploaded, downloaded again, found equal,
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,10 @@ from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from pydantic import TypeAdapter, ValidationError
 
 from pipelines.errors import Unavailable, UserError
 from pipelines.files import atomic_path, sha256_file
-from pipelines.gates.finding import Finding
+from pipelines.gates.finding import Finding, from_tags
 from pipelines.layout import Layout
 from pipelines.tracking import answering, connect, tracking_uri
 from pipelines.tracking.server_leases import PREFIX as LEASE
@@ -34,9 +32,8 @@ from pipelines.tracking.server_leases import PREFIX as LEASE
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 MODEL_FILE, SIGNATURE = "model.onnx", "model.onnx.sig"
 SHA256, COMPLETE = "onnx_sha256", "prong.complete"
-LINEAGE, METRIC, PARAM, GATE = "lineage.", "metric.", "param.", "gate."
-"""Prefixes of a version's tags: made from what, measured, by what settings, what gates found."""
-_FINDING = TypeAdapter(Finding)
+LINEAGE, METRIC, PARAM = "lineage.", "metric.", "param."
+"""Prefixes of a version's tags: made from what, measured, by what settings; gates add `gate.`."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Version:
         return self.tags.get(SHA256, "")
 
     def under(self, prefix: str) -> dict[str, str]:
-        """Return the tags under a prefix (`LINEAGE`, `METRIC`, `GATE`), without it."""
+        """Return the tags under a prefix (`LINEAGE`, `METRIC`, `JUDGED`), without it."""
         return {
             key.removeprefix(prefix): value
             for key, value in sorted(self.tags.items())
@@ -81,14 +78,8 @@ class Version:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What the gates found, as far as it can be read."""
-        found = []
-        for text in self.under(GATE).values():
-            try:
-                found.append(_FINDING.validate_json(text))
-            except ValidationError:
-                continue  # a gate that left no finding counts as not run
-        return tuple(found)
+        """What the gates found; a finding that cannot be read counts as not run."""
+        return from_tags(self.tags)
 
     def as_json(self) -> dict[str, Any]:
         """Return the version as plain JSON values; figures are numbers where they can be."""
@@ -100,13 +91,14 @@ class Version:
             "aliases": list(self.aliases),
             "run_id": self.run_id,
             "onnx_sha256": self.sha256,
-            "metrics": {k: _number(v) for k, v in self.under(METRIC).items()},
-            "gates": {found.gate: asdict(found) for found in self.findings},
+            "metrics": {k: number(v) for k, v in self.under(METRIC).items()},
+            "gates": {found.gate: found.as_json() for found in self.findings},
             "lineage": self.under(LINEAGE),
         }
 
 
-def _number(text: str) -> float | str:
+def number(text: str) -> float | str:
+    """Return a tag's value as a number where it is one that JSON can hold, else as it is."""
     if text.isdecimal() and len(text) < 16:
         return int(text)
     try:
@@ -377,40 +369,3 @@ def put_beside(layout: Layout, version: Version, file: Path) -> None:
         repository = get_artifact_repository(where, tracking_uri=tracking_uri(layout))
         repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
     cached.unlink(missing_ok=True)
-
-
-def show_versions(model: str, rows: Sequence[Version]) -> None:
-    """Print versions as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=model, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("version", "alias", "test error", "parity", "gates", "commit", "data", "when"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        metrics, made = row.under(METRIC), row.under(LINEAGE)
-        commit = made.get("git_commit", "")[:10]
-        table.add_row(
-            str(row.number) if row.complete else f"{row.number} (incomplete)",
-            ", ".join(row.aliases),
-            _figure("{:.2f} %", metrics.get("test_error")),
-            _figure("{:.0e}", metrics.get("parity")),
-            _gates(row),
-            commit + (" *" if made.get("git_dirty") == "true" else ""),
-            made.get("data_hash", "")[:10],
-            row.created.astimezone().strftime("%Y-%m-%d %H:%M"),
-        )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    console.print("*: with uncommitted changes; lineage in full: prong models --json", style="dim")
-
-
-def _gates(row: Version) -> str:
-    blocked = [finding.gate for finding in row.findings if finding.verdict != "pass"]
-    said = f"blocked: {', '.join(blocked)}" if blocked else "pass" if row.findings else ""
-    return f"{said} {_figure('{:.2%}', row.under(METRIC).get('gate_error'))}".strip()
-
-
-def _figure(form: str, text: str | None) -> str:
-    value = _number(text or "")
-    return value if isinstance(value, str) else form.format(value)

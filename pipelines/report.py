@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pipelines.data.prepared import SPLITS, load_card, load_split
 from pipelines.errors import UserError
 from pipelines.files import write_text
+from pipelines.gates.finding import Finding
 from pipelines.layout import Layout
 
 MATRIX_CLASSES = 30
@@ -57,6 +58,7 @@ class Summary:
         tracking_uri: MLflow's store; credentials are not shown.
         seconds: The whole run.
         stages: In order.
+        findings: Of every gate on this version, in order.
     """
 
     model: str
@@ -70,6 +72,7 @@ class Summary:
     tracking_uri: str
     seconds: float
     stages: tuple[StageLine, ...]
+    findings: tuple[Finding, ...] = ()
 
 
 def write_report(layout: Layout, summary: Summary) -> Path:

@@ -5,31 +5,32 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 
 # Else it makes an identity of this machine in the home directory, and reports to its makers.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # isort: split
 import onnxruntime as ort
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from pipelines.errors import UserError
-from pipelines.metadata import INPUT, LARGEST_FILE, OUTPUTS, ModelCard
+from pipelines.metadata import INPUT, OUTPUTS, ModelCard
+from pipelines.onnx_file import read_checked
 
 __all__ = ["VERSION", "ModelCard", "OnnxModel", "Provider", "Providers", "providers"]
 
 Provider = Literal["auto", "cpu", "cuda"]
 VERSION: str = ort.__version__
+BATCHES = (1, 2, 7, 256)
+"""At which answers are compared: alone, few, an odd number, and as many as one call is given."""
 _NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _FAILURES = tuple(
     getattr(_state, name)
@@ -53,70 +54,6 @@ class _Broken(Exception):
     """ONNX Runtime does not run the model on the provider asked for."""
 
 
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.ByteSize():
-                    yield from _graphs(inner)
-
-
-def _tensors(model: ModelProto) -> Iterator[TensorProto]:
-    nodes = [node for function in model.functions for node in function.node]
-    for graph in _graphs(model.graph):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        nodes += graph.node
-    for node in nodes:
-        for attribute in node.attribute:
-            yield from (attribute.t, *attribute.tensors)
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                yield from (sparse.values, sparse.indices)
-
-
-def _signature(value: ValueInfoProto) -> tuple[str, int, list[int | None]]:
-    """Return name, element type and shape (None: any) of a graph's input or output."""
-    tensor = value.type.tensor_type
-    shape = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
-    return value.name, tensor.elem_type, shape
-
-
-def _parse(path: Path) -> tuple[bytes, ModelCard]:
-    """Return a model's bytes and card, both checked; nothing outside the file is touched."""
-    try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"{path}: larger than 2 GB, the limit of one ONNX file")
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        model = onnx.load_model_from_string(content)
-    except DecodeError:
-        raise UserError(f"{path}: not an ONNX model, or a damaged one") from None
-    outside = [t.name for t in _tensors(model) if t.external_data or t.data_location]
-    if outside:
-        raise UserError(
-            f"{path}: refused: {len(outside)} tensors lie outside the file, first {outside[0]!r}; "
-            "a released model is one file"
-        )
-    entries = [entry.key for entry in model.metadata_props]
-    try:
-        if len(set(entries)) != len(entries):
-            raise ValueError("a metadata entry occurs twice")
-        card = ModelCard.parse({entry.key: entry.value for entry in model.metadata_props})
-    except ValueError as error:
-        raise UserError(f"{path}: not a model released by this project: {error}") from None
-    found = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
-    image = [None, card.channels, card.size, card.size]
-    wanted: list[tuple[str, int, list[int | None]]] = [(INPUT, TensorProto.UINT8, image)]
-    wanted += [(name, TensorProto.FLOAT, [None, len(card.classes)]) for name in OUTPUTS]
-    if found != wanted:
-        raise UserError(f"{path}: inputs and outputs are {found}; its metadata asks for {wanted}")
-    return content, card
-
-
 def _driver() -> bool:
     """Whether an NVIDIA driver is installed; costs nothing where there is none."""
     try:
@@ -126,7 +63,9 @@ def _driver() -> bool:
     return True
 
 
-def _session(content: bytes, provider: Literal["cpu", "cuda"], *, tf32: bool) -> Any:
+def _session(
+    content: bytes, provider: Literal["cpu", "cuda"], *, tf32: bool, threads: int | None = None
+) -> Any:
     """Return a session that really runs on `provider`.
 
     Raises:
@@ -143,7 +82,7 @@ def _session(content: bytes, provider: Literal["cpu", "cuda"], *, tf32: bool) ->
         ort.preload_dlls()
         chosen.insert(0, (_NAMES["cuda"], {"use_tf32": int(tf32)}))
     options = ort.SessionOptions()
-    options.intra_op_num_threads = _threads()
+    options.intra_op_num_threads = threads or _threads()
     try:
         session = ort.InferenceSession(content, options, providers=chosen)
     except _FAILURES as error:
@@ -191,6 +130,7 @@ class OnnxModel:
         *,
         tf32: bool = False,
         asked: str = "provider",
+        threads: int | None = None,
     ) -> OnnxModel:
         """Check a model file, load it, and try it on one blank image.
 
@@ -199,12 +139,13 @@ class OnnxModel:
             provider: `auto` takes CUDA where it really runs, else the CPU.
             tf32: Whether CUDA may round products to TF32, about 1e-3 off float32.
             asked: By what setting the user chose the provider, for messages.
+            threads: That share one operator on the CPU; default: one per core.
 
         Raises:
             UserError: If the file is unreadable, not one whole model of this project, refers to
                 files outside itself, or does not run on the provider asked for.
         """
-        content, card = _parse(path)
+        content, card = read_checked(path)
         order: dict[Provider, tuple[Literal["cpu", "cuda"], ...]] = {
             "auto": ("cuda", "cpu"),
             "cpu": ("cpu",),
@@ -213,7 +154,7 @@ class OnnxModel:
         reason = ""
         for name in order[provider]:
             try:
-                session = _session(content, name, tf32=tf32)
+                session = _session(content, name, tf32=tf32, threads=threads)
                 model = cls(session, card, name, hashlib.sha256(content).hexdigest())
                 blank = np.zeros((1, card.channels, card.size, card.size), np.uint8)
                 if not np.isfinite(model._ask(OUTPUTS[0], blank)).all():
@@ -242,6 +183,18 @@ class OnnxModel:
     def probabilities(self, images: NDArray[np.uint8], *, batch: int = 256) -> NDArray[np.float32]:
         """Return class probabilities [n, classes]; arguments and errors as for `logits`."""
         return self._run("probabilities", images, batch)
+
+    def refuses(self, value: NDArray[Any]) -> bool:
+        """Say whether the runtime itself refuses an input, as it must one of wrong type or shape.
+
+        Args:
+            value: Handed to the session as it is.
+        """
+        try:
+            self._ask(OUTPUTS[0], value)
+        except _Broken:
+            return True
+        return False
 
     def _run(self, output: str, images: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:
         shape = (self.card.channels, self.card.size, self.card.size)

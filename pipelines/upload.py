@@ -83,7 +83,9 @@ def new_version(
     tags = {
         SHA256: sha256,
         METRIC + "test_error": str(figures["evaluation"]["test_error"]),
+        METRIC + "test_images": str(figures["evaluation"].get("images", UNKNOWN)),
         METRIC + "parity": str(figures["verification"]["largest_difference"]),
+        METRIC + "fold": _fold(figures["verification"]),
         **{LINEAGE + key: value for key, value in made_from.items()},
         **{PARAM + key: str(value)[:LONGEST] for key, value in _knobs(params).items()},
     }
@@ -178,6 +180,14 @@ def _knobs(params: Params) -> dict[str, object]:
     """Return all parameters by full name."""
     sections: dict[str, dict[str, object]] = asdict(params)
     return {f"{s}.{k}": v for s, values in sections.items() for k, v in values.items()}
+
+
+def _fold(verification: Mapping[str, Any]) -> str:
+    """Return the largest difference between the whitened network and the folded one."""
+    pair = ("whitened", "folded")
+    compared = verification.get("comparisons", [])
+    found = [row["difference"] for row in compared if (row["first"], row["second"]) == pair]
+    return str(max(found)) if found else UNKNOWN
 
 
 def _numbers(value: Mapping[str, Any], path: str) -> Iterator[tuple[str, float]]:

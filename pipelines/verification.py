@@ -19,10 +19,9 @@ from pipelines.errors import UserError
 from pipelines.export import folded
 from pipelines.files import write_json
 from pipelines.metadata import require_fit
-from pipelines.runtime import VERSION, OnnxModel
+from pipelines.runtime import BATCHES, VERSION, OnnxModel
 from pipelines.training.network import load
 
-BATCHES = (1, 2, 7, 256)
 Answer = Callable[[NDArray[np.uint8], int], NDArray[np.float32]]
 
 
@@ -80,8 +79,8 @@ def verify(
         raise UserError(f"{prepared}: the test split holds no image; raise data.test")
     comparisons = compare(
         {
-            "whitened": _torch(network),
-            "folded": _torch(folded(network)),
+            "whitened": torch_answer(network),
+            "folded": torch_answer(folded(network)),
             "onnx": lambda asked, batch: model.logits(asked, batch=batch),
         },
         images,
@@ -151,7 +150,9 @@ def table(comparisons: list[Comparison]) -> str:
     return "\n".join(lines)
 
 
-def _torch(network: nn.Module) -> Answer:
+def torch_answer(network: nn.Module) -> Answer:
+    """Return a function of raw images and batch that gives a torch network's logits."""
+
     def answer(images: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:
         tensor = torch.from_numpy(images)
         with torch.inference_mode():

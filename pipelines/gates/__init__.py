@@ -1,1 +1,1 @@
-"""What stands between a version and the alias `champion`."""
+"""What a version must meet to become champion: the list is `judging.GATES`."""

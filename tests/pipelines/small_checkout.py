@@ -18,6 +18,8 @@ SMALL = (
     "train.batch=32",
     "train.warmup=2",
     "verify.images=64",
+    "gates.margin=0.1",
+    "gates.latency=4",
 )
 
 

@@ -16,6 +16,7 @@ from pipelines.errors import UserError
 from pipelines.evaluation import evaluate
 from pipelines.export import export
 from pipelines.files import read_json, write_json, write_text
+from pipelines.gates.finding import Finding
 from pipelines.layout import Layout
 from pipelines.report import StageLine, Summary, write_report
 from pipelines.verification import verify
@@ -259,3 +260,16 @@ def test_a_chart_of_little_is_still_a_chart(points: list[tuple[float, float]]) -
         chart = line_chart("Loss", [Series("$x$ & <y>", points)], scale=scale)  # type: ignore[arg-type]
         Page(chart)
         assert "#0000" not in chart  # every colour follows the page
+
+
+def test_every_gate_is_shown_with_its_verdict_and_reason(layout: Layout) -> None:
+    assert "Gates" not in page_of(layout, SUMMARY).text
+    findings = (
+        Finding("bytes", "pass", None, None, "equal"),
+        Finding("champion", "fail", 0.0312, 0.02, "12 of 519 wrong, <the> champion 3"),
+        Finding("latency", "not run", None, None, "not loaded"),
+    )
+    page = page_of(layout, replace(SUMMARY, findings=findings))
+    assert "prong gates VERSION" in page.text
+    for said in ("not run", "0.0312", "12 of 519 wrong, <the> champion 3"):
+        assert said in page.text

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 OWNERS = {
     "mlflow": {"pipelines/tracking", "pipelines/registry.py", "pipelines/upload.py",
                "pipelines/registrar.py", "pipelines/comparison.py", "pipelines/artifacts.py",
-               "pipelines/garbage.py"},
+               "pipelines/garbage.py", "pipelines/gates/record.py"},
     "prefect": {"pipelines/flow.py", "pipelines/prefect_server.py"},
     "dvc": {"pipelines/versioning.py"},
     "onnxruntime": {"pipelines/runtime.py"},

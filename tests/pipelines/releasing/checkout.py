@@ -20,7 +20,9 @@ from pipelines.metadata import ModelCard, code_hash, params_hash
 from pipelines.runtime import OnnxModel
 from pipelines.scoring import error
 
-PARAMS = config.load(Path(__file__).parents[3] / "params.yaml")
+_ALL = config.load(Path(__file__).parents[3] / "params.yaml")
+# 64 gate images show less than 519, and a model of microseconds is timed less well than a network.
+PARAMS = replace(_ALL, gates=replace(_ALL.gates, margin=0.08, latency=4.0))
 HISTORY = """\
 step,epoch,train_loss,train_error,validation_loss,validation_error,lr,samples_per_second
 1,0,2.5,90.0,,,0.01,100.0
@@ -34,11 +36,11 @@ step,layer,condition_before,condition_after,whitening_error,seconds
 """
 
 
-def prepare_digits(root: Path) -> Path:
-    """Prepare 600 real digits under `root`."""
+def prepare_digits(root: Path, limit: int = 600) -> Path:
+    """Prepare so many real digits under `root`."""
     (root / "data/raw").mkdir(parents=True)
     out = root / "prepared"
-    prepare(replace(PARAMS.data, limit=600), root=root, downloads=root / "downloads", out=out)
+    prepare(replace(PARAMS.data, limit=limit), root=root, downloads=root / "downloads", out=out)
     return out
 
 
@@ -116,7 +118,9 @@ class Checkout:
         test = {"test_error": 100 * score.error, "images": score.images, "errors": score.errors}
         classes = [{"name": "0", "errors": 1}, {"name": "1", "errors": 2}]
         write_json(reports / "evaluation.json", {**test, "classes": classes})
-        parity = {"largest_difference": 1e-6, "limit": 1e-4, "provider": "cpu", "batches": {"1": 0}}
+        compared = [{"first": "whitened", "second": "folded", "batch": 1, "difference": 5e-7}]
+        parity = {"largest_difference": 1e-6, "limit": 1e-4, "provider": "cpu"}
+        parity |= {"comparisons": compared}
         write_json(reports / "verification.json", parity)
         trained = {"device": "cpu", "seed": 7, "processes": 2, "method": "prong"}
         write_json(reports / "train.json", trained)

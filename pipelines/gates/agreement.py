@@ -1,0 +1,101 @@
+"""Gates that hold a version to what it should compute: the fold, torch, itself, its own record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import NormalDist
+
+from pipelines.gates.finding import Finding, held_to, not_run
+
+_Z = NormalDist().inv_cdf(0.95)
+
+
+def fold(figure: float, limit: float) -> Finding:
+    """Did folding the whitening away leave the function as it was?
+
+    Args:
+        figure: Largest difference of logits, whitened against folded, as verified when the
+            version was registered, relative to the largest logit.
+        limit: `gates.parity`.
+    """
+    return held_to("fold", figure, limit, "whitened – folded, as verified and registered")
+
+
+def parity(registered: float, measured: Mapping[int, float] | None, limit: float) -> Finding:
+    """Do torch and ONNX Runtime give the same answers?
+
+    Args:
+        registered: Largest difference of logits, as verified when the version was registered,
+            relative to the largest logit.
+        measured: Batch → difference, measured now; None where the weights are not at hand.
+        limit: `gates.parity`.
+    """
+    if math.isnan(registered):
+        return not_run("parity", "no figure is registered")
+    worst, said = registered, f"registered {registered:.1e}"
+    if measured is None:
+        said += "; not measured again, as these weights are not in this checkout"
+    else:
+        values = ", ".join(f"{batch}: {value:.1e}" for batch, value in measured.items())
+        said += f"; measured now at batch {values}"
+        # NaN must not vanish in a maximum.
+        worst = max([registered, *(math.inf if v != v else v for v in measured.values())])
+    return held_to("parity", worst, limit, said)
+
+
+def batch(differences: Mapping[int, float | Exception], limit: float) -> Finding:
+    """Does an image get the same answer alone and in company?
+
+    Args:
+        differences: Batch → largest difference of logits from those at batch 1, relative to the
+            largest; or what the runtime raised at that batch.
+        limit: `gates.parity`.
+    """
+    broken = {at: value for at, value in differences.items() if isinstance(value, Exception)}
+    if broken:
+        at, error = next(iter(broken.items()))
+        return Finding("batch", "fail", None, limit, f"at batch {at}: {error}"[:800])
+    values = {at: value for at, value in differences.items() if not isinstance(value, Exception)}
+    worst = max(math.inf if value != value else value for value in values.values())
+    said = ", ".join(f"{at}: {value:.1e}" for at, value in values.items())
+    return held_to("batch", worst, limit, f"against batch 1, at batch {said}")
+
+
+def skew(
+    error: float, images: int, registered: float, registered_images: int, same: bool, limit: float
+) -> Finding:
+    """Does the file, given raw images, score as the network it was made from?
+
+    What is wrong between the two, such as another normalisation of the pixels, shows here.
+
+    Args:
+        error: Share of wrong answers on the test split, measured now.
+        images: Of that split.
+        registered: Share of wrong answers of the torch network, when the version was registered.
+        registered_images: Images behind it.
+        same: Whether both splits are the same.
+        limit: `gates.skew`.
+    """
+    said = f"{error:.2%} of {images} test images wrong, registered {registered:.2%}"
+    if same:
+        return held_to("skew", abs(error - registered), limit, said)
+    low = _rise_at_least(error, images, registered, registered_images)
+    said += f" of {registered_images} others; beyond chance (95 %) it rose by {low:.2%}"
+    return held_to("skew", low, limit, said)
+
+
+def _rise_at_least(new: float, count: int, old: float, before: int) -> float:
+    """Return the lower 95 % bound of new − old, two shares of different images; at least 0.
+
+    Newcombe's hybrid of two Wilson intervals (Statistics in Medicine 17, 1998, 873–890).
+    """
+    low, high = _wilson(new, count)[0], _wilson(old, before)[1]
+    return max(new - old - math.hypot(new - low, high - old), 0.0)
+
+
+def _wilson(share: float, count: int) -> tuple[float, float]:
+    square = _Z * _Z
+    middle = share + square / (2 * count)
+    half = _Z * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
+    return (middle - half) / (1 + square / count), (middle + half) / (1 + square / count)

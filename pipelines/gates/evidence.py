@@ -1,0 +1,289 @@
+"""What the gates judge by, gathered when first asked for, and once.
+
+Nothing is loaded into a runtime before the gates that only read it have let it through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, numpy_helper
+
+from pipelines import registry, scoring, signing
+from pipelines.config import Params
+from pipelines.data.prepared import Card, Split, load_card, load_split
+from pipelines.errors import Unavailable, UserError
+from pipelines.files import sha256_file
+from pipelines.gates import record
+from pipelines.gates.provenance import StoredFile
+from pipelines.layout import Layout
+from pipelines.metadata import ModelCard
+from pipelines.onnx_file import checked_card, outside, parse, tensors
+from pipelines.runtime import OnnxModel
+from pipelines.scoring import Score
+
+if TYPE_CHECKING:
+    from pipelines.registry import Version
+
+T = TypeVar("T")
+_NUMERIC = "fc"  # numpy's kinds: float, complex
+
+
+class kept(Generic[T]):  # reads as a decorator
+    """A property gathered once; what failed once is not tried again, and fails the same way."""
+
+    def __init__(self, gather: Callable[[Any], T]) -> None:
+        self._gather = gather
+        self.__doc__ = gather.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, holder: Any, owner: type | None = None) -> T:
+        had: dict[str, T] = holder.__dict__.setdefault("_had", {})
+        failed: dict[str, Exception] = holder.__dict__.setdefault("_failed", {})
+        if self._name in failed:
+            raise failed[self._name]
+        if self._name not in had:
+            try:
+                had[self._name] = self._gather(holder)
+            except Exception as error:
+                failed[self._name] = error
+                raise
+        return had[self._name]
+
+
+class Contender:
+    """A loaded model, and how it answers the gate split.
+
+    Attributes:
+        path: Its file.
+        model: In ONNX Runtime, on the CPU.
+    """
+
+    def __init__(self, path: Path, split: Split, card: Card) -> None:
+        self.path, self.model = path, OnnxModel.load(path, "cpu")
+        self._split, self._card = split, card
+
+    @kept
+    def score(self) -> Score:
+        """Its answers to the gate split."""
+        return self.score_on(self._split)
+
+    def score_on(self, split: Split) -> Score:
+        """Return its answers to a split of the same data."""
+        return scoring.error(self.model, split, self._card.classes)
+
+
+class Evidence:
+    """What can be known about a candidate, here and now.
+
+    A property that cannot be had raises `UserError` with the reason.
+
+    Attributes:
+        params: The checkout's.
+        candidate: The version that is judged.
+        held_against: The champion, or None.
+        best_error: The lowest error of any champion on this gate split, if known.
+        refused: Why the candidate must not be loaded; empty while nothing speaks against it.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        params: Params,
+        candidate: Version,
+        champion: Version | None,
+        best_error: float | None,
+        scratch: Path,
+    ) -> None:
+        self.params, self.candidate, self.held_against = params, candidate, champion
+        self.best_error = best_error
+        self.refused = ""
+        self._layout, self._scratch = layout, scratch
+        self._name = f"version {candidate.number}"
+
+    def registered(self, metric: str) -> float:
+        """Return a metric that was registered with the candidate.
+
+        Raises:
+            UserError: If there is none.
+        """
+        text = self.candidate.under(registry.METRIC).get(metric, "")
+        try:
+            return float(text)
+        except ValueError:
+            said = f"{text!r} is no number" if text else "is not there"
+            raise UserError(
+                f"{self._name}: its tag {registry.METRIC}{metric} {said}; register it again"
+            ) from None
+
+    # What lies in the registry, read and not run.
+
+    @kept
+    def path(self) -> Path:
+        """The candidate's ONNX file, downloaded from the registry now; nothing is checked."""
+        where = registry.location(self._layout, self.candidate)
+        path = self._scratch / "model.onnx"
+        registry.download(self._layout, where, path)
+        return path
+
+    @kept
+    def sha256(self) -> str:
+        """Of that file."""
+        return sha256_file(self.path)
+
+    @kept
+    def files(self) -> list[StoredFile]:
+        """The candidate's folder."""
+        folder = self._scratch / "files"
+        folder.mkdir()
+        return record.stored_files(self._layout, self.candidate, folder)
+
+    @kept
+    def signer(self) -> str | Exception:
+        """The key that signed the candidate's bytes as they lie there now, or why none did."""
+        bundle = self._scratch / registry.SIGNATURE
+        where = registry.location(self._layout, self.candidate)
+        try:
+            try:
+                registry.download(self._layout, where, bundle, registry.SIGNATURE)
+            except Unavailable:
+                raise
+            except UserError:
+                bundle.unlink(missing_ok=True)  # what is not there is not signed
+            return signing.verify(self._layout, self.path, bundle)
+        except signing.Unsigned as error:
+            return error
+
+    @kept
+    def proto(self) -> ModelProto | ValueError:
+        """The candidate's graph, or what is wrong with the file."""
+        if self.sha256 != self.candidate.sha256:
+            raise UserError(f"{self._name}: not read: its bytes are not those registered")
+        try:
+            return parse(self.path.read_bytes())
+        except ValueError as error:
+            return error
+
+    def _readable(self) -> ModelProto:
+        if isinstance(self.proto, ValueError):
+            raise UserError(f"{self._name}: not read: {self.proto}")
+        return self.proto
+
+    @kept
+    def outside(self) -> list[tuple[str, str]] | ValueError:
+        """Tensors that lie outside the file."""
+        return self.proto if isinstance(self.proto, ValueError) else outside(self.proto)
+
+    @kept
+    def card(self) -> ModelCard | ValueError:
+        """The candidate's metadata, or what is wrong with them."""
+        try:
+            return checked_card(self._readable())
+        except ValueError as error:
+            return error
+
+    @kept
+    def not_finite(self) -> tuple[dict[str, int], int]:
+        """Tensor → values that are no finite numbers; and how many values there are."""
+        if self.outside:
+            raise UserError(f"{self._name}: not read: weights lie outside the file")
+        found, count = {}, 0
+        for number, tensor in enumerate(tensors(self._readable())):
+            if tensor.data_type == TensorProto.UNDEFINED:
+                continue  # an attribute that holds no tensor
+            values = numpy_helper.to_array(tensor)
+            count += values.size
+            own = values.dtype.kind in _NUMERIC
+            if own or values.dtype.name.startswith(("bfloat", "float")):
+                plain = values if own else values.astype(np.float32)
+                wrong = int(values.size - np.isfinite(plain).sum())
+                if wrong:
+                    found[tensor.name or f"tensor {number}"] = wrong
+        return found, count
+
+    # What the checkout holds.
+
+    @kept
+    def data(self) -> Card:
+        """What the checkout's data are."""
+        return load_card(self._layout.prepared)
+
+    @kept
+    def gate(self) -> Split:
+        """The split that decides; at least one image."""
+        split = load_split(self._layout.prepared, "gate")
+        if not len(split.labels):
+            raise UserError("the gate split holds no images; raise data.gate")
+        return split
+
+    @kept
+    def test(self) -> Split:
+        """The split that only reports; at least one image."""
+        split = load_split(self._layout.prepared, "test")
+        if not len(split.labels):
+            raise UserError("the test split holds no images; raise data.test")
+        return split
+
+    @cached_property
+    def sample(self) -> NDArray[np.uint8]:
+        """Up to `verify.images` images of the gate split."""
+        return self.gate.images[: self.params.verify.images]
+
+    # What runs.
+
+    @kept
+    def new(self) -> Contender:
+        """The candidate, loaded."""
+        if self.refused:
+            raise UserError(f"not loaded: {self.refused}")
+        return Contender(self.path, self.gate, self.data)
+
+    @kept
+    def old(self) -> Contender | None:
+        """The champion, loaded and scored; None without a champion."""
+        champion = self.held_against
+        if champion is None:
+            return None
+        try:
+            path = registry.version_file(self._layout, champion)
+            contender = Contender(path, self.gate, self.data)
+            if not contender.score.finite:
+                raise UserError("its answers are not finite")
+        except Unavailable:
+            raise
+        except UserError as error:
+            raise UserError(
+                f"champion version {champion.number} cannot be scored, so there is nothing to "
+                f"compare with: {error}; set registry.model to another name to begin a new line "
+                "of models"
+            ) from None
+        return contender
+
+    @kept
+    def weights_at_hand(self) -> bool:
+        """Whether the checkout's trained network is the one this version was made from."""
+        weights = self._layout.trained / "network.safetensors"
+        if not (weights.is_file() and weights.with_suffix(".json").is_file()):
+            return False
+        return sha256_file(weights) == record.weights_of(self._layout, self.candidate)
+
+    def parity(self) -> dict[int, float] | None:
+        """Return batch → difference of torch and ONNX Runtime; None without the weights."""
+        model = self.new.model
+        if not self.weights_at_hand:
+            return None
+        from pipelines.export import folded  # torch, which the other gates do without
+        from pipelines.training.network import load
+        from pipelines.verification import compare, torch_answer
+
+        network = torch_answer(folded(load(self._layout.trained)[1]))
+        networks = {"torch": network, "onnx": lambda asked, batch: model.logits(asked, batch=batch)}
+        found = compare(networks, self.sample, self.params.gates.parity)
+        return {row.batch: row.difference for row in found}

@@ -1,0 +1,274 @@
+"""What the gates gather, from real versions in a real registry."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from checkout import Checkout, prepare_digits
+from sabotage import MODEL, again, exchange, register, reweigh, stored
+
+from pipelines import registry, release, tracking
+from pipelines.errors import Unavailable, UserError
+from pipelines.files import sha256_file
+from pipelines.gates.command import hold_to_gates, show
+from pipelines.gates.finding import Finding, from_tags
+from pipelines.gates.judging import GATES, judge
+from pipelines.gates.ratchet import best_error, former_champions
+from pipelines.registry import Version
+
+Make = Callable[..., Checkout]
+
+
+def version(made: Checkout, number: int) -> Version:
+    return registry.get_version(tracking.connect(made.layout), MODEL, number)
+
+
+def judged(made: Checkout, number: int, champion: int | None = None) -> dict[str, Finding]:
+    old = None if champion is None else version(made, champion)
+    found = judge(made.layout, made.params, version(made, number), old, None)
+    assert [finding.gate for finding in found] == list(GATES)
+    return {finding.gate: finding for finding in found}
+
+
+def test_any_version_can_be_held_to_the_gates(
+    checkout: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = checkout()
+    release.register(made.layout, made.params, None)
+    release.promote(made.layout, made.params, 1)
+    lost = register(made, reweigh("bias", lambda bias: bias * 0))
+    findings = hold_to_gates(made.layout, made.params, MODEL, lost)
+    assert not show(MODEL, lost, findings, as_json=True)
+    said = json.loads(capsys.readouterr().out)
+    assert said["may_be_champion"] is False
+    assert "champion" in said["blocked_by"]
+    assert [gate["gate"] for gate in said["gates"]] == list(GATES)
+    # The findings are on the version; no alias moved.
+    told = {finding.gate: finding for finding in from_tags(version(made, lost).tags)}
+    assert told == {finding.gate: finding for finding in findings}
+    assert registry.aliases(tracking.connect(made.layout), MODEL) == {"champion": 1}
+    assert show(MODEL, 1, hold_to_gates(made.layout, made.params, MODEL, 1), as_json=False)
+    shown = capsys.readouterr().out
+    assert "may be champion" in shown
+    assert all(name in shown for name in GATES)
+
+
+def test_the_command_says_why_and_exits_with_one(checkout: Make) -> None:
+    made = checkout()
+    release.register(made.layout, made.params, None)
+    root = Path(__file__).parents[3]
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(root / name, made.layout.root / name)
+    tracking.connect(made.layout).delete_model_version_tag(MODEL, "1", "lineage.torch")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "gates", "1", "--json"],
+        cwd=made.layout.root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 1, done.stderr
+    assert json.loads(done.stdout)["blocked_by"] == ["lineage"]
+    assert done.stderr == ""
+    with pytest.raises(UserError, match="version 7: does not exist; there are: 1"):
+        hold_to_gates(made.layout, made.params, MODEL, 7)
+
+
+def test_what_is_no_model_at_all_is_refused_by_its_format(checkout: Make) -> None:
+    made = checkout()
+    release.register(made.layout, made.params, None)
+    number = again(made)
+    path = stored(made, number)
+    for content in (b"", b"not a model", path.read_bytes()[:1000]):
+        path.write_bytes(content)
+        client = tracking.connect(made.layout)
+        for key in ("onnx_sha256", "lineage.onnx_sha256"):
+            client.set_model_version_tag(MODEL, str(number), key, sha256_file(path))
+        found = judged(made, number)
+        stopped = [name for name, finding in found.items() if finding.verdict == "fail"]
+        # No bytes are a model without a graph: what is wrong with that is its schema.
+        assert stopped == (["format"] if content else ["schema"])
+        assert found["runtime"].verdict == "not run"
+
+
+def test_no_damage_makes_the_judge_raise(checkout: Make) -> None:
+    made = checkout()
+    release.register(made.layout, made.params, None)
+    number = again(made)
+    path, draw = stored(made, number), np.random.default_rng(0)
+    whole, client = path.read_bytes(), tracking.connect(made.layout)
+    small = len(whole) - 28 * 28 * 10 * 4  # most of the file is weights; damage the rest
+    for _ in range(25):
+        content = bytearray(whole)
+        for at in draw.integers(0, min(small, 400), 3):
+            content[at] = draw.integers(0, 256)
+        path.write_bytes(content)
+        for key in ("onnx_sha256", "lineage.onnx_sha256"):
+            client.set_model_version_tag(MODEL, str(number), key, sha256_file(path))
+        judged(made, number)
+    path.unlink()
+    found = judged(made, number)
+    assert found["bytes"].verdict == "not run"
+    assert "gone" in found["bytes"].reason
+    assert found["lineage"].passed
+
+
+def test_a_registry_that_is_away_says_nothing_about_the_model(
+    checkout: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = checkout()
+    release.register(made.layout, made.params, None)
+    candidate = version(made, 1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(Unavailable):
+        judge(made.layout, made.params, candidate, None, None)
+
+
+def test_nothing_is_left_of_what_was_downloaded(checkout: Make) -> None:
+    made = checkout()
+    release.register(made.layout, made.params, None)
+    before = sorted(made.layout.root.rglob("*"))
+    judged(made, 1, 1)
+    assert sorted(made.layout.root.rglob("*")) == before
+
+
+def test_an_empty_gate_split_blocks_and_says_what_to_raise(checkout: Make) -> None:
+    made = checkout()
+    release.register(made.layout, made.params, None)
+    from pipelines.data.prepared import load_split, save_split
+    from pipelines.files import read_json, write_json
+
+    split = load_split(made.layout.prepared, "gate")
+    empty = replace(split, images=split.images[:0], labels=split.labels[:0], hashes=())
+    save_split(made.layout.prepared, "gate", empty)
+    path = made.layout.prepared / "card.json"
+    card = read_json(path)
+    card["counts"]["gate"] = dict.fromkeys(card["counts"]["gate"], 0)
+    write_json(path, card)
+    found = judged(made, 1)
+    assert found["champion"].verdict == "not run"
+    assert "raise data.gate" in found["champion"].reason
+
+
+def test_figures_of_other_data_are_compared_by_chance(checkout: Make) -> None:
+    made = checkout()
+    release.register(made.layout, made.params, None)
+    client = tracking.connect(made.layout)
+    client.set_model_version_tag(MODEL, "1", "lineage.data_hash", "")
+    client.set_model_version_tag(MODEL, "1", "metric.test_error", "15.0")
+    skew = judged(made, 1)["skew"]
+    assert skew.passed
+    assert "others" in skew.reason
+    client.set_model_version_tag(MODEL, "1", "metric.test_error", "0.5")
+    assert judged(made, 1)["skew"].verdict == "fail"
+    client.delete_model_version_tag(MODEL, "1", "metric.test_error")
+    gone = judged(made, 1)["skew"]
+    assert gone.verdict == "not run"
+    assert "metric.test_error" in gone.reason
+
+
+def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path: Path) -> None:
+    made = checkout()
+    release.register(made.layout, made.params, None)
+    first = release.promote(made.layout, made.params, 1)
+    second = Checkout.make(made.layout, 100.0, 0)
+    release.register(made.layout, made.params, None)
+    wide = replace(made.params.gates, margin=1.0, class_margin=1.0, robustness=1.0)
+    assert release.promote(made.layout, replace(made.params, gates=wide), 2).promoted
+    rows = registry.list_versions(made.layout, MODEL)
+    assert [row.number for row in former_champions(rows)] == [2, 1]
+    assert best_error(made.layout, former_champions(rows)) == pytest.approx(first.error)
+    # The data grow: the same two models, other images.
+    shutil.rmtree(made.layout.prepared)
+    other = prepare_digits(tmp_path / "more", limit=900)
+    shutil.copytree(other, made.layout.prepared)
+    from pipelines.data.prepared import load_card, load_split
+    from pipelines.runtime import OnnxModel
+    from pipelines.scoring import error
+
+    split, classes = load_split(made.layout.prepared, "gate"), load_card(other).classes
+    model = OnnxModel.load(stored(made, 1), "cpu")
+    best = best_error(made.layout, former_champions(rows))
+    assert best == error(model, split, classes).error
+    # A champion that is gone holds nobody to anything.
+    assert best_error(made.layout, []) is None
+    assert second.gate_errors > made.gate_errors
+
+
+def test_the_ratchet_blocks_what_is_as_good_as_a_champion_that_slid(checkout: Make) -> None:
+    made = checkout()
+    release.register(made.layout, made.params, None)
+    release.promote(made.layout, made.params, 1)
+    Checkout.make(made.layout, 100.0, 0)
+    release.register(made.layout, made.params, None)
+    gates = replace(made.params.gates, margin=1.0, class_margin=1.0, robustness=1.0)
+    wide = replace(made.params, gates=gates)
+    assert release.promote(made.layout, wide, 2).promoted
+    number = again(made)
+    # Four of 64 images worse than the best; its equal alone would be within this margin.
+    strict = replace(made.params, gates=replace(gates, margin=0.06))
+    done = release.promote(made.layout, strict, number)
+    assert not done.promoted
+    assert "best champion ever" in done.reason
+
+
+@pytest.mark.parametrize("change", ["none", "weights"])
+def test_where_the_weights_are_at_hand_parity_is_measured_again(
+    checkout: Make, change: str
+) -> None:
+    """A real network, trained by nobody, folded and exported as the stages do."""
+    import torch
+
+    from pipelines.data.prepared import load_card
+    from pipelines.export import export
+    from pipelines.training.network import NetworkSpec, build, save
+
+    made = checkout()
+    card = load_card(made.layout.prepared)
+    spec = NetworkSpec(
+        "prong+", card.size, card.channels, card.classes, card.mean, card.deviation, 2, 4
+    )
+    torch.manual_seed(0)
+    (made.layout.trained / "network.safetensors").unlink()
+    save(made.layout.trained, spec, build(spec).state_dict())
+    root = Path(__file__).parents[3]
+    export(made.layout.trained, made.layout.prepared, made.params, root, made.layout.onnx)
+
+    def name(model: onnx.ModelProto) -> None:
+        if change == "weights":
+            tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+            values = onnx.numpy_helper.to_array(tensor) * np.float32(1.01)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+    number = register(made, name)
+    found = judged(made, number)
+    assert "measured now at batch 1:" in found["parity"].reason
+    assert "256:" in found["parity"].reason
+    stopped = [gate for gate, finding in found.items() if not finding.passed]
+    assert stopped == ([] if change == "none" else ["parity"])
+    figure = found["parity"].figure
+    assert figure is not None
+    assert (figure < 1e-4) if change == "none" else (1e-3 < figure < 1e-1)
+
+
+def test_a_tensor_without_its_values_is_never_loaded(checkout: Make) -> None:
+    made = checkout()
+    release.register(made.layout, made.params, None)
+    number = again(made)
+    exchange(made, number, lambda model: model.graph.initializer[1].ClearField("raw_data"))
+    found = judged(made, number)
+    assert found["weights"].verdict == "not run"
+    assert found["runtime"].reason == "not loaded: the gate weights did not let it through"
