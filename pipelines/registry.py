@@ -5,9 +5,8 @@ A version counts once it is `complete`: uploaded, downloaded again, found equal,
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +29,7 @@ from pipelines.tracking import answering, connect, tracking_uri
 from pipelines.tracking.server_leases import PREFIX as LEASE
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
+"""Aliases: live; live before; registered last, and not judged yet or refused."""
 MODEL_FILE = "model.onnx"
 SHA256, COMPLETE = "onnx_sha256", "prong.complete"
 LINEAGE, METRIC, PARAM, GATE = "lineage.", "metric.", "param.", "gate."
@@ -98,13 +98,14 @@ class Version:
             "aliases": list(self.aliases),
             "run_id": self.run_id,
             "onnx_sha256": self.sha256,
-            "metrics": {k: _number(v) for k, v in self.under(METRIC).items()},
+            "metrics": {k: number(v) for k, v in self.under(METRIC).items()},
             "gates": {found.gate: asdict(found) for found in self.findings},
             "lineage": self.under(LINEAGE),
         }
 
 
-def _number(text: str) -> float | str:
+def number(text: str) -> float | str:
+    """Return a tag's text as a number where it is one; a hash stays text."""
     if text.isdecimal() and len(text) < 16:
         return int(text)
     try:
@@ -148,18 +149,6 @@ def versions(client: MlflowClient, model: str) -> list[Version]:
         token = page.token
         if not token:
             return sorted(found, key=lambda version: -version.number)
-
-
-def sources(client: MlflowClient) -> set[str]:
-    """Return where the files of all versions of all registered models lie."""
-    found: set[str] = set()
-    token = None
-    while True:
-        page = client.search_model_versions(max_results=1000, page_token=token)
-        found |= {str(version.source) for version in page}
-        token = page.token
-        if not token:
-            return found
 
 
 def get_version(client: MlflowClient, model: str, number: int) -> Version:
@@ -304,40 +293,3 @@ def download(layout: Layout, where: str, path: Path) -> str:
         with atomic_path(path) as temporary:
             temporary.write_bytes(Path(got).read_bytes())
     return sha256_file(path)
-
-
-def show_versions(model: str, rows: Sequence[Version]) -> None:
-    """Print versions as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=model, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("version", "alias", "test error", "parity", "gates", "commit", "data", "when"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        metrics, made = row.under(METRIC), row.under(LINEAGE)
-        commit = made.get("git_commit", "")[:10]
-        table.add_row(
-            str(row.number) if row.complete else f"{row.number} (incomplete)",
-            ", ".join(row.aliases),
-            _figure("{:.2f} %", metrics.get("test_error")),
-            _figure("{:.0e}", metrics.get("parity")),
-            _gates(row),
-            commit + (" *" if made.get("git_dirty") == "true" else ""),
-            made.get("data_hash", "")[:10],
-            row.created.astimezone().strftime("%Y-%m-%d %H:%M"),
-        )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    console.print("*: with uncommitted changes; lineage in full: prong models --json", style="dim")
-
-
-def _gates(row: Version) -> str:
-    blocked = [finding.gate for finding in row.findings if finding.verdict != "pass"]
-    said = f"blocked: {', '.join(blocked)}" if blocked else "pass" if row.findings else ""
-    return f"{said} {_figure('{:.2%}', row.under(METRIC).get('gate_error'))}".strip()
-
-
-def _figure(form: str, text: str | None) -> str:
-    value = _number(text or "")
-    return value if isinstance(value, str) else form.format(value)

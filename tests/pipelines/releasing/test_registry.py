@@ -10,6 +10,7 @@ from pipelines import promotion, registry, release, tracking
 from pipelines.errors import Unavailable, UserError
 from pipelines.files import sha256_file
 from pipelines.layout import Layout
+from pipelines.version_table import show_versions
 
 MODEL = "prong-digits"
 Make = Callable[..., Checkout]
@@ -65,7 +66,7 @@ def test_versions_come_newest_first_with_aliases_metrics_and_lineage(
     assert said["gates"]["champion"]["verdict"] == "pass"
     assert isinstance(said["metrics"]["gate_images"], int)
     assert said["lineage"]["onnx_sha256"] == said["onnx_sha256"]
-    registry.show_versions(MODEL, rows)
+    show_versions(MODEL, rows)
     shown = capsys.readouterr().out
     assert "champion" in shown
     assert f"{said['metrics']['test_error']:.2f} %" in shown
@@ -85,7 +86,7 @@ def test_versions_come_newest_first_with_aliases_metrics_and_lineage(
     ],
 )
 def test_figures_become_numbers_and_hashes_do_not(text: str, value: object) -> None:
-    assert registry._number(text) == value
+    assert registry.number(text) == value
 
 
 def test_more_versions_than_one_page_are_all_found(layout: Layout) -> None:
