@@ -23,8 +23,8 @@ from prefect.runtime import flow_run
 from pipelines import config, versioning
 from pipelines.config import Params
 from pipelines.errors import Unavailable, UserError
+from pipelines.judgement import Decision
 from pipelines.layout import Layout
-from pipelines.promotion import Decision
 from pipelines.release import Registration
 from pipelines.stages import check_names
 from pipelines.versioning import StageResult

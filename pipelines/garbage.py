@@ -19,6 +19,7 @@ from pipelines.errors import UserError
 from pipelines.layout import Layout
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
     from pipelines.registrar import Registrar
@@ -143,6 +144,18 @@ class _Removal:
             client.delete_logged_model(model_id)
 
 
+def _sources(client: MlflowClient) -> set[str]:
+    """Return where the files of all versions of all registered models lie."""
+    found: set[str] = set()
+    token = None
+    while True:
+        page = client.search_model_versions(max_results=1000, page_token=token)
+        found |= {str(version.source) for version in page}
+        token = page.token
+        if not token:
+            return found
+
+
 def _logged(held: Registrar) -> Iterator[LoggedModel]:
     """Yield the uploads that this program made for a model."""
     from pipelines.registry import SHA256
@@ -163,9 +176,9 @@ def _logged(held: Registrar) -> Iterator[LoggedModel]:
 
 def _uploads(layout: Layout, held: Registrar) -> list[Item]:
     """Return uploads that never became a version; none is on its way while the lease is held."""
-    from pipelines import artifacts, registry
+    from pipelines import artifacts
 
-    sources = registry.sources(held.client)
+    sources = _sources(held.client)
     items = []
     for model in _logged(held):
         where = model.artifact_location

@@ -12,11 +12,11 @@ import getpass
 import json
 import socket
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import pipelines.tracking.surroundings  # noqa: F401  # before MLflow is imported
 
@@ -25,70 +25,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipelines import faults, history, registry, tracking
-from pipelines.errors import UserError
-from pipelines.history import Entry, History
+from pipelines.history import Entry
+from pipelines.intents import INTENT, Intent, State
 from pipelines.layout import Layout
 from pipelines.registry import CHALLENGER, CHAMPION, PREVIOUS, Version
 from pipelines.tracking.leases import Lease, leased
-
-INTENT = "prong.intent"
-"""Tag of the registered model."""
-
-
-@dataclass(frozen=True)
-class Intent:
-    """What is to be once a command has come to its end.
-
-    Attributes:
-        command: Which one.
-        id: Names the intent for good.
-        sha256: `register`: the bytes a version is to hold.
-        aliases: Otherwise: alias → version, or None where it is to be taken away; in this order.
-        entry: Otherwise: the history's entry, without its place in the list.
-    """
-
-    command: Literal["register", "promote", "rollback"]
-    id: str
-    sha256: str = ""
-    aliases: Mapping[str, int | None] | None = None
-    entry: Mapping[str, Any] | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Intent:
-        """Return the intent that a tag holds.
-
-        Raises:
-            UserError: If it is none; another program or a newer version wrote it.
-        """
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError):
-            raise UserError(
-                f"the registered model's tag {INTENT} is no intent: {text[:200]!r}; a newer "
-                "version of this program may have written it; remove the tag if not"
-            ) from None
-
-
-@dataclass(frozen=True)
-class State:
-    """A registered model as it stands.
-
-    Attributes:
-        aliases: Alias → version.
-        history: What was live.
-        intent: What a command began, or None.
-    """
-
-    aliases: Mapping[str, int]
-    history: History
-    intent: Intent | None
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the aliases are those of the history's last entry."""
-        last = self.history.last
-        wanted = (None, None) if last is None else (last.version, last.previous)
-        return (self.aliases.get(CHAMPION), self.aliases.get(PREVIOUS)) == wanted
 
 
 def read_state(client: MlflowClient, model: str) -> State:

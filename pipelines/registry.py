@@ -30,6 +30,7 @@ from pipelines.tracking import answering, connect, tracking_uri
 from pipelines.tracking.server_leases import PREFIX as LEASE
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
+"""Aliases: live; live before; registered last, and not judged yet or refused."""
 MODEL_FILE, SIGNATURE = "model.onnx", "model.onnx.sig"
 SHA256, COMPLETE = "onnx_sha256", "prong.complete"
 LINEAGE, METRIC, PARAM = "lineage.", "metric.", "param."
@@ -142,18 +143,6 @@ def versions(client: MlflowClient, model: str) -> list[Version]:
         token = page.token
         if not token:
             return sorted(found, key=lambda version: -version.number)
-
-
-def sources(client: MlflowClient) -> set[str]:
-    """Return where the files of all versions of all registered models lie."""
-    found: set[str] = set()
-    token = None
-    while True:
-        page = client.search_model_versions(max_results=1000, page_token=token)
-        found |= {str(version.source) for version in page}
-        token = page.token
-        if not token:
-            return found
 
 
 def get_version(client: MlflowClient, model: str, number: int) -> Version:

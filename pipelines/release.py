@@ -51,7 +51,8 @@ def register(layout: Layout, params: Params, flow_run_id: str | None) -> Registr
         Unavailable: If the store does not answer.
     """
     from pipelines import registry
-    from pipelines.registrar import Intent, registrar
+    from pipelines.intents import Intent
+    from pipelines.registrar import registrar
 
     if not layout.onnx.is_file():
         raise UserError(f"{layout.onnx}: absent; the stage export makes it")

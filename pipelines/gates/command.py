@@ -15,8 +15,8 @@ from pipelines.config import Params
 from pipelines.errors import UserError
 from pipelines.gates.finding import Finding, blocked
 from pipelines.gates.judging import GATES
+from pipelines.judgement import judged
 from pipelines.layout import Layout
-from pipelines.promotion import judged
 from pipelines.registrar import registrar
 
 _STYLE = {"pass": "green", "fail": "bold red", "not run": "yellow"}

@@ -148,6 +148,8 @@ class Evidence:
     @kept
     def signer(self) -> str | Exception:
         """The key that signed the candidate's bytes as they lie there now, or why none did."""
+        if self.sha256 != self.candidate.sha256:
+            raise UserError(f"{self._name}: not read: its bytes are not those registered")
         bundle = self._scratch / registry.SIGNATURE
         where = registry.location(self._layout, self.candidate)
         try:

@@ -91,15 +91,19 @@ class TableLeases:
         try:
             return self._take(name, lasts)
         except (OperationalError, ProgrammingError):
-            if sa.inspect(self._engine).has_table(_TABLE.name):
-                raise
+            self._make_table()
+            return self._take(name, lasts)
+
+    def _make_table(self) -> None:
+        """Make the table unless it is there; another process may be making it as well."""
+        if sa.inspect(self._engine).has_table(_TABLE.name):
+            return
         try:
             _TABLE.create(self._engine)
         except (OperationalError, ProgrammingError, IntegrityError):
-            # Two may make it at once; PostgreSQL then reports a clash of its own catalogue.
+            # PostgreSQL reports a clash in its own catalogue if two do so at once.
             if not sa.inspect(self._engine).has_table(_TABLE.name):
                 raise
-        return self._take(name, lasts)
 
     def _take(self, name: str, lasts: float) -> int | None:
         mine = json.dumps(identity())

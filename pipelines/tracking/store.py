@@ -22,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from pipelines.errors import Unavailable, UserError
 from pipelines.files import atomic_path
@@ -100,6 +101,27 @@ def _create(database: Path, artifacts: str) -> None:
             store.engine.dispose()
 
 
+def _create_tables(layout: Layout, uri: str) -> None:
+    """Let MLflow make its tables in an empty database server, once.
+
+    Two first starts at once would break each other; the lease's own table needs no such care.
+    """
+    from pipelines.tracking.leases import leased
+
+    def empty() -> bool:
+        engine = sqlalchemy.create_engine(uri, poolclass=NullPool)
+        return not sqlalchemy.inspect(engine).has_table("alembic_version")
+
+    if not empty():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with leased(layout, "first start"):
+        if empty():
+            store = SqlAlchemyStore(uri, artifact_root(layout))  # type: ignore[no-untyped-call]
+            store.engine.dispose()
+
+
 def _check_sqlite(uri: str, database: Path) -> None:
     """Find a damaged file at once; MLflow would try again for minutes."""
     try:
@@ -162,6 +184,7 @@ def connect(layout: Layout) -> MlflowClient:
             _check_server(uri)
         elif scheme(uri) in _DATABASES and scheme(uri) != "sqlite":
             _check_database(uri)
+            _create_tables(layout, uri)
         return MlflowClient(uri)
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from checkout import Checkout, prepare_digits
 from nursery import Nursery, nursery
+from object_store import object_store
 from postgres import Postgres, postgres
 from stage import PostgresDatabases, SqliteFiles, Stage, checkouts
 
 from pipelines.layout import Layout
 
-__all__ = ["postgres"]  # a fixture
+__all__ = ["object_store", "postgres"]  # fixtures
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import shutil
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from checkout import Checkout
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from pipelines import registry, release, tracking
+from pipelines import registry, release, signing, tracking
 from pipelines.data.prepared import load_split
 from pipelines.files import read_json, sha256_file, write_json
 from pipelines.registry import LINEAGE, SHA256
@@ -22,7 +21,6 @@ from pipelines.runtime import OnnxModel
 from pipelines.scoring import error
 
 MODEL = "prong-digits"
-SIGNED = find_spec("pipelines.signing") is not None
 
 
 def stored(made: Checkout, number: int) -> Path:
@@ -70,6 +68,8 @@ def exchange(made: Checkout, number: int, change: Callable[[ModelProto], None]) 
 
 def sign_again(made: Checkout, number: int) -> None:
     """Sign a version whose file was exchanged, as the holder of the key could."""
+    path = stored(made, number)
+    signing.sign(made.layout, path, path.with_name(registry.SIGNATURE))
 
 
 def again(made: Checkout) -> int:

@@ -17,13 +17,13 @@ import pytest
 from checkout import Checkout, prepare_digits
 from sabotage import MODEL, again, exchange, register, reweigh, stored
 
-from pipelines import registry, release, tracking
+from pipelines import promotion, registry, release, tracking
 from pipelines.errors import Unavailable, UserError
 from pipelines.files import sha256_file
 from pipelines.gates.command import hold_to_gates, show
 from pipelines.gates.finding import Finding, from_tags
 from pipelines.gates.judging import GATES, judge
-from pipelines.gates.ratchet import best_error, former_champions
+from pipelines.gates.ratchet import best_error
 from pipelines.registry import Version
 
 Make = Callable[..., Checkout]
@@ -45,7 +45,7 @@ def test_any_version_can_be_held_to_the_gates(
 ) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    release.promote(made.layout, made.params, 1)
+    promotion.promote(made.layout, made.params, 1)
     lost = register(made, reweigh("bias", lambda bias: bias * 0))
     findings = hold_to_gates(made.layout, made.params, MODEL, lost)
     assert not show(MODEL, lost, findings, as_json=True)
@@ -56,7 +56,8 @@ def test_any_version_can_be_held_to_the_gates(
     # The findings are on the version; no alias moved.
     told = {finding.gate: finding for finding in from_tags(version(made, lost).tags)}
     assert told == {finding.gate: finding for finding in findings}
-    assert registry.aliases(tracking.connect(made.layout), MODEL) == {"champion": 1}
+    aliases = registry.aliases(tracking.connect(made.layout), MODEL)
+    assert aliases == {"champion": 1, "challenger": lost}
     assert show(MODEL, 1, hold_to_gates(made.layout, made.params, MODEL, 1), as_json=False)
     shown = capsys.readouterr().out
     assert "may be champion" in shown
@@ -183,14 +184,13 @@ def test_figures_of_other_data_are_compared_by_chance(checkout: Make) -> None:
 def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path: Path) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    first = release.promote(made.layout, made.params, 1)
+    first = promotion.promote(made.layout, made.params, 1)
     second = Checkout.make(made.layout, 100.0, 0)
     release.register(made.layout, made.params, None)
     wide = replace(made.params.gates, margin=1.0, class_margin=1.0, robustness=1.0)
-    assert release.promote(made.layout, replace(made.params, gates=wide), 2).promoted
+    assert promotion.promote(made.layout, replace(made.params, gates=wide), 2).promoted
     rows = registry.list_versions(made.layout, MODEL)
-    assert [row.number for row in former_champions(rows)] == [2, 1]
-    assert best_error(made.layout, former_champions(rows)) == pytest.approx(first.error)
+    assert best_error(made.layout, rows) == pytest.approx(first.error)
     # The data grow: the same two models, other images.
     shutil.rmtree(made.layout.prepared)
     other = prepare_digits(tmp_path / "more", limit=900)
@@ -201,7 +201,7 @@ def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path
 
     split, classes = load_split(made.layout.prepared, "gate"), load_card(other).classes
     model = OnnxModel.load(stored(made, 1), "cpu")
-    best = best_error(made.layout, former_champions(rows))
+    best = best_error(made.layout, rows)
     assert best == error(model, split, classes).error
     # A champion that is gone holds nobody to anything.
     assert best_error(made.layout, []) is None
@@ -211,16 +211,16 @@ def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path
 def test_the_ratchet_blocks_what_is_as_good_as_a_champion_that_slid(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    release.promote(made.layout, made.params, 1)
+    promotion.promote(made.layout, made.params, 1)
     Checkout.make(made.layout, 100.0, 0)
     release.register(made.layout, made.params, None)
     gates = replace(made.params.gates, margin=1.0, class_margin=1.0, robustness=1.0)
     wide = replace(made.params, gates=gates)
-    assert release.promote(made.layout, wide, 2).promoted
+    assert promotion.promote(made.layout, wide, 2).promoted
     number = again(made)
     # Four of 64 images worse than the best; its equal alone would be within this margin.
     strict = replace(made.params, gates=replace(gates, margin=0.06))
-    done = release.promote(made.layout, strict, number)
+    done = promotion.promote(made.layout, strict, number)
     assert not done.promoted
     assert "best champion ever" in done.reason
 

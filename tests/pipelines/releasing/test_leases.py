@@ -208,6 +208,18 @@ def test_eight_registrars_at_once_on_postgresql(on_postgres: Stage, many: dict[s
 
 
 @pytest.mark.slow
+def test_first_starts_at_once_make_one_database(
+    postgres: Postgres, roots: dict[str, Path], hatch: Nursery, tmp_path: Path
+) -> None:
+    env = {
+        "MLFLOW_TRACKING_URI": postgres.create("empty"),
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": (tmp_path / "artifacts").as_uri(),
+    }
+    registry = Registry(env, roots, hatch)
+    all_is_there(registry, ["A", "B", "C"], at_once(registry, ["A", "B", "C"]))
+
+
+@pytest.mark.slow
 def test_a_server_knows_leases_and_intents_too(
     layout: Layout,
     roots: dict[str, Path],

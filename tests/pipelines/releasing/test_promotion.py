@@ -13,8 +13,8 @@ from test_release import MODEL, aliases, forget, stored
 
 from pipelines import history, promotion, registrar, registry, release, tracking
 from pipelines.errors import Failed, UserError
+from pipelines.judgement import Decision
 from pipelines.layout import Layout
-from pipelines.promotion import Decision
 from pipelines.runtime import OnnxModel
 
 Make = Callable[..., Checkout]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import sabotage as wrong
 from checkout import Checkout
-from sabotage import MODEL, SIGNED, again, exchange, register
+from sabotage import MODEL, again, exchange, register
 
-from pipelines import registry, release, tracking
+from pipelines import promotion, registry, release, tracking
 from pipelines.files import read_json, write_json
 from pipelines.gates.finding import blocked, from_tags
 from pipelines.gates.judging import GATES
@@ -110,7 +110,7 @@ CASES = {
     "tampered bytes": Case(
         "bytes",
         version(wrong.tamper),
-        not_run=frozenset(LOADING | {"format", "schema", "weights"}),
+        not_run=frozenset(LOADING | {"signature", "format", "schema", "weights"}),
     ),
     "missing lineage": Case("lineage", version(wrong.forget_lineage)),
     "pickled artefact": Case("format", version(wrong.add_pickle), not_run=LOADING),
@@ -148,21 +148,19 @@ def arena(
             patch.delenv(name, raising=False)
         made = Checkout.make(layout, 0.0, 0)
         release.register(layout, made.params, None)
-        assert release.promote(layout, made.params, 1).promoted
+        assert promotion.promote(layout, made.params, 1).promoted
         yield made
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_sabotaged_candidate_is_refused_by_its_gate(arena: Checkout, name: str) -> None:
     case = CASES[name]
-    if case.gate == "signature" and not SIGNED:
-        pytest.skip("versions are not signed yet")
     made = Checkout.make(arena.layout, 0.0, 0)
     number = case.make(made)
     assert number > 1
     limits: dict[str, Any] = {"latency": UNTIMED, **case.limits}
     params = replace(made.params, gates=replace(made.params.gates, **limits))
-    decision = release.promote(made.layout, params, number)
+    decision = promotion.promote(made.layout, params, number)
     client = tracking.connect(made.layout)
     found = {f.gate: f for f in from_tags(registry.get_version(client, MODEL, number).tags)}
     expected = {name: "not run" if name in case.not_run else "pass" for name in GATES}
@@ -178,9 +176,9 @@ def test_a_sabotaged_candidate_is_refused_by_its_gate(arena: Checkout, name: str
 def test_a_good_candidate_passes_every_gate(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    assert release.promote(made.layout, made.params, 1).promoted
+    assert promotion.promote(made.layout, made.params, 1).promoted
     number = again(made)
-    decision = release.promote(made.layout, made.params, number)
+    decision = promotion.promote(made.layout, made.params, number)
     assert decision.promoted, decision.reason
     assert [f.gate for f in decision.findings] == list(GATES)
     assert blocked(decision.findings, tuple(GATES)) == []
@@ -200,14 +198,14 @@ def test_a_slow_slide_is_stopped_at_the_margin_below_the_best(checkout: Make) ->
         gates=replace(made.params.gates, **{**WIDE, "margin": 0.08, "latency": UNTIMED}),
     )
     release.register(made.layout, params, None)
-    best = release.promote(made.layout, params, 1)
+    best = promotion.promote(made.layout, params, 1)
     assert best.promoted
     right = right_images(made)
     last = best
     for step in range(1, 12):
         Checkout.make(made.layout, 0.0, 0)
         number = register(made, forget_images(made, right[:step]))
-        done = release.promote(made.layout, params, number)
+        done = promotion.promote(made.layout, params, number)
         if not done.promoted:
             break
         last = done
