@@ -194,10 +194,13 @@ def test_what_a_version_comes_with_is_let_through() -> None:
 
 
 def test_tensors_outside_the_file_block() -> None:
-    found = provenance.stored_format([], [("w", "../../secret")])
+    files = [StoredFile("model.onnx", b"")]
+    assert provenance.stored_format(files, []).passed
+    found = provenance.stored_format(files, [("w", "../../secret")])
     assert found.verdict == "fail"
     assert "../../secret" in found.reason
-    assert not provenance.stored_format([], ValueError("not an ONNX model")).passed
+    assert not provenance.stored_format(files, ValueError("not an ONNX model")).passed
+    assert "no model.onnx" in provenance.stored_format([], []).reason
 
 
 # contents
