@@ -85,6 +85,8 @@ def _skew(e: Evidence) -> Finding:
 
 
 def _champion(e: Evidence) -> Finding:
+    if not e.new.score.finite:
+        return failed("champion", "an answer to a gate image is not finite")
     old = None if e.old is None else e.old.score.wrong
     return quality.champion(e.new.score.wrong, old, e.best_error, e.params.gates.margin)
 

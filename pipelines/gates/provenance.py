@@ -118,6 +118,8 @@ def stored_format(
             file raised.
     """
     wrong = [said for file in files if (said := _foreign(file))]
+    if "model.onnx" not in {file.path for file in files}:
+        wrong.append("no model.onnx is listed in the version's folder")
     if isinstance(outside, ValueError):
         wrong.append(f"model.onnx: {outside}")
     else:

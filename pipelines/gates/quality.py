@@ -98,8 +98,8 @@ def classes(
     evident = ((net > 1) | (net == images)) & (images > 0)
     lost = evident & (share > margin + _ROUNDING)
     order = [at for at in np.lexsort((-share, ~lost)) if net[at] > 0]
-    shown = [f"{names[at]} {net[at]} of {images[at]}" for at in order[:_SHOWN]]
-    said = f"net lost: {', '.join(shown)}" if shown else "no class is worse"
+    shown = [f"{names[at]}: {net[at]} of {images[at]}" for at in order[:_SHOWN]]
+    said = f"net lost of class {', '.join(shown)}" if shown else "no class is worse"
     said += f" and {len(order) - _SHOWN} more classes" if len(order) > _SHOWN else ""
     worst = float(share[evident].max(initial=0.0))
     return held_to("classes", worst, margin, said + note)

@@ -88,7 +88,7 @@ def test_a_class_may_lose_its_margin_and_not_an_image_more() -> None:
     assert (at.passed, at.figure) == (True, pytest.approx(0.1))
     beyond = quality.classes(wrong(*range(100, 106), of=500), none, LABELS, NAMES, 0.1)
     assert (beyond.verdict, beyond.figure) == ("fail", pytest.approx(0.12))
-    assert "2 6 of 50" in beyond.reason
+    assert "2: 6 of 50" in beyond.reason
 
 
 def test_what_a_class_wins_makes_up_for_what_it_loses() -> None:
@@ -184,11 +184,23 @@ def test_what_could_run_code_or_leads_out_of_the_folder_blocks(path: str, head: 
     assert repr(path) in found.reason
 
 
+def test_what_a_version_comes_with_is_let_through() -> None:
+    names = (
+        "MLmodel conda.yaml python_env.yaml requirements.txt input_example.json "
+        "serving_input_example.json registered_model_meta model.onnx weights.safetensors "
+        "model.onnx.sig bom.cdx.json card.md dvc.lock params.yaml"
+    )
+    assert provenance.stored_format([StoredFile(n, b"") for n in names.split()], []).passed
+
+
 def test_tensors_outside_the_file_block() -> None:
-    found = provenance.stored_format([], [("w", "../../secret")])
+    files = [StoredFile("model.onnx", b"")]
+    assert provenance.stored_format(files, []).passed
+    found = provenance.stored_format(files, [("w", "../../secret")])
     assert found.verdict == "fail"
     assert "../../secret" in found.reason
-    assert not provenance.stored_format([], ValueError("not an ONNX model")).passed
+    assert not provenance.stored_format(files, ValueError("not an ONNX model")).passed
+    assert "no model.onnx" in provenance.stored_format([], []).reason
 
 
 # contents
