@@ -40,13 +40,14 @@ def released(checkout: Make, layout: Layout) -> Layout:
     """A checkout with two versions that were champion, and a third that is much worse."""
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(SOURCE / name, layout.root / name)
-    for noise in (0.0, 1.0, 200.0):
+    for noise in (0.0, 1.0, 200.0):  # the last is refused
         made = checkout(noise=noise)
         done = release.register(made.layout, made.params, None)
         promotion.promote(made.layout, made.params, done.version)
     return layout
 
 
+@pytest.mark.slow
 def test_back_and_forth_by_commands(released: Layout) -> None:
     refused = prong(released, "promote")
     assert refused.returncode == 1, refused.stderr

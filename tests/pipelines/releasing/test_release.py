@@ -329,6 +329,7 @@ def test_a_read_only_store_is_the_users_to_mend(
         release.register(made.layout, made.params, None)
 
 
+@pytest.mark.slow
 def test_registrars_at_once_give_distinct_versions(checkout: Make, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
