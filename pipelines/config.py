@@ -120,6 +120,21 @@ class GatesConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ScheduleConfig:
+    """How a scheduled run tries again when an outside system was silent."""
+
+    retries: Annotated[int, Field(ge=0, le=20)]
+    pause: Annotated[float, Field(gt=0, le=3600)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class AlertsConfig:
+    """Where a scheduled run reports failures, blocked promotions and new champions."""
+
+    webhook: Annotated[str, Field(pattern=r"^(https?://[^\s/]+\S*|\$[A-Za-z_][A-Za-z0-9_]*)?$")]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Params:
     """All of `params.yaml`."""
 
@@ -130,6 +145,8 @@ class Params:
     verify: VerifyConfig
     registry: RegistryConfig
     gates: GatesConfig
+    schedule: ScheduleConfig
+    alerts: AlertsConfig
 
     @property
     def model_name(self) -> str:
@@ -200,6 +217,8 @@ _SECTIONS: dict[str, type] = {
     "verify": VerifyConfig,
     "registry": RegistryConfig,
     "gates": GatesConfig,
+    "schedule": ScheduleConfig,
+    "alerts": AlertsConfig,
 }
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 OWNERS = {
     "mlflow": {"pipelines/tracking", "pipelines/registry.py", "pipelines/upload.py",
                "pipelines/registrar.py"},
-    "prefect": {"pipelines/flow.py", "pipelines/prefect_server.py"},
+    "prefect": {"pipelines/flow.py", "pipelines/prefect_server.py", "pipelines/scheduling"},
     "dvc": {"pipelines/versioning.py"},
     "onnxruntime": {"pipelines/runtime.py"},
 }  # fmt: skip
