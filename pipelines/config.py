@@ -159,9 +159,17 @@ class Params:
         return f"prong-{name or 'images'}"
 
     def hash(self, *sections: str) -> str:
-        """Return the sha256 of the named sections (default: all) as canonical JSON."""
+        """Return the sha256 of sections (default: the recorded ones) as canonical JSON."""
         values = asdict(self)
-        return sha256_json({name: values[name] for name in sections or values})
+        return sha256_json({name: values[name] for name in sections or self.recorded()})
+
+    def recorded(self) -> dict[str, dict[str, Any]]:
+        """Return the sections that say something of a model, as plain values.
+
+        When runs are made and whom they tell does not; and an alert's address may hold a secret.
+        """
+        sections: dict[str, dict[str, Any]] = asdict(self)
+        return {name: v for name, v in sections.items() if name not in ("schedule", "alerts")}
 
 
 def _yaml() -> YAML:

@@ -164,20 +164,14 @@ def judged_version(layout: Layout, params: Params) -> int | None:
     """
     from pipelines import registry, tracking
     from pipelines.data.prepared import load_card
-    from pipelines.metadata import code_hash, params_hash
+    from pipelines.metadata import training_hash
 
-    hashes = {
-        "data_hash": load_card(layout.prepared).data_hash,
-        "params_hash": params_hash(params),
-        "code_hash": code_hash(layout.root),
-    }
-    wanted = rules.training_key(hashes)
+    wanted = training_hash(load_card(layout.prepared).data_hash, params, layout.root)
     client = tracking.connect(layout)
     with tracking.answering(layout):
         for version in registry.versions(client, params.model_name):
-            made = version.under(registry.LINEAGE)
             judged = version.complete and version.under("gate.")
-            if judged and set(hashes) <= set(made) and rules.training_key(made) == wanted:
+            if judged and version.under(registry.LINEAGE).get("training_hash") == wanted:
                 return version.number
     return None
 

@@ -18,7 +18,7 @@ def main(pool: str) -> None:
     from prefect.utilities.processutils import setup_signal_handlers_worker
     from prefect.workers.process import ProcessWorker
 
-    setup_signal_handlers_worker(os.getpid(), "the worker", print)
+    setup_signal_handlers_worker(os.getpid(), "the worker", _quiet)
     worker = ProcessWorker(work_pool_name=pool, limit=1, create_pool_if_not_found=False)
     try:
         asyncio.run(worker.start(printer=_quiet))

@@ -6,13 +6,12 @@ one answer, and it does not depend on which process asks first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
 from pipelines.errors import Unavailable
-from pipelines.files import sha256_json
 
 Phase = Literal["waiting", "running", "done", "skipped"]
 ATTEMPTS = 3
@@ -87,18 +86,6 @@ def to_begin_again(dead: Sequence[tuple[Due, int]], others: Sequence[Due]) -> st
     newest, begun = max(dead, key=lambda item: item[0].rank)
     later = [run for run in others if run.phase != "skipped" and run.rank > newest.rank]
     return None if later or begun >= ATTEMPTS else newest.run_id
-
-
-def training_key(hashes: Mapping[str, str]) -> str:
-    """Return the name of one training: equal data, parameters and code give equal names.
-
-    Args:
-        hashes: Under `data_hash`, `params_hash` and `code_hash`; further entries do not count.
-
-    Raises:
-        KeyError: If one is missing.
-    """
-    return sha256_json([hashes[name] for name in ("data_hash", "params_hash", "code_hash")])
 
 
 def can_pass(error: BaseException) -> bool:

@@ -6,7 +6,6 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,6 @@ from pipelines.processes import run_group
 from pipelines.training import methods
 from pipelines.training.events import CONDITIONING, HISTORY, Event, EventReader, write_table
 from pipelines.training.rank import Job
-
-_UNRECORDED = ("alerts", "schedule")
-"""Sections that say nothing of a training; an alert's address may hold a secret."""
 
 
 def device(config: TrainConfig) -> str:
@@ -125,8 +121,7 @@ def train(layout: Layout, params: Params) -> None:
     config = params.train
     place = device(config)
     count = processes(config, place)
-    recorded = {s: d for s, d in asdict(params).items() if s not in _UNRECORDED}
-    values = {f"{s}.{k}": v for s, d in recorded.items() for k, v in d.items()}
+    values = {f"{s}.{k}": v for s, d in params.recorded().items() for k, v in d.items()}
     values["train.lr"] = methods.learning_rate(config)
     tags = {"prong.method": config.method, "prong.device": place, "prong.processes": str(count)}
     start = time.monotonic()

@@ -1,0 +1,227 @@
+"""A real worker on a real schedule, as a user starts it; a minute or more each."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+import pytest
+import requests
+from small_checkout import Checkout, make
+
+T = TypeVar("T")
+PATIENCE = 240.0
+Run = dict[str, object]
+
+
+@contextmanager
+def working(checkout: Checkout, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Keep a worker while the block runs, and leave nothing of it behind."""
+    log = checkout.root.parent / f"worker-{time.monotonic_ns()}.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", "worker"],
+            cwd=checkout.root,
+            env=checkout.environment(**more),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        until(
+            lambda: b"Ctrl-C ends" in log.read_bytes() or process.poll() is not None,
+            "the worker to say that it is there",
+        )
+        assert process.poll() is None, log.read_text()
+        yield process
+    finally:
+        family = relatives(process)
+        if process.poll() is None:
+            process.terminate()
+        _, left = psutil.wait_procs(family, timeout=90)
+        for one in left:
+            one.kill()
+        process.wait(timeout=60)
+    assert left == [], log.read_text()
+
+
+def relatives(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return a process and all that descend from it."""
+    try:
+        parent = psutil.Process(process.pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def until(ask: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
+    """Return the first true answer."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if answer := ask():
+            return answer
+        time.sleep(0.5)
+    raise AssertionError(f"waited {patience:.0f} s in vain for {what}")
+
+
+def api(checkout: Checkout) -> str:
+    return str(json.loads((checkout.root / ".prong/prefect-server.json").read_text())["api"])
+
+
+def post(checkout: Checkout, path: str, body: object) -> requests.Response:
+    with requests.Session() as session:
+        session.trust_env = False
+        answer = session.post(f"{api(checkout)}/{path}", json=body, timeout=60)
+    answer.raise_for_status()
+    return answer
+
+
+def runs(checkout: Checkout, name: str, started: bool = True) -> list[Run]:
+    """Return the runs of a deployment, earliest first; those begun, or all."""
+    asked = {
+        "deployments": {"name": {"any_": [name]}},
+        "sort": "EXPECTED_START_TIME_ASC",
+        "limit": 200,
+    }
+    found: list[Run] = post(checkout, "flow_runs/filter", asked).json()
+    return [run for run in found if run["state_type"] != "SCHEDULED" or not started]
+
+
+def ended(checkout: Checkout, name: str, count: int) -> list[Run]:
+    """Return the runs that ended, once there are at least so many."""
+    final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+    def ask() -> list[Run]:
+        found = [run for run in runs(checkout, name) if run["state_type"] in final]
+        return found if len(found) >= count else []
+
+    return until(ask, f"{count} ended runs of {name}")
+
+
+def versions(checkout: Checkout) -> list[int]:
+    done = checkout.prong("models", "--json")
+    return [row["version"] for row in json.loads(done.out)] if done.code == 0 else []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_cron_deployment_fires_and_trains_only_what_is_new(tmp_path: Path) -> None:
+    checkout = make(tmp_path / "job")
+    made = checkout.prong("schedule", "--cron", "* * * * *")
+    assert made.code == 0, made.err
+    with working(checkout):
+        second = checkout.run(sys.executable, "-m", "pipelines.cli", "worker")
+        assert second.code == 2
+        assert "a worker runs in this checkout already" in second.err
+        unchanged = checkout.prong("schedule", "--cron", "* * * * *")
+        assert "unchanged" in unchanged.out, unchanged.err
+
+        first, again, *_ = ended(checkout, "retrain", 2)
+        assert first["state_type"] == "COMPLETED", first["state"]
+        assert first["state_name"] == "Completed"
+        assert again["state_type"] == "COMPLETED", again["state"]
+        assert again["state_name"] == "Nothing new"
+        gap = parsed(again["expected_start_time"]) - parsed(first["expected_start_time"])
+        assert 0 < gap <= 180
+        assert versions(checkout) == [1]
+
+        so_far = len(ended(checkout, "retrain", 2))
+        from pipelines import config
+
+        config.edit(checkout.root / "params.yaml", ["data.limit=380"])  # other data
+        after = until(
+            lambda: [
+                run
+                for run in ended(checkout, "retrain", so_far + 1)[so_far:]
+                if run["state_name"] == "Completed"
+            ],
+            "a run that trains on the other data",
+        )
+        assert after
+        assert versions(checkout) == [2, 1]
+    assert checkout.run("git", "worktree", "prune").code == 0
+    assert list((checkout.root / ".prong/worktrees").iterdir()) == []
+
+
+def parsed(text: object) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(str(text)).timestamp()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_workers_run_is_picked_up_where_it_stopped(tmp_path: Path) -> None:
+    checkout = make(tmp_path / "job")
+    from pipelines import config
+
+    config.edit(checkout.root / "params.yaml", ["train.epochs=40", "data.limit=0"])
+    assert checkout.prong("schedule", "--cron", "0 0 1 1 *").code == 0
+    trees = checkout.root / ".prong/worktrees"
+
+    def prepared() -> Path | None:
+        return next(iter(trees.glob("*/data/prepared/card.json")), None)
+
+    with working(checkout) as worker:
+        (where,) = post(checkout, "deployments/filter", {}).json()
+        started = post(checkout, f"deployments/{where['id']}/create_flow_run", {}).json()
+        card = until(prepared, "the first stage to end")
+        until(lambda: training(worker), "the training to begin")
+        made = card.stat().st_mtime_ns
+        family = relatives(worker)
+        for one in family:
+            one.send_signal(signal.SIGKILL)
+        psutil.wait_procs(family, timeout=60)
+    with working(checkout) as worker:
+        until(lambda: training(worker), "the training to begin again")
+        assert card.stat().st_mtime_ns == made  # the first stage was not done again
+        (run,) = ended(checkout, "retrain", 1)
+    assert run["id"] == started["id"]
+    assert run["state_type"] == "COMPLETED", run["state"]
+    assert run["run_count"] == 2
+    assert versions(checkout) == [1]
+
+
+def training(worker: subprocess.Popen[bytes]) -> bool:
+    """Say whether ranks are at work under a worker."""
+
+    def said(one: psutil.Process) -> str:
+        try:
+            return " ".join(one.cmdline())
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            return ""
+
+    return any("pipelines.training.rank" in said(one) for one in relatives(worker))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_backlog_collapses_to_the_newest(tmp_path: Path) -> None:
+    checkout = make(tmp_path / "job")
+    assert checkout.prong("schedule", "--cron", "0 0 1 1 *").code == 0
+    from datetime import UTC, datetime, timedelta
+
+    with working(checkout) as worker:  # its server takes the backlog, its poller is stopped
+        (where,) = post(checkout, "deployments/filter", {}).json()
+        poller = next(one for one in relatives(worker) if "polling" in " ".join(one.cmdline()))
+        poller.suspend()
+        try:
+            now = datetime.now(UTC)
+            for minutes in range(10, 0, -1):
+                due = (now - timedelta(minutes=minutes)).isoformat()
+                state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due}}
+                post(checkout, f"deployments/{where['id']}/create_flow_run", {"state": state})
+        finally:
+            poller.resume()
+        found = ended(checkout, "retrain", 10)
+    assert [run["state_name"] for run in found].count("Skipped") == 9
+    assert found[-1]["state_name"] == "Completed"
+    assert all("late" in str(run["state"]) for run in found[:-1])
+    assert versions(checkout) == [1]
