@@ -68,8 +68,13 @@ def _plan(found: DeploymentResponse) -> Plan | None:
         timezone=one.schedule.timezone or "UTC",
         pool=found.work_pool_name or "",
         paused=found.paused or not one.active,
-        root=found.path or "",
+        root=root_of(found),
     )
+
+
+def root_of(found: DeploymentResponse) -> str:
+    """Return the checkout that a deployment runs; `prefect deploy` leaves its path empty."""
+    return str(found.job_variables.get("working_dir") or found.path or "")
 
 
 def deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:

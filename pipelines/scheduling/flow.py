@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -48,43 +48,87 @@ class NothingNew:
     version: int
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """Another run does, or did, what this one was for.
+
+    Attributes:
+        reason: Which, in one line.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """What this run was called for.
+
+    Attributes:
+        name: Of the deployment.
+        deployment: Its id; empty if the flow was called by hand.
+        me: This run.
+    """
+
+    name: str
+    deployment: str
+    me: Due
+
+
+Outcome = JobResult | NothingNew | Skipped
+
+
 @flow(name="scheduled", validate_parameters=False)
 def scheduled() -> State[Any]:
     """Run the main job if there is something new, and say what came of it."""
     layout, params = open_checkout()
-    run_id, name = str(flow_run.id), str(deployment_context.name or "by-hand")
-    me = Due(run_id, flow_run.scheduled_start_time, "running")
-    with _reporting(params, name, me), runs.signs_of_life(run_id):
-        runs.sign(run_id)
-        skipped = _settle(layout, params, name, me)
-        if skipped:
-            return Cancelled(name=runs.SKIPPED, message=skipped)
-        with _only_one(layout, name) as mine:
-            if not mine:
-                return Cancelled(
-                    name=runs.SKIPPED, message="another run of this deployment is at work"
-                )
-            result = _patient(params)(layout, params, name)
-    if isinstance(result, NothingNew):
-        said = f"nothing new: version {result.version} has these data, parameters and code"
+    me = Due(str(flow_run.id), flow_run.scheduled_start_time, "running")
+    where = deployment_context.id
+    call = Call(str(deployment_context.name or "by-hand"), str(where or ""), me)
+    with _reporting(params, call), runs.signs_of_life(me.run_id):
+        runs.sign(me.run_id)
+        outcome: Outcome = _patient(params)(layout, params, call)
+    if isinstance(outcome, Skipped):
+        return Cancelled(name=runs.SKIPPED, message=outcome.reason)
+    if isinstance(outcome, NothingNew):
+        said = f"nothing new: version {outcome.version} has these data, parameters and code"
         return Completed(name=runs.NOTHING_NEW, message=said)
-    _announce(params, name, me, result)
-    return Completed(message=f"version {result.registration.version}: {result.decision.reason}")
+    _announce(params, call, outcome)
+    return Completed(message=f"version {outcome.registration.version}: {outcome.decision.reason}")
 
 
-def _settle(layout: Layout, params: Params, name: str, me: Due) -> str:
+def attempt(layout: Layout, params: Params, call: Call) -> Outcome:
+    """Settle with the other runs, take the deployment's lease, and work if there is work.
+
+    Args:
+        layout: The checkout.
+        params: Its parameters.
+        call: What this run was called for.
+
+    Raises:
+        UserError: If a parameter, the data or an outside system is at fault.
+        Failed: If a stage crashed.
+    """
+    skipped = _settle(layout, params, call)
+    if skipped:
+        return Skipped(skipped)
+    with _only_one(layout, call.name) as mine:
+        if not mine:
+            return Skipped("another run of this deployment is at work")
+        return work(layout, params, call.name)
+
+
+def _settle(layout: Layout, params: Params, call: Call) -> str:
     """Close what is dead and settle with the other runs; return why to skip, or nothing."""
     from pipelines import tracking
 
     tracking.close_dead_runs(layout)
-    if not deployment_context.id:
+    if not call.deployment:
         return ""
-    ours = UUID(str(deployment_context.id))
+    ours, me = UUID(call.deployment), call.me
     with runs.api() as client:
         for closed in runs.close_dead(client, ours, but=me.run_id, begin_again=False):
-            _tell(
-                params, "failed", name, Due(closed.run_id, closed.scheduled, "done"), closed.reason
-            )
+            dead = Due(closed.run_id, closed.scheduled, "done")
+            _tell(params, "failed", replace(call, me=dead), closed.reason)
         others = [runs.due(run) for run in runs.recent(client, ours)]
         standing = rules.standing(me, others, datetime.now(UTC))
         runs.skip(client, standing.overtaken, f"late: run {me.run_id} works in its place")
@@ -106,15 +150,15 @@ def _only_one(layout: Layout, name: str) -> Iterator[bool]:
 
 
 def _patient(params: Params) -> Any:
-    """Return the task that works, tried again as the parameters say."""
+    """Return the task of an attempt, made again as the parameters say."""
     pauses = list(rules.pauses(params.schedule.retries, params.schedule.pause))
     return task(
-        name="work",
+        name="attempt",
         cache_policy=NO_CACHE,
         retries=len(pauses),
         retry_delay_seconds=pauses,
         retry_condition_fn=_may_pass,
-    )(work)
+    )(attempt)
 
 
 def _may_pass(_task: object, _run: object, state: State[Any]) -> bool:
@@ -122,7 +166,7 @@ def _may_pass(_task: object, _run: object, state: State[Any]) -> bool:
     return isinstance(error, BaseException) and rules.can_pass(error)
 
 
-def work(layout: Layout, params: Params, name: str) -> JobResult | NothingNew:
+def work(layout: Layout, params: Params, name: str) -> Outcome:
     """Run the main job in a working tree of its own, unless its training is known.
 
     Args:
@@ -177,19 +221,19 @@ def judged_version(layout: Layout, params: Params) -> int | None:
 
 
 @contextmanager
-def _reporting(params: Params, name: str, me: Due) -> Iterator[None]:
+def _reporting(params: Params, call: Call) -> Iterator[None]:
     """Send an alert for what goes wrong, and let it pass on."""
     try:
         yield
     except (UserError, Failed, Unavailable) as error:
-        _tell(params, "failed", name, me, str(error))
+        _tell(params, "failed", call, str(error))
         raise
     except Exception as error:
-        _tell(params, "failed", name, me, f"{type(error).__name__}: {error}")
+        _tell(params, "failed", call, f"{type(error).__name__}: {error}")
         raise
 
 
-def _announce(params: Params, name: str, me: Due, result: JobResult) -> None:
+def _announce(params: Params, call: Call, result: JobResult) -> None:
     decision = result.decision
     if decision.promoted:
         event: alerts.Event = "promoted"
@@ -197,22 +241,17 @@ def _announce(params: Params, name: str, me: Due, result: JobResult) -> None:
         event = "blocked"
     else:
         return  # champion already: an earlier attempt said so
-    _tell(params, event, name, me, decision.reason, version=decision.version)
+    _tell(params, event, call, decision.reason, version=decision.version)
 
 
 def _tell(
-    params: Params,
-    event: alerts.Event,
-    name: str,
-    run: Due,
-    reason: str,
-    version: int | None = None,
+    params: Params, event: alerts.Event, call: Call, reason: str, version: int | None = None
 ) -> None:
     alert = alerts.Alert(
         event=event,
-        deployment=name,
-        flow_run=run.run_id,
-        scheduled=run.scheduled.isoformat(),
+        deployment=call.name,
+        flow_run=call.me.run_id,
+        scheduled=call.me.scheduled.isoformat(),
         reason=reason,
         model=params.model_name,
         version=version,

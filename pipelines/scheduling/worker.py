@@ -134,11 +134,11 @@ def look_after(layout: Layout, params: Params) -> None:
         Unavailable: If the server does not answer.
     """
     from pipelines.scheduling import alerts
-    from pipelines.scheduling.deployment import deployments
+    from pipelines.scheduling.deployment import deployments, root_of
     from pipelines.scheduling.runs import api, close_dead
 
     with api() as client:
-        mine = [one for one in deployments(client) if one.path == str(layout.root)]
+        mine = [one for one in deployments(client) if root_of(one) == str(layout.root)]
         found = [
             (one.name, run) for one in mine for run in close_dead(client, one.id, begin_again=True)
         ]

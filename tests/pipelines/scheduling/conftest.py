@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from postgres import postgres  # noqa: F401
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from small_checkout import make
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import psutil
 import pytest
 import requests
+from postgres import Postgres
 from small_checkout import Checkout, make
 
 T = TypeVar("T")
@@ -225,3 +226,35 @@ def test_a_backlog_collapses_to_the_newest(tmp_path: Path) -> None:
     assert found[-1]["state_name"] == "Completed"
     assert all("late" in str(run["state"]) for run in found[:-1])
     assert versions(checkout) == [1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_team_keeps_both_records_in_postgresql_by_settings_alone(
+    tmp_path: Path, postgres: Postgres
+) -> None:
+    checkout = make(tmp_path / "job")
+    flows, models = postgres.create("prefect_team"), postgres.create("mlflow_team")
+    team = {
+        "PREFECT_API_DATABASE_CONNECTION_URL": flows.replace("postgresql:", "postgresql+asyncpg:"),
+        "MLFLOW_TRACKING_URI": models,
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": (tmp_path / "artifacts").as_uri(),
+    }
+    try:
+        made = checkout.prong("schedule", "--cron", "0 0 1 1 *", **team)
+        assert made.code == 0, made.err
+        with working(checkout, **team):
+            again = checkout.prong("schedule", "--cron", "0 0 1 1 *", **team)
+            assert "unchanged" in again.out, again.err
+            (where,) = post(checkout, "deployments/filter", {}).json()
+            post(checkout, f"deployments/{where['id']}/create_flow_run", {})
+            (run,) = ended(checkout, "retrain", 1)
+        assert run["state_name"] == "Completed", run["state"]
+        done = checkout.prong("models", "--json", **team)
+        assert [row["aliases"] for row in json.loads(done.out)] == [["champion"]], done.err
+        assert not (checkout.root / ".prong/mlflow.db").exists()
+        assert not list((checkout.root / ".prong/prefect").glob("*.db"))
+        assert list((tmp_path / "artifacts").rglob("model.onnx"))
+    finally:
+        postgres.drop("prefect_team")
+        postgres.drop("mlflow_team")
