@@ -40,6 +40,8 @@ _UNSIGNED = 5 * 60.0
 """Seconds in which a worker brings a process to the point where it signs its run."""
 _LOOKS_BACK = timedelta(days=7)
 _PAGE = 200
+_CLOSED = "prong.closed"  # label: why a run is not begun again
+_LONGEST = 500
 _OPEN = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 
@@ -177,7 +179,7 @@ def close_dead(
         begin_again: Whether to; a run that asks does the work itself.
 
     Returns:
-        What was closed or begun again now.
+        What was closed or begun again now; each closing is told once.
     """
     runs = [run for run in recent(client, deployment) if str(run.id) != but]
     lost = {str(run.id): (run, reason) for run in runs if (reason := _lost(run))}
@@ -192,8 +194,11 @@ def close_dead(
             _crash(client, run, reason)
         if run_id == again:
             _begin_again(client, run, reason)
-        if not crashed or run_id == again:
-            closed.append(Closed(run_id, due(run).scheduled, run_id == again, reason))
+        elif crashed and run.labels.get(_CLOSED):
+            continue  # said before
+        else:
+            client.update_flow_run_labels(run.id, {_CLOSED: reason[:_LONGEST]})
+        closed.append(Closed(run_id, due(run).scheduled, run_id == again, reason))
     return closed
 
 
@@ -209,6 +214,6 @@ def _crash(client: SyncPrefectClient, run: FlowRun, reason: str) -> None:
 
 def _begin_again(client: SyncPrefectClient, run: FlowRun, reason: str) -> None:
     # Unsigned first: the old signature would make the new attempt look dead.
-    client.update_flow_run_labels(run.id, {"prong.process_start": ""})
+    client.update_flow_run_labels(run.id, {"prong.process_start": "", _CLOSED: ""})
     state: State[Any] = Scheduled(name="AwaitingRetry", message=f"begun again: {reason}")
     client.set_flow_run_state(run.id, state, force=True)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from postgres import postgres  # noqa: F401
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_LOGGING_TO_API_ENABLED,
+    temporary_settings,
+)
 from small_checkout import make
+from webhook import receiver  # noqa: F401
 
 from pipelines.layout import Layout
 from pipelines.prefect_server import prefect_api
@@ -24,9 +30,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
         patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
         patch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
         with prefect_api(layout) as wait:
-            import os
-
             address = os.environ["PREFECT_API_URL"]
             wait()
-            with temporary_settings({PREFECT_API_URL: address}):
+            with temporary_settings(
+                {PREFECT_API_URL: address, PREFECT_LOGGING_TO_API_ENABLED: False}
+            ):
                 yield layout

@@ -125,6 +125,7 @@ def test_a_crashed_run_is_begun_again_unless_a_later_one_did_its_work(served: La
         assert [one.again for one in runs.close_dead(client, where, begin_again=True)] == [True]
         client.set_flow_run_state(run.id, Crashed(message="exit code -9"), force=True)
         begun(client, where, Completed())
+        assert [one.again for one in runs.close_dead(client, where, begin_again=True)] == [False]
         assert runs.close_dead(client, where, begin_again=True) == []
         assert stands(client, run)[0] is StateType.CRASHED
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,9 @@ import pytest
 import requests
 from postgres import Postgres
 from small_checkout import Checkout, make
+from webhook import Receiver
+
+from pipelines import config
 
 T = TypeVar("T")
 PATIENCE = 240.0
@@ -97,7 +100,7 @@ def runs(checkout: Checkout, name: str, started: bool = True) -> list[Run]:
 
 def ended(checkout: Checkout, name: str, count: int) -> list[Run]:
     """Return the runs that ended, once there are at least so many."""
-    final = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+    final = ("COMPLETED", "FAILED", "CANCELLED")  # what crashed is begun again
 
     def ask() -> list[Run]:
         found = [run for run in runs(checkout, name) if run["state_type"] in final]
@@ -113,11 +116,14 @@ def versions(checkout: Checkout) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_cron_deployment_fires_and_trains_only_what_is_new(tmp_path: Path) -> None:
+def test_a_cron_deployment_fires_and_trains_only_what_is_new(
+    tmp_path: Path, receiver: Receiver
+) -> None:
     checkout = make(tmp_path / "job")
+    config.edit(checkout.root / "params.yaml", ["alerts.webhook=$PRONG_WEBHOOK"])
     made = checkout.prong("schedule", "--cron", "* * * * *")
     assert made.code == 0, made.err
-    with working(checkout):
+    with working(checkout, PRONG_WEBHOOK=receiver.url):
         second = checkout.run(sys.executable, "-m", "pipelines.cli", "worker")
         assert second.code == 2
         assert "a worker runs in this checkout already" in second.err
@@ -134,8 +140,6 @@ def test_a_cron_deployment_fires_and_trains_only_what_is_new(tmp_path: Path) -> 
         assert versions(checkout) == [1]
 
         so_far = len(ended(checkout, "retrain", 2))
-        from pipelines import config
-
         config.edit(checkout.root / "params.yaml", ["data.limit=380"])  # other data
         after = until(
             lambda: [
@@ -147,22 +151,26 @@ def test_a_cron_deployment_fires_and_trains_only_what_is_new(tmp_path: Path) -> 
         )
         assert after
         assert versions(checkout) == [2, 1]
+    # One alert for each version, none for a run that found nothing new.
+    assert [alert["version"] for alert in receiver.got] == [1, 2]
+    assert receiver.got[0]["event"] == "promoted"
+    recorded = checkout.prong("models", "--json").out
+    assert "s3cret" not in recorded + (checkout.root / ".prong/mlflow.db").read_bytes().decode(
+        "latin-1"
+    )
     assert checkout.run("git", "worktree", "prune").code == 0
     assert list((checkout.root / ".prong/worktrees").iterdir()) == []
 
 
 def parsed(text: object) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(str(text)).timestamp()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_workers_run_is_picked_up_where_it_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["all killed", "worker told to end", "run killed"])
+def test_a_run_that_was_cut_off_is_begun_again_where_it_stopped(tmp_path: Path, how: str) -> None:
     checkout = make(tmp_path / "job")
-    from pipelines import config
-
     config.edit(checkout.root / "params.yaml", ["train.epochs=40", "data.limit=0"])
     assert checkout.prong("schedule", "--cron", "0 0 1 1 *").code == 0
     trees = checkout.root / ".prong/worktrees"
@@ -176,29 +184,38 @@ def test_a_killed_workers_run_is_picked_up_where_it_stopped(tmp_path: Path) -> N
         card = until(prepared, "the first stage to end")
         until(lambda: training(worker), "the training to begin")
         made = card.stat().st_mtime_ns
-        family = relatives(worker)
-        for one in family:
-            one.send_signal(signal.SIGKILL)
-        psutil.wait_procs(family, timeout=60)
-    with working(checkout) as worker:
-        until(lambda: training(worker), "the training to begin again")
-        assert card.stat().st_mtime_ns == made  # the first stage was not done again
-        (run,) = ended(checkout, "retrain", 1)
+        if how == "run killed":
+            (engine,) = [one for one in relatives(worker) if "engine" in said(one)]
+            engine.kill()
+            until(lambda: not training(worker), "the ranks to end with their run")
+            until(lambda: training(worker), "the training to begin again")
+            (run,) = ended(checkout, "retrain", 1)
+        elif how == "all killed":
+            family = relatives(worker)
+            for one in family:
+                one.kill()
+            psutil.wait_procs(family, timeout=60)
+    if how != "run killed":  # by the next worker
+        with working(checkout) as worker:
+            until(lambda: training(worker), "the training to begin again")
+            assert card.stat().st_mtime_ns == made  # the first stage was not done again
+            (run,) = ended(checkout, "retrain", 1)
     assert run["id"] == started["id"]
     assert run["state_type"] == "COMPLETED", run["state"]
     assert run["run_count"] == 2
     assert versions(checkout) == [1]
 
 
+def said(one: psutil.Process) -> str:
+    """Return a process's command line, empty if it is gone."""
+    try:
+        return " ".join(one.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+        return ""
+
+
 def training(worker: subprocess.Popen[bytes]) -> bool:
     """Say whether ranks are at work under a worker."""
-
-    def said(one: psutil.Process) -> str:
-        try:
-            return " ".join(one.cmdline())
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            return ""
-
     return any("pipelines.training.rank" in said(one) for one in relatives(worker))
 
 
@@ -207,11 +224,9 @@ def training(worker: subprocess.Popen[bytes]) -> bool:
 def test_a_backlog_collapses_to_the_newest(tmp_path: Path) -> None:
     checkout = make(tmp_path / "job")
     assert checkout.prong("schedule", "--cron", "0 0 1 1 *").code == 0
-    from datetime import UTC, datetime, timedelta
-
     with working(checkout) as worker:  # its server takes the backlog, its poller is stopped
         (where,) = post(checkout, "deployments/filter", {}).json()
-        poller = next(one for one in relatives(worker) if "polling" in " ".join(one.cmdline()))
+        poller = next(one for one in relatives(worker) if "polling" in said(one))
         poller.suspend()
         try:
             now = datetime.now(UTC)
