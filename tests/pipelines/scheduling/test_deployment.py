@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Completed, Crashed, Pending, Running, Scheduled
+from ruamel.yaml import YAML
+from small_checkout import SOURCE
 
 from pipelines.errors import Unavailable, UserError
 from pipelines.layout import Layout
@@ -162,3 +168,44 @@ def test_a_server_that_is_away_is_unavailable(monkeypatch: pytest.MonkeyPatch) -
     away = {PREFECT_API_URL: "http://127.0.0.1:1/api", PREFECT_CLIENT_MAX_RETRIES: 0}
     with temporary_settings(away), pytest.raises(Unavailable, match="Prefect"):
         deployment.plans()
+
+
+def test_prefect_yaml_declares_what_prong_schedule_makes() -> None:
+    declared = YAML(typ="safe").load(SOURCE / "prefect.yaml")
+    (one,) = declared["deployments"]
+    assert one["name"] == deployment.NAME
+    assert one["work_pool"]["name"] == POOL
+    assert one["entrypoint"] == deployment.ENTRYPOINT
+    assert one["work_pool"]["job_variables"]["command"].endswith(deployment.COMMAND)
+    assert declared["prefect-version"] == version("prefect")
+    path, _, name = deployment.ENTRYPOINT.partition(":")
+    assert (SOURCE / path).is_file()
+    from pipelines.scheduling.flow import scheduled
+
+    assert (name, scheduled.name) == (scheduled.fn.__name__, FLOW)
+    for when in one["schedules"]:
+        assert schedule(when["cron"], when["timezone"])
+
+
+@pytest.mark.slow
+def test_prefects_own_command_deploys_the_same(served: Layout) -> None:
+    shutil.copy(SOURCE / "prefect.yaml", served.root)
+    with runs.api() as client:
+        deployment.ensure_pool(client, POOL)
+        address = str(client.api_url)
+    here = str(served.root)  # a shell sets PWD when it changes folders
+    program = Path(sys.executable).with_name("prefect")
+    for _ in range(2):
+        done = subprocess.run(
+            [program, "--no-prompt", "deploy", "--all"],
+            cwd=served.root,
+            env={**os.environ, "PREFECT_API_URL": address, "PWD": here, "PYTHONPATH": here},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    (plan,) = [plan for name, plan in deployment.plans() if name == deployment.NAME]
+    assert plan is not None
+    assert (plan.cron, plan.pool, plan.root) == ("0 3 * * *", POOL, here)
