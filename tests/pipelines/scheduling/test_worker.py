@@ -109,6 +109,13 @@ def ended(checkout: Checkout, name: str, count: int) -> list[Run]:
     return until(ask, f"{count} ended runs of {name}")
 
 
+def open_runs(checkout: Checkout) -> list[Run]:
+    """Return all flow runs that count as being at work."""
+    state = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
+    found: list[Run] = post(checkout, "flow_runs/filter", {"flow_runs": {"state": state}}).json()
+    return found
+
+
 def versions(checkout: Checkout) -> list[int]:
     done = checkout.prong("models", "--json")
     return [row["version"] for row in json.loads(done.out)] if done.code == 0 else []
@@ -171,7 +178,7 @@ def parsed(text: object) -> float:
 @pytest.mark.parametrize("how", ["all killed", "worker told to end", "run killed"])
 def test_a_run_that_was_cut_off_is_begun_again_where_it_stopped(tmp_path: Path, how: str) -> None:
     checkout = make(tmp_path / "job")
-    config.edit(checkout.root / "params.yaml", ["train.epochs=40", "data.limit=0"])
+    config.edit(checkout.root / "params.yaml", ["train.epochs=10", "data.limit=0"])
     assert checkout.prong("schedule", "--cron", "0 0 1 1 *").code == 0
     trees = checkout.root / ".prong/worktrees"
 
@@ -200,6 +207,7 @@ def test_a_run_that_was_cut_off_is_begun_again_where_it_stopped(tmp_path: Path, 
             until(lambda: training(worker), "the training to begin again")
             assert card.stat().st_mtime_ns == made  # the first stage was not done again
             (run,) = ended(checkout, "retrain", 1)
+            assert open_runs(checkout) == []  # nor does the main job below it stay RUNNING
     assert run["id"] == started["id"]
     assert run["state_type"] == "COMPLETED", run["state"]
     assert run["run_count"] == 2
