@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
 import pytest
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from webhook import Receiver
 
+from pipelines import config
+from pipelines.config import AlertsConfig, Params
 from pipelines.errors import Failed, Unavailable, UserError
+from pipelines.flow import JobResult
 from pipelines.layout import Layout
-from pipelines.scheduling.flow import _may_pass
+from pipelines.promotion import Decision
+from pipelines.release import Registration
+from pipelines.scheduling.flow import Call, _announce, _may_pass, _reporting
+from pipelines.scheduling.rules import Due
 
 
 @pytest.mark.parametrize(
@@ -33,3 +44,41 @@ def test_prefect_makes_again_only_what_can_pass(
     with pytest.raises(type(error), match=str(error)):
         attempt()
     assert len(made) == calls
+
+
+CALL = Call("retrain", "", Due("run-1", datetime(2030, 1, 1, tzinfo=UTC), "running"))
+
+
+def told(receiver: Receiver) -> Params:
+    """Return parameters whose alerts go to a receiver."""
+    params = config.load(Path(__file__).parents[3] / "params.yaml")
+    return replace(params, alerts=AlertsConfig(receiver.url))
+
+
+@pytest.mark.parametrize("error", [UserError("no data"), Failed("stage x"), ValueError("a bug")])
+def test_what_ends_a_run_is_told_and_still_ends_it(receiver: Receiver, error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)), _reporting(told(receiver), CALL):
+        raise error
+    (got,) = receiver.got
+    assert (got["event"], got["flow_run"]) == ("failed", "run-1")
+    assert str(error) in str(got["reason"])
+
+
+def test_a_run_that_ends_well_tells_nothing_by_itself(receiver: Receiver) -> None:
+    with _reporting(told(receiver), CALL):
+        pass
+    assert receiver.got == []
+
+
+@pytest.mark.parametrize(
+    ("promoted", "champion", "event"),
+    [(True, 7, ["promoted"]), (False, 3, ["blocked"]), (False, None, ["blocked"]), (False, 7, [])],
+)
+def test_what_the_gates_said_is_told(
+    receiver: Receiver, promoted: bool, champion: int | None, event: list[str]
+) -> None:
+    decision = Decision(7, promoted, champion, 3, "parity: 1e-2 > 1e-4")
+    registration = Registration("digits", 7, True, "run", "0" * 64)
+    _announce(told(receiver), CALL, JobResult((), registration, decision, "flow", 1.0))
+    assert [alert["event"] for alert in receiver.got] == event
+    assert all(alert["version"] == 7 for alert in receiver.got)
