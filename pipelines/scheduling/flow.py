@@ -136,11 +136,11 @@ def _settle(layout: Layout, params: Params, call: Call) -> str:
 
 
 @contextmanager
-def _only_one(layout: Layout, name: str) -> Iterator[bool]:
+def _only_one(layout: Layout, name: str, patience: float = _PATIENCE) -> Iterator[bool]:
     """Hold the deployment's lease; yield False if a living run keeps it."""
     from pipelines.tracking.leases import leased
 
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + patience
     while True:
         with leased(layout, f"scheduled-{name}", patience=0) as lease:
             if lease is not None or time.monotonic() > deadline:

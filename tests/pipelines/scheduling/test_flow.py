@@ -11,14 +11,14 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from webhook import Receiver
 
-from pipelines import config
+from pipelines import config, tracking
 from pipelines.config import AlertsConfig, Params
 from pipelines.errors import Failed, Unavailable, UserError
 from pipelines.flow import JobResult
 from pipelines.layout import Layout
 from pipelines.promotion import Decision
 from pipelines.release import Registration
-from pipelines.scheduling.flow import Call, _announce, _may_pass, _reporting
+from pipelines.scheduling.flow import Call, _announce, _may_pass, _only_one, _reporting
 from pipelines.scheduling.rules import Due
 
 
@@ -82,3 +82,16 @@ def test_what_the_gates_said_is_told(
     _announce(told(receiver), CALL, JobResult((), registration, decision, "flow", 1.0))
     assert [alert["event"] for alert in receiver.got] == event
     assert all(alert["version"] == 7 for alert in receiver.got)
+
+
+def test_two_runs_of_one_deployment_do_not_work_at_once(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    tracking.connect(layout)  # makes the store in which the lease lies
+    with _only_one(layout, "nightly") as first:
+        assert first
+        with _only_one(layout, "nightly", patience=0) as second:
+            assert not second
+        with _only_one(layout, "weekly", patience=0) as other:
+            assert other
+    with _only_one(layout, "nightly", patience=0) as third:
+        assert third

