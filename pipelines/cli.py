@@ -316,6 +316,67 @@ def ui(
     serve_pages(layout, mlflow_port=mlflow_port, prefect_port=prefect_port)
 
 
+@app.command()
+def schedule(
+    cron: Annotated[
+        str | None, typer.Option(metavar="'M H D M W'", help="When: five cron fields.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the deployment.")] = "retrain",
+    pool: Annotated[str, typer.Option(help="Work pool; the default one is made.")] = "prong",
+    timezone: Annotated[str, typer.Option(help="IANA name in which the cron is read.")] = "UTC",
+    pause: Annotated[bool, typer.Option("--pause", help="Fire no more until set again.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Delete the deployment.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the deployments.")] = False,
+) -> None:
+    """Run the main job at given times, as a Prefect deployment that `prong worker` serves."""
+    from pipelines.environment import open_checkout
+    from pipelines.prefect_server import prefect_api
+
+    asked = {"--cron": cron is not None, "--pause": pause, "--remove": remove, "--list": show}
+    given = [option for option, there in asked.items() if there]
+    if len(given) != 1:
+        raise UserError(f"{' '.join(given) or 'nothing given'}: give one of {', '.join(asked)}")
+    layout, _ = open_checkout()
+    with prefect_api(layout) as wait:
+        from pipelines.scheduling import deployment
+        from pipelines.scheduling.cron import schedule
+
+        if cron is not None:
+            times = schedule(cron, timezone)
+            wait()
+            plan, changed = deployment.deploy(layout, name, times, pool)
+            news = "scheduled" if changed else "unchanged"
+            print(f"{plan.name}  {plan.cron}  {plan.timezone}  pool {plan.pool}  {news}")
+            print("look on  prong worker (takes the runs) · prong schedule --list · prong ui")
+            return
+        wait()
+        if pause:
+            deployment.pause(name)
+            print(f"{name}  paused; `prong schedule --cron …` sets it going again")
+        elif remove:
+            deployment.remove(name)
+            print(f"{name}  removed")
+        else:
+            for known, found in deployment.plans():
+                said = "schedules made by hand: see prong ui"
+                if found is not None:
+                    state = "paused" if found.paused else "active"
+                    said = f"{found.cron}  {found.timezone}  pool {found.pool}  {state}"
+                print(f"{known}  {said}")
+
+
+@app.command()
+def worker(
+    pool: Annotated[str, typer.Option(help="Work pool to take runs from.")] = "prong",
+) -> None:
+    """Take scheduled runs in the foreground, until Ctrl-C; starts a server if none is set."""
+    from pipelines.environment import open_checkout
+    from pipelines.scheduling.worker import serve
+
+    layout, params = open_checkout()
+    serve(layout, params, pool)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2."""
     # Imports make garbage of hardly anything: looking for it took a fifth of a short command.

@@ -130,6 +130,21 @@ class GatesConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class ScheduleConfig:
+    """How a scheduled run tries again when an outside system was silent."""
+
+    retries: Annotated[int, Field(ge=0, le=20)]
+    pause: Annotated[float, Field(gt=0, le=3600)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class AlertsConfig:
+    """Where a scheduled run reports failures, blocked promotions and new champions."""
+
+    webhook: Annotated[str, Field(pattern=r"^(https?://[^\s/]+\S*|\$[A-Za-z_][A-Za-z0-9_]*)?$")]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Params:
     """All of `params.yaml`."""
 
@@ -140,6 +155,8 @@ class Params:
     verify: VerifyConfig
     registry: RegistryConfig
     gates: GatesConfig
+    schedule: ScheduleConfig
+    alerts: AlertsConfig
 
     @property
     def model_name(self) -> str:
@@ -152,9 +169,17 @@ class Params:
         return f"prong-{name or 'images'}"
 
     def hash(self, *sections: str) -> str:
-        """Return the sha256 of the named sections (default: all) as canonical JSON."""
+        """Return the sha256 of sections (default: the recorded ones) as canonical JSON."""
         values = asdict(self)
-        return sha256_json({name: values[name] for name in sections or values})
+        return sha256_json({name: values[name] for name in sections or self.recorded()})
+
+    def recorded(self) -> dict[str, dict[str, Any]]:
+        """Return the sections that say something of a model, as plain values.
+
+        When runs are made and whom they tell does not; and an alert's address may hold a secret.
+        """
+        sections: dict[str, dict[str, Any]] = asdict(self)
+        return {name: v for name, v in sections.items() if name not in ("schedule", "alerts")}
 
 
 def _yaml() -> YAML:
@@ -210,6 +235,8 @@ _SECTIONS: dict[str, type] = {
     "verify": VerifyConfig,
     "registry": RegistryConfig,
     "gates": GatesConfig,
+    "schedule": ScheduleConfig,
+    "alerts": AlertsConfig,
 }
 
 

@@ -14,7 +14,7 @@ from pipelines.data.prepared import load_card
 from pipelines.errors import UserError
 from pipelines.files import read_json, sha256_file
 from pipelines.layout import Layout
-from pipelines.metadata import code_hash
+from pipelines.metadata import code_hash, training_hash
 
 UNKNOWN = "unknown"
 LONGEST = 5000
@@ -95,9 +95,9 @@ def lineage(layout: Layout, params: Params) -> dict[str, str]:
 
     Returns:
         `git_commit`, `git_dirty`, hashes (`dvc_lock_sha256`, `data_hash`, `params_hash`,
-        `code_hash`, `onnx_sha256`), `python` and package versions, `platform`, and of the
-        training `device`, `gpu`, `cuda`, `driver`, `seed`, `world_size`, `method`; `unknown` where
-        it cannot be known.
+        `code_hash`, `training_hash`, `onnx_sha256`), `python` and package versions, `platform`,
+        and of the training `device`, `gpu`, `cuda`, `driver`, `seed`, `world_size`, `method`;
+        `unknown` where it cannot be known.
 
     Raises:
         UserError: If the data card or the ONNX file is absent, or a report is damaged.
@@ -112,6 +112,7 @@ def lineage(layout: Layout, params: Params) -> dict[str, str]:
         "data_hash": load_card(layout.prepared).data_hash,
         "params_hash": params.hash(),
         "code_hash": code_hash(layout.root),
+        "training_hash": training_hash(load_card(layout.prepared).data_hash, params, layout.root),
         "onnx_sha256": sha256_file(layout.onnx),
         "opset": str(params.export.opset),
         "platform": platform.platform(),

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipelines.config import Params
 from pipelines.errors import UserError
-from pipelines.files import sha256_sources
+from pipelines.files import sha256_json, sha256_sources
 
 FORMAT = 1
 INPUT, OUTPUTS = "images", ("logits", "probabilities")
@@ -182,3 +182,14 @@ def code_hash(root: Path) -> str:
         "pipelines/metadata.py",
     )
     return sha256_sources([root / name for name in names], root)
+
+
+def training_hash(data_hash: str, params: Params, root: Path) -> str:
+    """Return the name of one training: equal data, parameters and code give equal names.
+
+    Args:
+        data_hash: Of the prepared images.
+        params: See `params_hash` for those that count.
+        root: The checkout with the code.
+    """
+    return sha256_json([data_hash, params_hash(params), code_hash(root)])

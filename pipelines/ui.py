@@ -20,6 +20,7 @@ import requests
 from pipelines import tracking
 from pipelines.errors import Unavailable, UserError
 from pipelines.layout import Layout
+from pipelines.prefect_server import standing_server
 from pipelines.processes import end_group
 
 HOST = "127.0.0.1"
@@ -95,7 +96,7 @@ def _mlflow(layout: Layout, port: int) -> Page:
 
 
 def _prefect(layout: Layout, port: int) -> Page:
-    if url := os.environ.get("PREFECT_API_URL"):
+    if url := os.environ.get("PREFECT_API_URL") or standing_server(layout):
         return Page("Prefect", tracking.shown_uri(url).removesuffix("/").removesuffix("/api"))
     home = os.environ.get("PREFECT_HOME", str(layout.state / "prefect"))
     env = {"PREFECT_HOME": home, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}

@@ -10,7 +10,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +176,8 @@ def _training_run(layout: Layout, params: Params) -> str:
 
 
 def _knobs(params: Params) -> dict[str, object]:
-    """Return all parameters by full name."""
-    sections: dict[str, dict[str, object]] = asdict(params)
-    return {f"{s}.{k}": v for s, values in sections.items() for k, v in values.items()}
+    """Return the parameters that are recorded, by full name."""
+    return {f"{s}.{k}": v for s, values in params.recorded().items() for k, v in values.items()}
 
 
 def _fold(verification: Mapping[str, Any]) -> str:

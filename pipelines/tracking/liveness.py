@@ -44,7 +44,12 @@ def gone(tags: Mapping[str, str]) -> bool:
     return tags[_KERNEL] == _kernel() and process_start(int(tags[_PID])) != tags[_START]
 
 
-def _dead(tags: Mapping[str, str]) -> bool:
+def dead(tags: Mapping[str, str]) -> bool:
+    """Say whether the process with this identity is gone, or has been silent for `STALE` seconds.
+
+    Args:
+        tags: What `identity` returned there, `HEARTBEAT` renewed since.
+    """
     if tags[_KERNEL] == _kernel():
         return gone(tags)
     # Another machine, container or boot: its process cannot be seen from here.
@@ -69,7 +74,7 @@ def close_dead_runs(layout: Layout) -> list[str]:
             return []
         found = f"attributes.status = 'RUNNING' and tags.`{_START}` != ''"
         for run in client.search_runs(experiments, found):
-            if _dead(run.data.tags):
+            if dead(run.data.tags):
                 client.set_tag(run.info.run_id, "prong.closed", "its process was gone")
                 client.set_terminated(run.info.run_id, "KILLED")
                 closed.append(run.info.run_id)

@@ -7,7 +7,6 @@ import re
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +122,7 @@ def train(layout: Layout, params: Params) -> None:
     config = params.train
     place = device(config)
     count = processes(config, place)
-    values = {f"{s}.{k}": v for s, d in asdict(params).items() for k, v in d.items()}
+    values = {f"{s}.{k}": v for s, d in params.recorded().items() for k, v in d.items()}
     values["train.lr"] = methods.learning_rate(config)
     tags = {"prong.method": config.method, "prong.device": place, "prong.processes": str(count)}
     start = time.monotonic()

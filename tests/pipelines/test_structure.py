@@ -20,7 +20,7 @@ OWNERS = {
     "mlflow": {"pipelines/tracking", "pipelines/registry.py", "pipelines/upload.py",
                "pipelines/registrar.py", "pipelines/comparison.py", "pipelines/artifacts.py",
                "pipelines/garbage.py", "pipelines/gates/record.py"},
-    "prefect": {"pipelines/flow.py", "pipelines/prefect_server.py"},
+    "prefect": {"pipelines/flow.py", "pipelines/prefect_server.py", "pipelines/scheduling"},
     "dvc": {"pipelines/versioning.py"},
     "onnxruntime": {"pipelines/runtime.py"},
 }  # fmt: skip

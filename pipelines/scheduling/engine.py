@@ -1,0 +1,28 @@
+"""The process of one scheduled run: `python -m pipelines.scheduling.engine`, as a worker starts it.
+
+Prefect's own engine does the work. Before it, this module makes sure that the process ends when
+its worker is gone, and signs the run, so that others can find out whether it still has a process.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+
+from pipelines.processes import end_with_keeper
+
+
+def main() -> None:
+    """Sign the run that the environment names, then execute it."""
+    end_with_keeper()
+    from pipelines.environment import open_checkout
+
+    open_checkout()
+    from pipelines.scheduling import runs
+
+    runs.sign(os.environ["PREFECT__FLOW_RUN_ID"])
+    runpy.run_module("prefect.engine", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""The entry flow of a deployment: one scheduled run, from first look to alert.
+
+It asks in this order, and most runs end early: is a newer run due in my place? Is another at
+work? Were these data trained with these parameters and this code? Only then is the main job run,
+in a working tree of its own, so that a checkout at hand may be edited meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.runtime import deployment as deployment_context
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed
+
+from pipelines import versioning
+from pipelines.config import Params
+from pipelines.environment import open_checkout
+from pipelines.errors import Failed, Unavailable, UserError
+from pipelines.flow import JobResult, check_data
+from pipelines.flow import run as run_main_job
+from pipelines.layout import Layout
+from pipelines.scheduling import alerts, rules, runs
+from pipelines.scheduling.rules import Due
+
+_PATIENCE = 45.0
+"""Seconds to wait for the lease: longer than one lasts whose holder died where it is not seen."""
+
+
+@dataclass(frozen=True)
+class NothingNew:
+    """These data were trained with these parameters and this code already.
+
+    Attributes:
+        version: What that training made.
+    """
+
+    version: int
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Another run does, or did, what this one was for.
+
+    Attributes:
+        reason: Which, in one line.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """What this run was called for.
+
+    Attributes:
+        name: Of the deployment.
+        deployment: Its id; empty if the flow was called by hand.
+        me: This run.
+    """
+
+    name: str
+    deployment: str
+    me: Due
+
+
+Outcome = JobResult | NothingNew | Skipped
+
+
+@flow(name="scheduled", validate_parameters=False)
+def scheduled() -> State[Any]:
+    """Run the main job if there is something new, and say what came of it."""
+    layout, params = open_checkout()
+    me = Due(str(flow_run.id), flow_run.scheduled_start_time, "running")
+    where = deployment_context.id
+    call = Call(str(deployment_context.name or "by-hand"), str(where or ""), me)
+    with _reporting(params, call), runs.signs_of_life(me.run_id):
+        runs.sign(me.run_id)
+        outcome: Outcome = _patient(params)(layout, params, call)
+    if isinstance(outcome, Skipped):
+        return Cancelled(name=runs.SKIPPED, message=outcome.reason)
+    if isinstance(outcome, NothingNew):
+        said = f"nothing new: version {outcome.version} has these data, parameters and code"
+        return Completed(name=runs.NOTHING_NEW, message=said)
+    _announce(params, call, outcome)
+    return Completed(message=f"version {outcome.registration.version}: {outcome.decision.reason}")
+
+
+def attempt(layout: Layout, params: Params, call: Call) -> Outcome:
+    """Settle with the other runs, take the deployment's lease, and work if there is work.
+
+    Args:
+        layout: The checkout.
+        params: Its parameters.
+        call: What this run was called for.
+
+    Raises:
+        UserError: If a parameter, the data or an outside system is at fault.
+        Failed: If a stage crashed.
+    """
+    skipped = _settle(layout, params, call)
+    if skipped:
+        return Skipped(skipped)
+    with _only_one(layout, call.name) as mine:
+        if not mine:
+            return Skipped("another run of this deployment is at work")
+        return work(layout, params, call.name)
+
+
+def _settle(layout: Layout, params: Params, call: Call) -> str:
+    """Close what is dead and settle with the other runs; return why to skip, or nothing."""
+    from pipelines import tracking
+
+    tracking.close_dead_runs(layout)
+    if not call.deployment:
+        return ""
+    ours, me = UUID(call.deployment), call.me
+    with runs.api() as client:
+        for closed in runs.close_dead(client, ours, but=me.run_id, begin_again=False):
+            dead = Due(closed.run_id, closed.scheduled, "done")
+            _tell(params, "failed", replace(call, me=dead), closed.reason)
+        others = [runs.due(run) for run in runs.recent(client, ours)]
+        standing = rules.standing(me, others, datetime.now(UTC))
+        runs.skip(client, standing.overtaken, f"late: run {me.run_id} works in its place")
+    return standing.skip
+
+
+@contextmanager
+def _only_one(layout: Layout, name: str, patience: float = _PATIENCE) -> Iterator[bool]:
+    """Hold the deployment's lease; yield False if a living run keeps it."""
+    from pipelines.tracking.leases import leased
+
+    deadline = time.monotonic() + patience
+    while True:
+        with leased(layout, f"scheduled-{name}", patience=0) as lease:
+            if lease is not None or time.monotonic() > deadline:
+                yield lease is not None
+                return
+        time.sleep(2.0)
+
+
+def _patient(params: Params) -> Any:
+    """Return the task of an attempt, made again as the parameters say."""
+    pauses = list(rules.pauses(params.schedule.retries, params.schedule.pause))
+    return task(
+        name="attempt",
+        cache_policy=NO_CACHE,
+        retries=len(pauses),
+        retry_delay_seconds=pauses,
+        retry_condition_fn=_may_pass,
+    )(attempt)
+
+
+def _may_pass(_task: object, _run: object, state: State[Any]) -> bool:
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, BaseException) and rules.can_pass(error)
+
+
+def work(layout: Layout, params: Params, name: str) -> Outcome:
+    """Run the main job in a working tree of its own, unless its training is known.
+
+    Args:
+        layout: The checkout; its commit and its parameters are what is run.
+        params: Its parameters.
+        name: The deployment.
+
+    Raises:
+        UserError: If a parameter, the data or an outside system is at fault.
+        Failed: If a stage crashed.
+    """
+    from pipelines import lineage, tracking
+    from pipelines.worktrees import finish, worktree
+
+    # The tree shares the checkout's stores, not its folder.
+    os.environ["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = tracking.artifact_root(layout)
+    os.environ["MLFLOW_TRACKING_URI"] = tracking.tracking_uri(layout)
+    commit = lineage.commit(layout.root)
+    tree = worktree(layout, deployment=name, params=params, commit=commit)
+    check_data(tree, params)
+    versioning.ensure(tree.root, "prepare")
+    known = judged_version(tree, params)
+    if known is not None:
+        finish(tree)
+        return NothingNew(known)
+    result = run_main_job(tree, (), lambda _stage: None)
+    finish(tree)
+    return result
+
+
+def judged_version(layout: Layout, params: Params) -> int | None:
+    """Return the version that was made from the prepared data, parameters and code, and judged.
+
+    One that was registered and not judged, because its run died in between, does not count.
+
+    Args:
+        layout: A checkout whose stage `prepare` is up to date.
+        params: Its parameters.
+    """
+    from pipelines import registry, tracking
+    from pipelines.data.prepared import load_card
+    from pipelines.metadata import training_hash
+
+    wanted = training_hash(load_card(layout.prepared).data_hash, params, layout.root)
+    client = tracking.connect(layout)
+    with tracking.answering(layout):
+        for version in registry.versions(client, params.model_name):
+            judged = version.complete and version.under("gate.")
+            if judged and version.under(registry.LINEAGE).get("training_hash") == wanted:
+                return version.number
+    return None
+
+
+@contextmanager
+def _reporting(params: Params, call: Call) -> Iterator[None]:
+    """Send an alert for what goes wrong, and let it pass on."""
+    try:
+        yield
+    except (UserError, Failed, Unavailable) as error:
+        _tell(params, "failed", call, str(error))
+        raise
+    except Exception as error:
+        _tell(params, "failed", call, f"{type(error).__name__}: {error}")
+        raise
+
+
+def _announce(params: Params, call: Call, result: JobResult) -> None:
+    decision = result.decision
+    if decision.promoted:
+        event: alerts.Event = "promoted"
+    elif decision.champion != decision.version:
+        event = "blocked"
+    else:
+        return  # champion already: an earlier attempt said so
+    _tell(params, event, call, decision.reason, version=decision.version)
+
+
+def _tell(
+    params: Params, event: alerts.Event, call: Call, reason: str, version: int | None = None
+) -> None:
+    alert = alerts.Alert(
+        event=event,
+        deployment=call.name,
+        flow_run=call.me.run_id,
+        scheduled=call.me.scheduled.isoformat(),
+        reason=reason,
+        model=params.model_name,
+        version=version,
+    )
+    alerts.send(params.alerts, alert)

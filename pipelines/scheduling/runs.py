@@ -1,0 +1,219 @@
+"""Prefect's record of scheduled runs: read, signed, closed when dead, and begun again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.states import Cancelled, Crashed, Scheduled
+
+from pipelines.errors import Unavailable
+from pipelines.scheduling.rules import Due, Phase, to_begin_again
+from pipelines.tracking.liveness import HEARTBEAT, STALE, dead, identity
+
+SKIPPED = "Skipped"
+"""Name of the state of a run in whose place another works."""
+NOTHING_NEW = "Nothing new"
+"""Name of the state of a run that found its training done."""
+_BEAT = 60.0
+_UNSIGNED = 5 * 60.0
+"""Seconds in which a worker brings a process to the point where it signs its run."""
+_LOOKS_BACK = timedelta(days=7)
+_PAGE = 200
+_CLOSED = "prong.closed"  # label: why a run is not begun again
+_LONGEST = 500
+_OPEN = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A run whose process was gone.
+
+    Attributes:
+        run_id: Prefect's id.
+        scheduled: The time it was made for.
+        again: Whether it is begun again.
+        reason: Why it was closed, in one line.
+    """
+
+    run_id: str
+    scheduled: datetime
+    again: bool
+    reason: str
+
+
+@contextmanager
+def api() -> Iterator[SyncPrefectClient]:
+    """Yield a client of the Prefect server of this process's surroundings.
+
+    Raises:
+        Unavailable: If it does not answer.
+    """
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+        said = " ".join(str(error).split()).partition(" For more information")[0]
+        raise Unavailable(f"Prefect: {said or type(error).__name__}") from error
+
+
+def sign(run_id: str) -> None:
+    """Write onto a run which process executes it."""
+    with api() as client:
+        client.update_flow_run_labels(UUID(run_id), dict(identity()))
+
+
+@contextmanager
+def signs_of_life(run_id: str, interval: float = _BEAT) -> Iterator[None]:
+    """Say every `interval` seconds that this process lives; a silent server does no harm."""
+    ending = threading.Event()
+
+    def beat() -> None:
+        while not ending.wait(interval):
+            try:
+                with api() as client:
+                    now = {HEARTBEAT: f"{time.time():.0f}"}
+                    client.update_flow_run_labels(UUID(run_id), dict(now))
+            except Unavailable:
+                continue  # the next beat may pass; `STALE` allows for many that do not
+
+    thread = threading.Thread(target=beat, name="signs-of-life", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        thread.join()
+
+
+def recent(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
+    """Return the runs of a deployment that were due in the last week, latest first."""
+    now = datetime.now(UTC)
+    span = FlowRunFilterExpectedStartTime.model_validate(
+        {"before_": now, "after_": now - _LOOKS_BACK}
+    )
+    found: list[FlowRun] = []
+    while True:
+        page = client.read_flow_runs(
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
+            flow_run_filter=FlowRunFilter(expected_start_time=span),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+            limit=_PAGE,
+            offset=len(found),
+        )
+        found += page
+        if len(page) < _PAGE:
+            return found
+
+
+def due(run: FlowRun) -> Due:
+    """Return a run as the rules see it."""
+    return Due(str(run.id), run.expected_start_time or datetime.now(UTC), _phase(run))
+
+
+def _phase(run: FlowRun) -> Phase:
+    state = run.state
+    if state is None or state.type in (StateType.SCHEDULED, StateType.PENDING, StateType.PAUSED):
+        return "waiting"
+    if state.type in (StateType.RUNNING, StateType.CANCELLING):
+        return "running"
+    # One that crashed has not done what it was for.
+    gave_up = state.type in (StateType.CANCELLED, StateType.CRASHED)
+    return "skipped" if gave_up else "done"
+
+
+def skip(client: SyncPrefectClient, run_ids: Iterable[str], reason: str) -> None:
+    """Mark waiting runs as skipped."""
+    for run_id in run_ids:
+        state: State[Any] = Cancelled(name=SKIPPED, message=reason)
+        client.set_flow_run_state(UUID(run_id), state, force=True)
+
+
+def _lost(run: FlowRun) -> str:
+    """Return why a run counts as dead, or nothing."""
+    state, labels = run.state, run.labels
+    if state is None:
+        return ""
+    if state.type is StateType.CRASHED:
+        return f"crashed: {state.message or 'its process ended'}"
+    if state.type not in _OPEN:
+        return ""
+    signed = {key: str(value) for key, value in labels.items()}
+    if signed.get("prong.process_start"):
+        who = f"process {signed['prong.pid']} on {signed['prong.host']}"
+        return f"{who} is gone" if dead(signed) else ""
+    age = (datetime.now(UTC) - state.timestamp).total_seconds()
+    limit = _UNSIGNED if state.type is StateType.PENDING else STALE
+    return "no process took it up" if age > limit else ""
+
+
+def close_dead(
+    client: SyncPrefectClient, deployment: UUID, *, but: str = "", begin_again: bool
+) -> list[Closed]:
+    """Close the runs of a deployment whose process is gone, and begin the newest again.
+
+    Args:
+        client: Of the server.
+        deployment: Its id.
+        but: A run to leave alone: the one that asks.
+        begin_again: Whether to; a run that asks does the work itself.
+
+    Returns:
+        What was closed or begun again now; each closing is told once.
+    """
+    runs = [run for run in recent(client, deployment) if str(run.id) != but]
+    lost = {str(run.id): (run, reason) for run in runs if (reason := _lost(run))}
+    alive = [due(run) for run in runs if str(run.id) not in lost]
+    again = None
+    if begin_again:
+        again = to_begin_again([(due(run), run.run_count) for run, _ in lost.values()], alive)
+    closed = []
+    for run_id, (run, reason) in lost.items():
+        crashed = run.state is not None and run.state.type is StateType.CRASHED
+        if not crashed:
+            _crash(client, run, reason)
+        if run_id == again:
+            _begin_again(client, run, reason)
+        elif crashed and run.labels.get(_CLOSED):
+            continue  # said before
+        else:
+            client.update_flow_run_labels(run.id, {_CLOSED: reason[:_LONGEST]})
+        closed.append(Closed(run_id, due(run).scheduled, run_id == again, reason))
+    return closed
+
+
+def _crash(client: SyncPrefectClient, run: FlowRun, reason: str) -> None:
+    parents = FlowRunFilterParentFlowRunId(any_=[run.id])
+    at_work = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(_OPEN)))
+    inner: Sequence[FlowRun] = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(parent_flow_run_id=parents, state=at_work)
+    )
+    for one in (*inner, run):
+        client.set_flow_run_state(one.id, Crashed(message=reason), force=True)
+
+
+def _begin_again(client: SyncPrefectClient, run: FlowRun, reason: str) -> None:
+    # Unsigned first: the old signature would make the new attempt look dead.
+    client.update_flow_run_labels(run.id, {"prong.process_start": "", _CLOSED: ""})
+    state: State[Any] = Scheduled(name="AwaitingRetry", message=f"begun again: {reason}")
+    client.set_flow_run_state(run.id, state, force=True)

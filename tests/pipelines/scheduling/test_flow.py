@@ -1,0 +1,97 @@
+"""The entry flow's parts on a real Prefect server: which errors make an attempt again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from webhook import Receiver
+
+from pipelines import config, tracking
+from pipelines.config import AlertsConfig, Params
+from pipelines.errors import Failed, Unavailable, UserError
+from pipelines.flow import JobResult
+from pipelines.layout import Layout
+from pipelines.promotion import Decision
+from pipelines.release import Registration
+from pipelines.scheduling.flow import Call, _announce, _may_pass, _only_one, _reporting
+from pipelines.scheduling.rules import Due
+
+
+@pytest.mark.parametrize(
+    ("error", "calls"),
+    [(Unavailable("silent"), 3), (UserError("wrong"), 1), (Failed("crashed"), 1)],
+)
+def test_prefect_makes_again_only_what_can_pass(
+    served: Layout, error: Exception, calls: int
+) -> None:
+    made = []
+
+    @task(
+        retries=2,
+        retry_delay_seconds=[0, 0],
+        retry_condition_fn=_may_pass,
+        cache_policy=NO_CACHE,
+    )
+    def attempt() -> None:
+        made.append(1)
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        attempt()
+    assert len(made) == calls
+
+
+CALL = Call("retrain", "", Due("run-1", datetime(2030, 1, 1, tzinfo=UTC), "running"))
+
+
+def told(receiver: Receiver) -> Params:
+    """Return parameters whose alerts go to a receiver."""
+    params = config.load(Path(__file__).parents[3] / "params.yaml")
+    return replace(params, alerts=AlertsConfig(receiver.url))
+
+
+@pytest.mark.parametrize("error", [UserError("no data"), Failed("stage x"), ValueError("a bug")])
+def test_what_ends_a_run_is_told_and_still_ends_it(receiver: Receiver, error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)), _reporting(told(receiver), CALL):
+        raise error
+    (got,) = receiver.got
+    assert (got["event"], got["flow_run"]) == ("failed", "run-1")
+    assert str(error) in str(got["reason"])
+
+
+def test_a_run_that_ends_well_tells_nothing_by_itself(receiver: Receiver) -> None:
+    with _reporting(told(receiver), CALL):
+        pass
+    assert receiver.got == []
+
+
+@pytest.mark.parametrize(
+    ("promoted", "champion", "event"),
+    [(True, 7, ["promoted"]), (False, 3, ["blocked"]), (False, None, ["blocked"]), (False, 7, [])],
+)
+def test_what_the_gates_said_is_told(
+    receiver: Receiver, promoted: bool, champion: int | None, event: list[str]
+) -> None:
+    decision = Decision(7, promoted, champion, 3, "parity: 1e-2 > 1e-4")
+    registration = Registration("digits", 7, True, "run", "0" * 64)
+    _announce(told(receiver), CALL, JobResult((), registration, decision, "flow", 1.0))
+    assert [alert["event"] for alert in receiver.got] == event
+    assert all(alert["version"] == 7 for alert in receiver.got)
+
+
+def test_two_runs_of_one_deployment_do_not_work_at_once(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    tracking.connect(layout)  # makes the store in which the lease lies
+    with _only_one(layout, "nightly") as first:
+        assert first
+        with _only_one(layout, "nightly", patience=0) as second:
+            assert not second
+        with _only_one(layout, "weekly", patience=0) as other:
+            assert other
+    with _only_one(layout, "nightly", patience=0) as third:
+        assert third
