@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import inputs, staleness, tune
+from benchmarks import inputs, simpler, staleness, tune
 from pipelines import config
+from pipelines.data.prepared import Split, load_split
 from pipelines.errors import UserError
 
 pytest_plugins = ["networks"]
@@ -82,3 +83,36 @@ def test_what_is_taken_away_is_gone() -> None:
     assert not inputs.without_centre(images)[..., 2:6, 2:6].any()
     assert not inputs.without_border(images)[..., 0, :].any()
     assert np.array_equal(staleness.moved(3)(images)[..., 3:], images[..., :-3])
+
+
+def test_the_linear_model_is_ridge_regression(prepared: Path) -> None:
+    """Against the primal solution, with an intercept by centring, on other axes."""
+    train, test = load_split(prepared, "train"), load_split(prepared, "test")
+    rows = train.images.reshape(len(train.labels), -1) / 255
+    mean = rows.mean(axis=0)
+    centred = rows - mean
+    codes = -np.ones((len(rows), 10))
+    codes[np.arange(len(rows)), train.labels] = 1
+    ridge = 3.0 * (centred**2).sum() / len(rows)
+    gram = centred.T @ centred + ridge * np.eye(rows.shape[1])
+    answers = (test.images.reshape(len(test.labels), -1) / 255 - mean) @ np.linalg.solve(
+        gram, centred.T @ codes
+    )
+    expected = float((answers.argmax(axis=1) != test.labels).mean())
+    assert simpler.linear(train, test) == expected
+    assert expected < 0.4
+    # It generalises from what it saw: shuffled labels teach it nothing.
+    draw = np.random.default_rng(0).permutation(train.labels)
+    assert simpler.linear(Split(train.images, draw, train.hashes), test) > 0.7
+
+
+def test_simpler_models_are_listed(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert simpler.main(["--epochs", "1", "--seeds", "1"]) == 0
+    rows = _rows(capsys.readouterr().out, "model")
+    assert [" ".join(row[:-2]) for row in rows] == [
+        "linear",
+        "network, sgd",
+        "network, bn",
+        "network, adam",
+        "network, prong+",
+    ]
