@@ -295,6 +295,26 @@ def rebuild(
 
 
 @app.command()
+def trace(
+    image: Annotated[Path, typer.Argument(help="An image file.")], as_json: AsJson = False
+) -> None:
+    """Follow one image through the checkout's network, layer by layer: whitened, folded, ONNX."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from pipelines.environment import open_checkout
+    from pipelines.tracing import show, trace
+
+    layout, _ = open_checkout()
+    found = trace(layout.trained, layout.onnx, image)
+    if as_json:
+        print(json.dumps(asdict(found), ensure_ascii=False))
+    else:
+        show(found, Console(highlight=False, width=None if sys.stdout.isatty() else 140))
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Say what this machine can do, and what is wrong."""
     from pipelines.doctor import examine

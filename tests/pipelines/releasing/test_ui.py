@@ -91,14 +91,14 @@ def test_both_pages_answer_and_end_with_the_command(
         found = requests.post(
             urls["MLflow"] + "/api/2.0/mlflow/experiments/search",
             json={"max_results": 10},
-            timeout=30,
+            timeout=90,
         ).json()
         assert "seen" in {experiment["name"] for experiment in found["experiments"]}
-        assert "<title>" in requests.get(urls["MLflow"], timeout=30).text
-        assert "<title>" in requests.get(urls["Prefect"], timeout=30).text
+        assert "<title>" in requests.get(urls["MLflow"], timeout=90).text
+        assert "<title>" in requests.get(urls["Prefect"], timeout=90).text
         assert (layout.state / "prefect").is_dir()
         process.send_signal(number)
-        assert process.wait(timeout=30) == (0 if number == signal.SIGINT else 143)
+        assert process.wait(timeout=90) == (0 if number == signal.SIGINT else 143)
         for url in urls.values():
             with pytest.raises(requests.ConnectionError):
                 requests.get(url, timeout=5)

@@ -1,0 +1,82 @@
+"""One training as an experiment: other settings or other images, and what came of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines.config import TrainConfig
+from pipelines.data.prepared import Split, load_split
+from pipelines.training.loop import Loop
+from pipelines.training.parallel import Ranks
+
+Change = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one training came to.
+
+    Attributes:
+        error: Wrong answers on the split it was scored on, a share in [0, 1].
+        loss: Mean cross-entropy there, nats.
+        seconds: Wall-clock time of the training.
+        network: What was trained, in evaluation mode.
+    """
+
+    error: float
+    loss: float
+    seconds: float
+    network: torch.nn.Module
+
+
+def unchanged(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the images."""
+    return images
+
+
+def score(
+    network: torch.nn.Module, split: Split, change: Change = unchanged
+) -> tuple[float, float]:
+    """Return error (a share) and mean cross-entropy (nats) of a network on a split."""
+    network.eval()
+    with torch.no_grad():
+        parts = [network(part) for part in torch.from_numpy(change(split.images)).split(256)]
+    logits, labels = torch.cat(parts), torch.from_numpy(split.labels)
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    return float((logits.argmax(1) != labels).float().mean()), float(loss)
+
+
+def trial(
+    train: TrainConfig,
+    prepared: Path,
+    *,
+    split: str = "validation",
+    change: Change = unchanged,
+    keep: NDArray[np.bool_] | None = None,
+) -> Trial:
+    """Train once on the CPU and score.
+
+    Args:
+        train: Settings of the training.
+        prepared: Output of the stage prepare.
+        split: What to score on; `test` only to report, never to choose.
+        change: What is done to every image, in training and in scoring.
+        keep: Which training images to use [n]; all if None.
+    """
+    loop = Loop(train, prepared, Ranks(0, 1, torch.device("cpu")), None)
+    chosen = torch.from_numpy(keep) if keep is not None else slice(None)
+    loop.images = torch.from_numpy(change(loop.images.numpy()))[chosen]
+    loop.labels = loop.labels[chosen]
+    loop.validation = (torch.from_numpy(change(loop.validation[0].numpy())), loop.validation[1])
+    loop.schedule.steps = loop.steps  # of the images that are left
+    start = time.perf_counter()
+    loop.run()
+    seconds = time.perf_counter() - start
+    return Trial(*score(loop.network, load_split(prepared, split), change), seconds, loop.network)

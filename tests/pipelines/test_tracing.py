@@ -1,0 +1,57 @@
+"""One image, layer by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.config import Params
+from pipelines.data.prepared import load_split
+from pipelines.errors import UserError
+from pipelines.export import export
+from pipelines.tracing import trace
+from pipelines.training.network import load
+
+if TYPE_CHECKING:
+    from networks import Trained
+
+pytest_plugins = ["networks"]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def onnx(trained: Trained, prepared: Path, small: Params, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
+    out: Path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    export(trained("prong+"), prepared, small, ROOT, out)
+    return out
+
+
+def test_every_layer_is_shown_and_the_fold_changes_none(
+    trained: Trained, prepared: Path, onnx: Path, tmp_path: Path
+) -> None:
+    pixels = load_split(prepared, "test").images[0]
+    image = tmp_path / "digit.png"
+    Image.fromarray(pixels[0]).save(image)
+    found = trace(trained("prong+"), onnx, image)
+    spec, network = load(trained("prong+"))
+    leaves = [n for n, m in network.named_modules() if n and not any(m.children())]
+    assert [step.layer for step in found.steps] == ["images", *leaves, "onnx"]
+    assert max(step.difference for step in found.steps) < 1e-5
+    with torch.no_grad():
+        logits = network(torch.from_numpy(pixels[None]))[0].numpy()
+    np.testing.assert_allclose(list(found.logits.values()), logits, rtol=1e-6)
+    assert found.label == spec.classes[int(logits.argmax())]
+    assert found.steps[0].mean == pytest.approx(pixels.mean())
+    relu = next(step for step in found.steps if step.kind == "ReLU")
+    assert 0 < relu.zeros < 1
+    assert relu.smallest == 0
+
+
+def test_what_is_no_image_is_said(trained: Trained, onnx: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.png"):
+        trace(trained("prong+"), onnx, tmp_path / "absent.png")
