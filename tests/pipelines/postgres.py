@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import shutil
@@ -126,6 +127,7 @@ def _serve(programs: Path, folder: Path, owner: str | None) -> Iterator[Postgres
             stdout=out,
             stderr=out,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
     try:
         _wait(server, folder, log)
@@ -137,6 +139,11 @@ def _serve(programs: Path, folder: Path, owner: str | None) -> Iterator[Postgres
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
+
+
+def _end_with_parent() -> None:
+    """Let the kernel stop the server when the tests' process is gone, killed outright even."""
+    ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
 
 
 def _wait(server: subprocess.Popen[bytes], folder: Path, log: Path) -> None:
