@@ -70,7 +70,7 @@ def _metrics(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     ]
     for row in evaluation.get("classes", []):
         if isinstance(row, dict) and row.get("error") is not None:
-            name = f"test, class {row['name']}"
+            name = f"test, class {row.get('name', '?')}"
             found.append({"type": "test error, %", "value": str(row["error"]), "slice": name})
     return found
 

@@ -18,10 +18,11 @@ def _percent(value: Any) -> str:
 def _classes(card: Card, evaluation: Mapping[str, Any]) -> list[str]:
     rows = [row for row in evaluation.get("classes", []) if isinstance(row, dict)]
     known = [row for row in rows if row.get("error") is not None]
-    worst = sorted(known, key=lambda row: (-float(row["error"]), str(row["name"])))[:_WORST]
+    worst = sorted(known, key=lambda row: (-float(row["error"]), str(row.get("name"))))[:_WORST]
     lines = ["| class | test images | wrong | error |", "|---|---|---|---|"]
     lines += [
-        f"| {row['name']} | {row['images']} | {row['errors']} | {_percent(row['error'])} |"
+        f"| {row.get('name', '?')} | {row.get('images', '?')} | {row.get('errors', '?')} "
+        f"| {_percent(row['error'])} |"
         for row in worst
     ]
     unseen = [name for name in card.classes if not card.counts["test"].get(name)]

@@ -39,7 +39,7 @@ def keep(layout: Layout, model: str, version: int, sha256: str) -> str | None:
     if git.ask(layout.root, "rev-parse", "--git-dir") is None or not paths[FILES[0]].is_file():
         return None
     where = folder(model, version)
-    files = {f"{where}/{name}": path.read_bytes() for name, path in paths.items()}
+    files = {f"{where}/{name}": path.read_bytes() for name, path in paths.items() if path.is_file()}
     try:
         return git.commit_files(
             layout.root, BRANCH, files, f"{model} version {version}\n\nonnx sha256 {sha256}"

@@ -13,6 +13,7 @@ from checkout import Checkout
 from nursery import Ended, Nursery
 from postgres import Postgres
 
+from pipelines import signing
 from pipelines.layout import Layout
 
 
@@ -148,5 +149,9 @@ def checkouts(folder: Path, digits: Path) -> dict[str, Path]:
         layout.state.mkdir(parents=True)
         shutil.copytree(digits, layout.prepared)
         Checkout.make(layout, float(seed), seed)
+        if found:  # who shares a registry shares the key
+            shutil.copytree(Layout(found["A"]).state / "keys", layout.state / "keys")
+        else:
+            signing.signing_key(layout)
         found[name] = layout.root
     return found

@@ -11,7 +11,7 @@ import pytest
 from checkout import Checkout, write_model
 from test_release import MODEL, aliases, forget, stored
 
-from pipelines import history, promotion, registrar, registry, release, tracking
+from pipelines import history, promotion, registrar, registry, release, signing, tracking
 from pipelines.errors import Failed, UserError
 from pipelines.judgement import Decision
 from pipelines.layout import Layout
@@ -134,6 +134,7 @@ def test_a_version_that_does_not_answer_is_not_rolled_back_to(
         client = tracking.connect(layout)
         sha256 = registry.sha256_file(path)
         client.set_model_version_tag(MODEL, "1", registry.SHA256, sha256)
+        signing.sign(layout, path, path.with_name(registry.SIGNATURE))
         words, kind = "probabilities|not finite", (UserError, Failed)  # type: ignore[assignment]
     with pytest.raises(kind, match=words):
         promotion.rollback(layout, MODEL, None, "")

@@ -170,7 +170,7 @@ def test_a_sabotaged_candidate_is_refused_by_its_gate(arena: Checkout, name: str
     assert not decision.promoted
     assert decision.reason.startswith(f"blocked by {case.gate}")
     assert [finding.gate for finding in decision.findings] == list(GATES)
-    assert registry.aliases(client, MODEL) == {"champion": 1}
+    assert registry.aliases(client, MODEL)["champion"] == 1
 
 
 def test_a_good_candidate_passes_every_gate(checkout: Make) -> None:

@@ -38,6 +38,7 @@ def test_the_workers_server_is_used_while_its_process_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout = Layout(tmp_path)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PREFECT_HOME", str(layout.state / "prefect"))
     assert standing_server(layout) is None
     note(layout, os.getpid(), process_start(os.getpid()))
