@@ -285,6 +285,36 @@ def load(path: Path) -> Params:
     return parse(_read(path))
 
 
+def text(params: Params, like: Path) -> str:
+    """Return parameters as the text of a `params.yaml`.
+
+    Args:
+        params: What it is to say.
+        like: A `params.yaml`; its text, comments and all, is kept as far as it says the same.
+
+    Raises:
+        UserError: If `like` cannot be read.
+    """
+    document = _read(like)
+    values = asdict(params)
+    if not isinstance(document, dict) or _plain(document) != values:
+        document = document if isinstance(document, dict) else {}
+        for section, knobs in values.items():
+            known = document.get(section)
+            document[section] = knobs if not isinstance(known, dict) else known
+            for name, value in knobs.items():
+                if _plain(document[section].get(name)) != value:
+                    document[section][name] = value
+            for name in set(document[section]) - set(knobs):
+                del document[section][name]
+        for section in set(document) - set(values):
+            del document[section]
+        buffer = io.StringIO()
+        _yaml().dump(document, buffer)
+        return buffer.getvalue()
+    return like.read_text(encoding="utf-8")
+
+
 def edit(path: Path, assignments: list[str]) -> list[str]:
     """Write `key=value` assignments into `params.yaml`, keeping its comments.
 

@@ -108,6 +108,26 @@ def _patiently(root: Path, action: Callable[[], T]) -> T:
             pause = min(2 * pause, 3.0)
 
 
+def share(home: Path, root: Path) -> None:
+    """Let the checkout at `root` use the cache of the one at `home`, and its local settings.
+
+    Raises:
+        UserError: If either is no DVC repository, or its settings cannot be read.
+    """
+    try:
+        with _repo(home) as repo:
+            settings = repo.config.load_one("local")
+            settings.setdefault("cache", {})["dir"] = repo.cache.local_cache_dir
+        with _repo(root) as repo:
+            if repo.config.load_one("local") == settings:
+                return
+            with repo.config.edit("local") as local:
+                local.clear()
+                local.update(settings)
+    except DvcException as error:
+        raise UserError(f"DVC: {_chain(error)}") from error
+
+
 def _address(root: Path, stage: str) -> str:
     """Return a stage's address that does not depend on the current directory."""
     return f"{root / PROJECT_FILE}:{stage}"
