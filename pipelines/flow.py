@@ -153,7 +153,7 @@ def check_data(layout: Layout, params: Params) -> None:
 
     Raises:
         UserError: If `data.path`, on which the first stage depends, does not exist, or lies in,
-            is or holds what the stages make.
+            is or holds what the stages make or what was added.
     """
     path = layout.root / params.data.path
     if not path.exists():
@@ -162,10 +162,10 @@ def check_data(layout: Layout, params: Params) -> None:
             "allowed: a folder or tar file (relative to the checkout)"
         )
     data = path.resolve()
-    for made in (layout.prepared, layout.onnx.parent, layout.reports):
+    for made in (layout.prepared, layout.onnx.parent, layout.reports, layout.added):
         place = made.resolve()
         if data.is_relative_to(place) or place.is_relative_to(data):
             raise UserError(
-                f"data.path = {params.data.path!r}: overlaps {made}, which the stages make; "
+                f"data.path = {params.data.path!r}: overlaps {made}, which the project fills; "
                 "allowed: a folder or tar file elsewhere, such as data/raw"
             )

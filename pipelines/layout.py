@@ -56,6 +56,11 @@ class Layout:
         return self.home / "data/downloads"
 
     @property
+    def added(self) -> Path:
+        """Images added to the sources, version by version."""
+        return self.root / "data/added"
+
+    @property
     def prepared(self) -> Path:
         """Output of `prepare`."""
         return self.root / "data/prepared"

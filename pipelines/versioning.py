@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 _BROKEN_LOCKS = (RWLockFileCorruptedError, RWLockFileFormatError)
 # The last is what its memory of files raises on a full or read-only disk.
-_REFUSALS = (DvcException, IgnoreInCollectedDirError, sqlite3.OperationalError)
+REFUSALS = (DvcException, IgnoreInCollectedDirError, sqlite3.OperationalError)
 
 PATIENCE = 30.0
 """Seconds to wait for a checkout in which another run is at work."""
@@ -72,7 +72,8 @@ class StageResult:
 
 
 @contextmanager
-def _repo(root: Path) -> Iterator[Repo]:
+def open_repo(root: Path) -> Iterator[Repo]:
+    """Open the checkout at `root` for DVC, which is to be quiet."""
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
     os.environ.setdefault("DVC_SITE_CACHE_DIR", str(Layout(root).state / "dvc"))
     dvc.logger.setup(level=logging.CRITICAL)
@@ -102,30 +103,10 @@ def _patiently(root: Path, action: Callable[[], T]) -> T:
             if time.monotonic() > deadline:
                 raise UserError(
                     "another run is at work in this checkout; wait for it or end it first "
-                    f"({_chain(error).partition(' If there are no')[0]})"
+                    f"({one_line(error).partition(' If there are no')[0]})"
                 ) from None
             time.sleep(pause)
             pause = min(2 * pause, 3.0)
-
-
-def share(home: Path, root: Path) -> None:
-    """Let the checkout at `root` use the cache of the one at `home`, and its local settings.
-
-    Raises:
-        UserError: If either is no DVC repository, or its settings cannot be read.
-    """
-    try:
-        with _repo(home) as repo:
-            settings = repo.config.load_one("local")
-            settings.setdefault("cache", {})["dir"] = repo.cache.local_cache_dir
-        with _repo(root) as repo:
-            if repo.config.load_one("local") == settings:
-                return
-            with repo.config.edit("local") as local:
-                local.clear()
-                local.update(settings)
-    except DvcException as error:
-        raise UserError(f"DVC: {_chain(error)}") from error
 
 
 def _address(root: Path, stage: str) -> str:
@@ -162,7 +143,7 @@ def up_to_date(root: Path, stage: str) -> bool:
     """
 
     def ask() -> bool:
-        with _repo(root) as repo:
+        with open_repo(root) as repo:
             if repo.status(targets=[_address(root, stage)]):
                 return False
             damaged = damaged_outputs(repo, stage)
@@ -171,8 +152,8 @@ def up_to_date(root: Path, stage: str) -> bool:
 
     try:
         return _patiently(root, ask)
-    except _REFUSALS as error:
-        raise UserError(f"DVC: {_chain(error)}") from error
+    except REFUSALS as error:
+        raise UserError(f"DVC: {one_line(error)}") from error
 
 
 def _invalidate(paths: list[Path]) -> None:
@@ -186,19 +167,20 @@ def _invalidate(paths: list[Path]) -> None:
 
 def _forget_cached(root: Path, stage: str) -> None:
     """Remove from DVC's cache the damaged objects behind a stage's outputs."""
-    with _repo(root) as repo:
+    with open_repo(root) as repo:
         for out in _outputs(repo, stage):
             oids = {out.hash_info.value} if out.hash_info else set()
             tree = out.get_obj() if out.hash_info and out.hash_info.isdir else None
             oids |= {item[2].value for item in tree or ()}
             for oid in filter(None, oids):
                 path = Path(out.cache.oid_to_path(oid))
-                if path.exists() and _file_md5(path) != oid.removesuffix(".dir"):
+                if path.exists() and md5_of(path) != oid.removesuffix(".dir"):
                     path.chmod(0o644)
                     path.unlink()
 
 
-def _file_md5(path: Path) -> str:
+def md5_of(path: Path) -> str:
+    """Return the hex md5 of a file's bytes, by which DVC's cache names it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
@@ -210,7 +192,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _chain(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return an exception and its causes in one line."""
     texts = [" ".join(str(cause).split()) for cause in _causes(error)]
     return ": ".join(dict.fromkeys(filter(None, texts)))
@@ -232,7 +214,7 @@ def ensure(root: Path, stage: str, *, force: bool = False) -> StageResult:
     if not force and up_to_date(root, stage):
         return StageResult(stage, Outcome.CACHED, time.monotonic() - start)
     outcome = _run(root, stage, force)
-    with _repo(root) as repo:
+    with open_repo(root) as repo:
         damaged = damaged_outputs(repo, stage)
     if damaged:  # restored from a cache that was damaged: make it anew
         _forget_cached(root, stage)
@@ -260,7 +242,7 @@ def _run(root: Path, stage: str, force: bool) -> Outcome:
 
 def _reproduce(root: Path, stage: str, force: bool) -> None:
     def act() -> None:
-        with _repo(root) as repo:
+        with open_repo(root) as repo:
             repo.reproduce([_address(root, stage)], single_item=True, force=force)
 
     _patiently(root, act)
@@ -274,7 +256,7 @@ def _main(root: Path, stage: str, force: bool) -> int:
     record = Path(os.environ[RECORD])
     try:
         _reproduce(root, stage, force)
-    except (*_REFUSALS, UserError, OSError) as error:
+    except (*REFUSALS, UserError, OSError) as error:
         causes = list(_causes(error))
         spoken = any(isinstance(cause, StageCmdFailedError) for cause in causes)
         if spoken and record.exists():  # the stage has spoken for itself
@@ -282,7 +264,7 @@ def _main(root: Path, stage: str, force: bool) -> int:
         disk = [disk_error(cause) for cause in causes if isinstance(cause, OSError)]
         if isinstance(error, OSError) and not any(disk):
             raise
-        said = next((str(found) for found in disk if found), f"stage {stage}: {_chain(error)}")
+        said = next((str(found) for found in disk if found), f"stage {stage}: {one_line(error)}")
         try:
             write_json(record, {"ran": record.exists(), "error": said})
         except OSError:  # the same full disk

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines import config, versioning
+from pipelines import config, dvc_store
 from pipelines.config import Params
 from pipelines.errors import UserError
 from pipelines.files import sha256_json, write_text
@@ -168,10 +168,11 @@ def _remove(place: _Place, tree: Layout) -> None:
 def _fill(home: Layout, tree: Layout, params: Params) -> None:
     """Give a tree its parameters, its data, and the checkout's settings of DVC."""
     _write_params(home, tree, params)
-    for name in dict.fromkeys((params.data.path, params.data.mirror)):
+    added = str(home.added.relative_to(home.root))
+    for name in dict.fromkeys((params.data.path, params.data.mirror, added)):
         if name and "://" not in name and not Path(name).expanduser().is_absolute():
             _bring(home.root, tree.root, name)
-    versioning.share(home.root, tree.root)
+    dvc_store.share(home.root, tree.root)
 
 
 def _write_params(home: Layout, tree: Layout, params: Params) -> None:

@@ -20,7 +20,7 @@ OWNERS = {
     "mlflow": {"pipelines/tracking", "pipelines/registry.py", "pipelines/upload.py",
                "pipelines/release.py"},
     "prefect": {"pipelines/flow.py", "pipelines/prefect_server.py"},
-    "dvc": {"pipelines/versioning.py"},
+    "dvc": {"pipelines/versioning.py", "pipelines/dvc_store.py"},
     "onnxruntime": {"pipelines/runtime.py"},
 }  # fmt: skip
 
