@@ -120,6 +120,13 @@ class GatesConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class StoreConfig:
+    """Where DVC keeps what the stages made beyond this machine."""
+
+    remote: Annotated[str, Field(pattern=r"^(|s3://[^/]+(/.*)?|[^:]+)$")]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Params:
     """All of `params.yaml`."""
 
@@ -130,6 +137,7 @@ class Params:
     verify: VerifyConfig
     registry: RegistryConfig
     gates: GatesConfig
+    store: StoreConfig
 
     @property
     def model_name(self) -> str:
@@ -142,9 +150,10 @@ class Params:
         return f"prong-{name or 'images'}"
 
     def hash(self, *sections: str) -> str:
-        """Return the sha256 of the named sections (default: all) as canonical JSON."""
+        """Return the sha256 of the named sections (default: all but `store`) as canonical JSON."""
         values = asdict(self)
-        return sha256_json({name: values[name] for name in sections or values})
+        recorded = [name for name in values if name != "store"]
+        return sha256_json({name: values[name] for name in sections or recorded})
 
 
 def _yaml() -> YAML:
@@ -200,6 +209,7 @@ _SECTIONS: dict[str, type] = {
     "verify": VerifyConfig,
     "registry": RegistryConfig,
     "gates": GatesConfig,
+    "store": StoreConfig,
 }
 
 

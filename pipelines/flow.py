@@ -20,7 +20,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 
-from pipelines import config, versioning
+from pipelines import config, dvc_store, versioning
 from pipelines.config import Params
 from pipelines.errors import Unavailable, UserError
 from pipelines.layout import Layout
@@ -116,6 +116,7 @@ def main_job(root: Path, force: frozenset[str], report: Report) -> JobResult:
         results.append(result)
     run_id = str(flow_run.id)
     registration = register(layout, params, run_id)
+    dvc_store.push(layout.root, layout.added)
     decision = promote(layout, params, registration.version)
     return JobResult(tuple(results), registration, decision, run_id, time.monotonic() - start)
 
@@ -130,6 +131,7 @@ def run(layout: Layout, force: Sequence[str], report: Report) -> JobResult:
     forced = check_names(force)
     params = config.load(layout.params)
     check_data(layout, params)
+    dvc_store.share(layout.home, layout.root, params.store.remote)
     try:
         result: Any = main_job(layout.root, forced, report)
     except (httpx.TransportError, PrefectHTTPStatusError, RuntimeError) as error:

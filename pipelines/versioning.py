@@ -32,7 +32,7 @@ from dvc.stage.exceptions import StageCmdFailedError
 from dvc_data.hashfile.build import IgnoreInCollectedDirError, build
 from dvc_data.hashfile.db import HashFileDB
 
-from pipelines.errors import Failed, UserError, disk_error
+from pipelines.errors import Failed, Unavailable, UserError, disk_error
 from pipelines.files import read_json, write_json
 from pipelines.layout import Layout
 from pipelines.processes import end_with_keeper, exit_on_sigterm, run_group
@@ -44,6 +44,8 @@ _BROKEN_LOCKS = (RWLockFileCorruptedError, RWLockFileFormatError)
 # The last is what its memory of files raises on a full or read-only disk.
 REFUSALS = (DvcException, IgnoreInCollectedDirError, sqlite3.OperationalError)
 
+REMOTE = "prong"
+"""DVC's name of the remote that `store.remote` sets; what is absent is pulled from it."""
 PATIENCE = 30.0
 """Seconds to wait for a checkout in which another run is at work."""
 
@@ -82,7 +84,7 @@ def open_repo(root: Path) -> Iterator[Repo]:
         yield repo
 
 
-def _patiently(root: Path, action: Callable[[], T]) -> T:
+def patiently(root: Path, action: Callable[[], T]) -> T:
     """Return `action()`, tried again while another process holds DVC's locks.
 
     A list of locks that broke off in writing (full disk, power cut) would stop every later run; it
@@ -151,7 +153,7 @@ def up_to_date(root: Path, stage: str) -> bool:
             return not damaged
 
     try:
-        return _patiently(root, ask)
+        return patiently(root, ask)
     except REFUSALS as error:
         raise UserError(f"DVC: {one_line(error)}") from error
 
@@ -243,9 +245,18 @@ def _run(root: Path, stage: str, force: bool) -> Outcome:
 def _reproduce(root: Path, stage: str, force: bool) -> None:
     def act() -> None:
         with open_repo(root) as repo:
-            repo.reproduce([_address(root, stage)], single_item=True, force=force)
+            remote = repo.config["remote"].get(REMOTE, {}).get("url")
+            target = [_address(root, stage)]
+            try:
+                repo.reproduce(target, single_item=True, force=force, pull=bool(remote))
+            except REFUSALS:
+                raise
+            except Exception as error:  # a store's client raises almost anything
+                if not remote or (isinstance(error, OSError) and disk_error(error)):
+                    raise
+                raise Unavailable(f"store.remote = {remote!r}: {one_line(error)}") from error
 
-    _patiently(root, act)
+    patiently(root, act)
 
 
 def _main(root: Path, stage: str, force: bool) -> int:

@@ -172,7 +172,7 @@ def _fill(home: Layout, tree: Layout, params: Params) -> None:
     for name in dict.fromkeys((params.data.path, params.data.mirror, added)):
         if name and "://" not in name and not Path(name).expanduser().is_absolute():
             _bring(home.root, tree.root, name)
-    dvc_store.share(home.root, tree.root)
+    dvc_store.share(home.root, tree.root, params.store.remote)
 
 
 def _write_params(home: Layout, tree: Layout, params: Params) -> None:
