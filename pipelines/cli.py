@@ -397,6 +397,50 @@ def worker(
     serve(layout, params, pool)
 
 
+data = typer.Typer(help="The data and its versions.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command(name="add")
+def data_add(
+    folder: Annotated[Path, typer.Argument(help="One folder of images per class.")],
+    new_class: Annotated[
+        bool, typer.Option("--new-class", help="Let a folder name a class that is new.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take labelled images in as a new version of the data; what is there already is left out."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from pipelines.dataset import add, show_intake
+    from pipelines.environment import open_checkout
+
+    layout, params = open_checkout()
+    found = add(layout, params, folder, new_class=new_class)
+    if as_json:
+        print(json.dumps(asdict(found), ensure_ascii=False))
+    else:
+        show_intake(found, Console(highlight=False, soft_wrap=True))
+
+
+@data.command(name="list")
+def data_list(as_json: AsJson = False) -> None:
+    """List the versions of the data."""
+    from rich.console import Console
+
+    from pipelines.dataset import show_versions, versions
+    from pipelines.environment import open_checkout
+
+    layout, params = open_checkout()
+    found = versions(layout, params)
+    if as_json:
+        print(json.dumps([one.as_json() for one in found], indent=2, ensure_ascii=False))
+    else:
+        show_versions(found, params.data.source, Console(highlight=False))
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2."""
     # Imports make garbage of hardly anything: looking for it took a fifth of a short command.

@@ -18,6 +18,7 @@ from ruamel.yaml.error import YAMLError
 from pipelines.errors import UserError
 from pipelines.files import sha256_json, write_text
 
+_UNRECORDED = ("schedule", "alerts", "store")
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 Source = Literal["digits", "mnist", "cifar10", "images"]
@@ -145,6 +146,13 @@ class AlertsConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class StoreConfig:
+    """Where DVC keeps what the stages made beyond this machine."""
+
+    remote: Annotated[str, Field(pattern=r"^(|s3://[^/]+(/.*)?|[^:]+)$")]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Params:
     """All of `params.yaml`."""
 
@@ -157,6 +165,7 @@ class Params:
     gates: GatesConfig
     schedule: ScheduleConfig
     alerts: AlertsConfig
+    store: StoreConfig
 
     @property
     def model_name(self) -> str:
@@ -176,10 +185,11 @@ class Params:
     def recorded(self) -> dict[str, dict[str, Any]]:
         """Return the sections that say something of a model, as plain values.
 
-        When runs are made and whom they tell does not; and an alert's address may hold a secret.
+        When runs are made, whom they tell and where copies are kept does not; and an alert's
+        address may hold a secret.
         """
         sections: dict[str, dict[str, Any]] = asdict(self)
-        return {name: v for name, v in sections.items() if name not in ("schedule", "alerts")}
+        return {name: v for name, v in sections.items() if name not in _UNRECORDED}
 
 
 def _yaml() -> YAML:
@@ -237,6 +247,7 @@ _SECTIONS: dict[str, type] = {
     "gates": GatesConfig,
     "schedule": ScheduleConfig,
     "alerts": AlertsConfig,
+    "store": StoreConfig,
 }
 
 
@@ -320,6 +331,36 @@ def load(path: Path) -> Params:
         UserError: If the file is absent, is not YAML, or holds a wrong key or value.
     """
     return parse(_read(path))
+
+
+def text(params: Params, like: Path) -> str:
+    """Return parameters as the text of a `params.yaml`.
+
+    Args:
+        params: What it is to say.
+        like: A `params.yaml`; its text, comments and all, is kept as far as it says the same.
+
+    Raises:
+        UserError: If `like` cannot be read.
+    """
+    document = _read(like)
+    values = asdict(params)
+    if not isinstance(document, dict) or _plain(document) != values:
+        document = document if isinstance(document, dict) else {}
+        for section, knobs in values.items():
+            known = document.get(section)
+            document[section] = knobs if not isinstance(known, dict) else known
+            for name, value in knobs.items():
+                if _plain(document[section].get(name)) != value:
+                    document[section][name] = value
+            for name in set(document[section]) - set(knobs):
+                del document[section][name]
+        for section in set(document) - set(values):
+            del document[section]
+        buffer = io.StringIO()
+        _yaml().dump(document, buffer)
+        return buffer.getvalue()
+    return like.read_text(encoding="utf-8")
 
 
 def edit(path: Path, assignments: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 
-from pipelines import config, versioning
+from pipelines import config, dvc_store, versioning
 from pipelines.config import Params
 from pipelines.errors import Unavailable, UserError
 from pipelines.judgement import Decision
@@ -117,6 +117,7 @@ def main_job(root: Path, force: frozenset[str], report: Report) -> JobResult:
         results.append(result)
     run_id = str(flow_run.id)
     registration = register(layout, params, run_id)
+    dvc_store.push(layout.root, layout.added)
     decision = promote(layout, params, registration.version, run_id)
     return JobResult(tuple(results), registration, decision, run_id, time.monotonic() - start)
 
@@ -131,6 +132,7 @@ def run(layout: Layout, force: Sequence[str], report: Report) -> JobResult:
     forced = check_names(force)
     params = config.load(layout.params)
     check_data(layout, params)
+    dvc_store.share(layout.home, layout.root, params.store.remote)
     try:
         result: Any = main_job(layout.root, forced, report)
     except (httpx.TransportError, PrefectHTTPStatusError, RuntimeError) as error:
@@ -154,7 +156,7 @@ def check_data(layout: Layout, params: Params) -> None:
 
     Raises:
         UserError: If `data.path`, on which the first stage depends, does not exist, or lies in,
-            is or holds what the stages make.
+            is or holds what the stages make or what was added.
     """
     path = layout.root / params.data.path
     if not path.exists():
@@ -163,10 +165,10 @@ def check_data(layout: Layout, params: Params) -> None:
             "allowed: a folder or tar file (relative to the checkout)"
         )
     data = path.resolve()
-    for made in (layout.prepared, layout.onnx.parent, layout.reports):
+    for made in (layout.prepared, layout.onnx.parent, layout.reports, layout.added):
         place = made.resolve()
         if data.is_relative_to(place) or place.is_relative_to(data):
             raise UserError(
-                f"data.path = {params.data.path!r}: overlaps {made}, which the stages make; "
+                f"data.path = {params.data.path!r}: overlaps {made}, which the project fills; "
                 "allowed: a folder or tar file elsewhere, such as data/raw"
             )

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from pipelines.errors import UserError
 
+HOME = ".prong/home"
+"""In a work tree of a run: the file that names the checkout whose stores it shares."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -35,6 +38,14 @@ class Layout:
         )
 
     @property
+    def home(self) -> Path:
+        """The checkout whose stores count: this one, or the one this work tree was made for."""
+        try:
+            return Path((self.root / HOME).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return self.root
+
+    @property
     def params(self) -> Path:
         """The knobs."""
         return self.root / "params.yaml"
@@ -42,7 +53,12 @@ class Layout:
     @property
     def downloads(self) -> Path:
         """Verified downloads, kept between runs."""
-        return self.root / "data/downloads"
+        return self.home / "data/downloads"
+
+    @property
+    def added(self) -> Path:
+        """Images added to the sources, version by version."""
+        return self.root / "data/added"
 
     @property
     def prepared(self) -> Path:
@@ -67,4 +83,4 @@ class Layout:
     @property
     def state(self) -> Path:
         """The embedded stores of MLflow and Prefect; never in git or DVC."""
-        return self.root / ".prong"
+        return self.home / ".prong"

@@ -159,7 +159,7 @@ def rebuild(
 
 def _raw(layout: Layout, root: Path) -> None:
     """Lend the worktree what git does not have: downloads, and images in the checkout's folder."""
-    for name in ("data/downloads", "data/raw"):
+    for name in ("data/downloads", "data/raw", "data/added"):
         source, place = layout.root / name, root / name
         if source.is_dir() and not (place.is_dir() and any(place.glob("[!.]*"))):
             if place.is_dir():

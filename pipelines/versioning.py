@@ -33,7 +33,7 @@ from dvc.stage.exceptions import StageCmdFailedError
 from dvc_data.hashfile.build import IgnoreInCollectedDirError, build
 from dvc_data.hashfile.db import HashFileDB
 
-from pipelines.errors import Failed, UserError, disk_error
+from pipelines.errors import Failed, Unavailable, UserError, disk_error
 from pipelines.files import read_json, write_json
 from pipelines.layout import Layout
 from pipelines.processes import end_with_keeper, exit_on_sigterm, process_start, run_group
@@ -43,8 +43,10 @@ T = TypeVar("T")
 
 _BROKEN_LOCKS = (RWLockFileCorruptedError, RWLockFileFormatError)
 # The last is what its memory of files raises on a full or read-only disk.
-_REFUSALS = (DvcException, IgnoreInCollectedDirError, sqlite3.OperationalError)
+REFUSALS = (DvcException, IgnoreInCollectedDirError, sqlite3.OperationalError)
 
+REMOTE = "prong"
+"""DVC's name of the remote that `store.remote` sets; what is absent is pulled from it."""
 PATIENCE = 30.0
 """Seconds to wait for a checkout in which another run is at work."""
 
@@ -73,7 +75,8 @@ class StageResult:
 
 
 @contextmanager
-def _repo(root: Path) -> Iterator[Repo]:
+def open_repo(root: Path) -> Iterator[Repo]:
+    """Open the checkout at `root` for DVC, which is to be quiet."""
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
     os.environ.setdefault("DVC_SITE_CACHE_DIR", str(Layout(root).state / "dvc"))
     dvc.logger.setup(level=logging.CRITICAL)
@@ -82,7 +85,7 @@ def _repo(root: Path) -> Iterator[Repo]:
         yield repo
 
 
-def _patiently(root: Path, action: Callable[[], T]) -> T:
+def patiently(root: Path, action: Callable[[], T]) -> T:
     """Return `action()`, tried again while another process holds DVC's locks.
 
     A list of locks that broke off in writing (full disk, power cut) would stop every later run; it
@@ -103,7 +106,7 @@ def _patiently(root: Path, action: Callable[[], T]) -> T:
             if time.monotonic() > deadline:
                 raise UserError(
                     "another run is at work in this checkout; wait for it or end it first "
-                    f"({_chain(error).partition(' If there are no')[0]})"
+                    f"({one_line(error).partition(' If there are no')[0]})"
                 ) from None
             time.sleep(pause)
             pause = min(2 * pause, 3.0)
@@ -116,10 +119,10 @@ def undisturbed(root: Path) -> Iterator[None]:
     Raises:
         UserError: If a run is at work here.
     """
-    with _repo(root) as repo:
+    with open_repo(root) as repo:
         busy = root / ".dvc/tmp" / RWLOCK_FILE
         held = ExitStack()
-        _patiently(root, lambda: held.enter_context(repo.lock))
+        patiently(root, lambda: held.enter_context(repo.lock))
         with held:
             named = re.findall(r'"pid": *(\d+)', busy.read_text()) if busy.is_file() else ()
             if any(process_start(int(pid)) for pid in named):  # those of the dead are still named
@@ -129,7 +132,7 @@ def undisturbed(root: Path) -> Iterator[None]:
 
 def caches(root: Path) -> tuple[Path, Path]:
     """Return DVC's folders of cached objects and of remembered runs."""
-    with _repo(root) as repo:
+    with open_repo(root) as repo:
         return Path(repo.cache.local.path), Path(repo.stage_cache.cache_dir)
 
 
@@ -167,7 +170,7 @@ def up_to_date(root: Path, stage: str) -> bool:
     """
 
     def ask() -> bool:
-        with _repo(root) as repo:
+        with open_repo(root) as repo:
             if repo.status(targets=[_address(root, stage)]):
                 return False
             damaged = damaged_outputs(repo, stage)
@@ -175,9 +178,9 @@ def up_to_date(root: Path, stage: str) -> bool:
             return not damaged
 
     try:
-        return _patiently(root, ask)
-    except _REFUSALS as error:
-        raise UserError(f"DVC: {_chain(error)}") from error
+        return patiently(root, ask)
+    except REFUSALS as error:
+        raise UserError(f"DVC: {one_line(error)}") from error
 
 
 def _invalidate(paths: list[Path]) -> None:
@@ -191,19 +194,20 @@ def _invalidate(paths: list[Path]) -> None:
 
 def _forget_cached(root: Path, stage: str) -> None:
     """Remove from DVC's cache the damaged objects behind a stage's outputs."""
-    with _repo(root) as repo:
+    with open_repo(root) as repo:
         for out in _outputs(repo, stage):
             oids = {out.hash_info.value} if out.hash_info else set()
             tree = out.get_obj() if out.hash_info and out.hash_info.isdir else None
             oids |= {item[2].value for item in tree or ()}
             for oid in filter(None, oids):
                 path = Path(out.cache.oid_to_path(oid))
-                if path.exists() and _file_md5(path) != oid.removesuffix(".dir"):
+                if path.exists() and md5_of(path) != oid.removesuffix(".dir"):
                     path.chmod(0o644)
                     path.unlink()
 
 
-def _file_md5(path: Path) -> str:
+def md5_of(path: Path) -> str:
+    """Return the hex md5 of a file's bytes, by which DVC's cache names it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
@@ -215,7 +219,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def _chain(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return an exception and its causes in one line."""
     texts = [" ".join(str(cause).split()) for cause in _causes(error)]
     return ": ".join(dict.fromkeys(filter(None, texts)))
@@ -237,7 +241,7 @@ def ensure(root: Path, stage: str, *, force: bool = False) -> StageResult:
     if not force and up_to_date(root, stage):
         return StageResult(stage, Outcome.CACHED, time.monotonic() - start)
     outcome = _run(root, stage, force)
-    with _repo(root) as repo:
+    with open_repo(root) as repo:
         damaged = damaged_outputs(repo, stage)
     if damaged:  # restored from a cache that was damaged: make it anew
         _forget_cached(root, stage)
@@ -256,7 +260,7 @@ def restore(root: Path, path: str, *, cache_of: Path) -> str | None:
     Returns:
         None, or why it could not be done.
     """
-    with _repo(cache_of) as other:
+    with open_repo(cache_of) as other:
         cache = str(other.cache.local.path)
     config: dict[str, Any] = {"cache": {"dir": cache}}
     if not (root / ".git").exists():
@@ -269,7 +273,7 @@ def restore(root: Path, path: str, *, cache_of: Path) -> str | None:
                 return f"dvc.lock does not name {path}"
             sound = outs[0].hash_info.value == _md5(root / path)
             return None if sound else f"{path}: the cache holds other bytes"
-    except _REFUSALS as error:
+    except REFUSALS as error:
         return f"not in DVC's cache ({type(error).__name__})"
 
 
@@ -293,10 +297,19 @@ def _run(root: Path, stage: str, force: bool) -> Outcome:
 
 def _reproduce(root: Path, stage: str, force: bool) -> None:
     def act() -> None:
-        with _repo(root) as repo:
-            repo.reproduce([_address(root, stage)], single_item=True, force=force)
+        with open_repo(root) as repo:
+            remote = repo.config["remote"].get(REMOTE, {}).get("url")
+            target = [_address(root, stage)]
+            try:
+                repo.reproduce(target, single_item=True, force=force, pull=bool(remote))
+            except REFUSALS:
+                raise
+            except Exception as error:  # a store's client raises almost anything
+                if not remote or (isinstance(error, OSError) and disk_error(error)):
+                    raise
+                raise Unavailable(f"store.remote = {remote!r}: {one_line(error)}") from error
 
-    _patiently(root, act)
+    patiently(root, act)
 
 
 def _main(root: Path, stage: str, force: bool) -> int:
@@ -307,7 +320,7 @@ def _main(root: Path, stage: str, force: bool) -> int:
     record = Path(os.environ[RECORD])
     try:
         _reproduce(root, stage, force)
-    except (*_REFUSALS, UserError, OSError) as error:
+    except (*REFUSALS, UserError, OSError) as error:
         causes = list(_causes(error))
         spoken = any(isinstance(cause, StageCmdFailedError) for cause in causes)
         if spoken and record.exists():  # the stage has spoken for itself
@@ -315,7 +328,7 @@ def _main(root: Path, stage: str, force: bool) -> int:
         disk = [disk_error(cause) for cause in causes if isinstance(cause, OSError)]
         if isinstance(error, OSError) and not any(disk):
             raise
-        said = next((str(found) for found in disk if found), f"stage {stage}: {_chain(error)}")
+        said = next((str(found) for found in disk if found), f"stage {stage}: {one_line(error)}")
         try:
             write_json(record, {"ran": record.exists(), "error": said})
         except OSError:  # the same full disk

@@ -31,7 +31,7 @@ from pipelines.files import sha256_file, sha256_json
 POOL = frozenset({"train", "training", "val", "valid", "validation"})
 TEST = frozenset({"test"})
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _MEMBER_BYTES = 2**31
 """Bytes a tar's member may have: what is skipped must be unpacked all the same."""
 
@@ -65,7 +65,7 @@ def layout(names: Sequence[str], where: str) -> Layout:
             classes.
     """
     paths = [PurePosixPath(name) for name in names]
-    images = tuple(at for at, path in enumerate(paths) if _is_image(path))
+    images = tuple(at for at, path in enumerate(paths) if is_image(path))
     chosen = set(images)
     ignored = tuple(name for at, name in enumerate(names) if at not in chosen)
     if not images:
@@ -78,7 +78,7 @@ def layout(names: Sequence[str], where: str) -> Layout:
     _check_folders([paths[at] for at in images], where)
     classes = tuple(paths[at].parent.name for at in images)
     for at in images:
-        if _UNPRINTABLE.search(names[at]):
+        if UNPRINTABLE.search(names[at]):
             raise UserError(f"data.path = {where!r}: not a printable UTF-8 name: {names[at]!a}")
     if len(set(classes)) < 2:
         raise UserError(
@@ -119,7 +119,8 @@ def read(path: Path, *, where: str, sha256: str, size: int, channels: int) -> Co
     return _read_tar(path, where, found, size, channels)
 
 
-def _is_image(path: PurePosixPath) -> bool:
+def is_image(path: PurePosixPath) -> bool:
+    """Say whether a name is of an image that is not hidden."""
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return not hidden and path.suffix.lower() in EXTENSIONS
 
@@ -171,7 +172,7 @@ def _collect(
     )
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def walk(folder: Path) -> Iterator[str]:
     """Yield the regular files below a folder, through links, in a fixed order."""
     seen = set()
     for top, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
@@ -192,7 +193,7 @@ def _refuse(error: OSError) -> None:
 
 
 def _read_folder(folder: Path, where: str, size: int, channels: int) -> Collection:
-    names = list(_walk(folder))
+    names = list(walk(folder))
     found = layout(names, where)
     files: dict[str, str] = {}
 
@@ -264,7 +265,7 @@ def _members(tar: tarfile.TarFile, path: Path) -> list[str]:
             raise UserError(f"{path}: {member.name}: the name leads out of the archive")
         if member.isdir():
             continue
-        image = member.isreg() and _is_image(PurePosixPath(member.name))
+        image = member.isreg() and is_image(PurePosixPath(member.name))
         if member.size > (MAX_BYTES if image else _MEMBER_BYTES):
             raise UserError(f"{path}: {member.name}: {member.size} bytes; too large")
         # What is no regular file must not pass for an image; a hidden name never does.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.config import DataConfig
-from pipelines.data import folder
+from pipelines.data import added, folder
 from pipelines.data.collection import Collection, from_arrays
 from pipelines.data.download import Remote, fetch, gunzip
 from pipelines.errors import UserError
@@ -68,7 +68,7 @@ _CIFAR10_MOST = 10_000
 
 
 def read(config: DataConfig, *, root: Path, downloads: Path) -> Collection:
-    """Read all images of the configured source, fitted to `data.size`.
+    """Read all images of the configured source and those added to it, fitted to `data.size`.
 
     Args:
         config: `data` of `params.yaml`.
@@ -79,6 +79,10 @@ def read(config: DataConfig, *, root: Path, downloads: Path) -> Collection:
         UserError: If the source is absent, corrupt, or not laid out as it must be.
         Unavailable: If a host does not answer.
     """
+    return added.join(_read(config, root=root, downloads=downloads), added.place(root, config))
+
+
+def _read(config: DataConfig, *, root: Path, downloads: Path) -> Collection:
     size = config.size or SIZES[config.source]
     if config.sha256 and config.source in ("digits", "mnist"):
         raise UserError(

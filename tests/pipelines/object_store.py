@@ -54,6 +54,7 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectSto
         yield ObjectStore(
             url,
             {
+                "AWS_ENDPOINT_URL": url,
                 "MLFLOW_S3_ENDPOINT_URL": url,
                 "AWS_ACCESS_KEY_ID": "test",
                 "AWS_SECRET_ACCESS_KEY": "test",

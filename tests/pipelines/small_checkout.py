@@ -82,7 +82,8 @@ def make(root: Path) -> Checkout:
     for name in ("prong", "pipelines"):
         shutil.copytree(SOURCE / name, root / name, ignore=bytecode)
     (root / ".dvc").mkdir()
-    (root / "data/raw").mkdir(parents=True)
+    for name in ("raw", "added"):
+        (root / "data" / name).mkdir(parents=True)
     for name in (
         "dvc.yaml",
         "params.yaml",
@@ -91,6 +92,7 @@ def make(root: Path) -> Checkout:
         ".dvc/config",
         ".dvc/.gitignore",
         "data/raw/.gitkeep",
+        "data/added/.gitkeep",
         "pyproject.toml",
     ):
         shutil.copy(SOURCE / name, root / name)

@@ -65,6 +65,28 @@ def test_new_images_are_trained_on_and_no_old_one_changes_its_split(checkout: Ch
     assert rows[0]["lineage"]["data_hash"] != rows[1]["lineage"]["data_hash"]
 
 
+@pytest.mark.slow
+def test_added_images_are_trained_on_once(tmp_path: Path) -> None:
+    checkout = make(tmp_path / "job")
+    config.edit(checkout.root / "params.yaml", ["data.limit=0", f"store.remote={tmp_path / 'far'}"])
+    assert checkout.prong("run").code == 0
+    new = tmp_path / "new/7"
+    new.mkdir(parents=True)
+    for number in range(40):
+        shade = Image.new("L", (28, 28), number)
+        shade.putpixel((3, 3), 255)
+        shade.save(new / f"{number}.png")
+    assert checkout.prong("data", "add", str(new.parent)).code == 0
+    second, third = checkout.prong("run"), checkout.prong("run")
+    assert second.code == 0, second.out + second.err
+    for stage in ("prepare", "train", "evaluate", "export", "verify"):
+        assert f"  {stage:<9} ran" in second.out
+        assert f"  {stage:<9} cached" in third.out
+    assert len(_membership(checkout)) == 5040
+    assert (tmp_path / "far/files/md5").is_dir()
+    assert (tmp_path / "far/runs").is_dir()
+
+
 @pytest.mark.parametrize("stage", ["prepare"])
 def test_a_disk_that_takes_no_more_is_one_message_and_leaves_nothing_half_written(
     checkout: Checkout, stage: str

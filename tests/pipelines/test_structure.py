@@ -21,7 +21,7 @@ OWNERS = {
                "pipelines/registrar.py", "pipelines/comparison.py", "pipelines/artifacts.py",
                "pipelines/garbage.py", "pipelines/gates/record.py"},
     "prefect": {"pipelines/flow.py", "pipelines/prefect_server.py", "pipelines/scheduling"},
-    "dvc": {"pipelines/versioning.py"},
+    "dvc": {"pipelines/versioning.py", "pipelines/dvc_store.py"},
     "onnxruntime": {"pipelines/runtime.py"},
 }  # fmt: skip
 

@@ -1,0 +1,285 @@
+"""Images added to a source, in numbered versions that never change.
+
+`data/added/SOURCE/0001/CLASS/HASH.png` and so on: version n of the data is the source with the
+folders 1 to n. A file's name is its content hash, so what is read is checked. A version comes to
+be by one rename: it is there as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from pipelines.config import DataConfig
+from pipelines.data.collection import Collection, from_files
+from pipelines.data.folder import POOL, TEST, UNPRINTABLE, is_image, walk
+from pipelines.data.images import EXTENSIONS, MAX_BYTES
+from pipelines.errors import UserError
+from pipelines.files import atomic_path, sha256_json
+
+_LONGEST = 100
+_VERSION = re.compile(r"\d{4,}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The images that one version adds.
+
+    Attributes:
+        version: 1, 2, …
+        folder: Where they lie.
+        counts: Class → images.
+    """
+
+    version: int
+    folder: Path
+    counts: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What became of a folder of labelled images.
+
+    Attributes:
+        version: The data's version now.
+        added: Class → images that are new.
+        repeated: Names of images left out: their pixels are there already, in that class.
+        classes: Classes that are new.
+        ignored: Names of files that are hidden or not of an image.
+    """
+
+    version: int
+    added: Mapping[str, int]
+    repeated: tuple[str, ...]
+    classes: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+def place(root: Path, config: DataConfig) -> Path:
+    """Return where the images added to a source lie.
+
+    Args:
+        root: The checkout.
+        config: Its source; `images` has a place for each name of `data.path`.
+    """
+    name: str = config.source
+    if name == "images":
+        stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(config.path).name.split(".")[0]).strip("-")
+        name = f"images-{stem}" if stem else "images"
+    return root / "data/added" / name
+
+
+def batches(folder: Path) -> tuple[Batch, ...]:
+    """Return the versions in a source's place, the oldest first.
+
+    Raises:
+        UserError: If one is missing: they build on each other.
+    """
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    versions = sorted(int(name) for name in names if _VERSION.fullmatch(name))
+    if versions != list(range(1, len(versions) + 1)):
+        raise UserError(f"{folder}: versions {versions} are there; each from 1 on must be")
+    found = []
+    for version in versions:
+        path = folder / _named(version)
+        counts = Counter(at.parent.name for at in _images(path))
+        found.append(Batch(version, path, dict(sorted(counts.items()))))
+    return tuple(found)
+
+
+def _named(version: int) -> str:
+    return f"{version:04d}"
+
+
+def _images(folder: Path) -> list[Path]:
+    """Return the images of a version, in a fixed order."""
+    return [folder / name for name in walk(folder) if is_image(PurePosixPath(name))]
+
+
+def join(source: Collection, folder: Path) -> Collection:
+    """Return a source's images followed by those added to it.
+
+    New classes come after the source's own, so that no label changes its meaning.
+
+    Args:
+        source: What `data.source` gives.
+        folder: Its place; need not exist.
+
+    Raises:
+        UserError: If a version is missing, or an image is damaged.
+    """
+    for batch in batches(folder):
+        paths = _images(batch.folder)
+        if not paths:
+            raise UserError(f"{batch.folder}: no images in it; a version adds some")
+        channels, size = source.images.shape[1:3]
+        files = ((str(path), _content(path)) for path in paths)
+        images, hashes = from_files(files, len(paths), size, channels)
+        for path, found in zip(paths, hashes, strict=True):
+            if found != path.stem:
+                raise UserError(f"{path}: not the pixels it was added with ({found}); have it back")
+        new = sorted(set(batch.counts) - set(source.classes))
+        classes = (*source.classes, *new)
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = np.array([numbers[path.parent.name] for path in paths], dtype=np.int64)
+        official = source.official
+        if official is not None:
+            official = np.concatenate([official, np.zeros(len(paths), dtype=np.bool_)])
+        kept = sorted([path.parent.name, path.stem] for path in paths)
+        source = replace(
+            source,
+            classes=classes,
+            images=np.concatenate([source.images, images]),
+            labels=np.concatenate([source.labels, labels]),
+            hashes=(*source.hashes, *hashes),
+            official=official,
+            names=[*source.names, *(f"added {path.parent.name}/{path.name}" for path in paths)],
+            files={**source.files, f"added {_named(batch.version)}": sha256_json(kept)},
+        )
+    return source
+
+
+def take_in(given: Path, known: Collection, folder: Path, *, new_class: bool) -> Intake:
+    """Add labelled images as a new version; all of them or, after any failure, none.
+
+    Calls for one place must come one after the other.
+
+    Args:
+        given: One folder per class.
+        known: All images that are there, those of earlier versions as well.
+        folder: The source's place.
+        new_class: Whether a class may be new.
+
+    Raises:
+        UserError: If the folder is not laid out so, an image is unreadable, a class is unknown,
+            or equal pixels carry another label here or among what is there.
+    """
+    version = len(batches(folder))
+    paths, ignored = _given(given)
+    classes = tuple(sorted({path.parent.name for path in paths} - set(known.classes)))
+    if classes and not new_class:
+        raise UserError(
+            f"{given / classes[0]}: {classes[0]!r} is no class of the data; allowed: "
+            f"{', '.join(known.classes[:20])}, or --new-class"
+        )
+    channels = known.images.shape[1]
+    contents: dict[Path, str] = {}
+
+    def read() -> Iterator[tuple[str, bytes]]:
+        for path in paths:
+            content = _content(path)
+            contents[path] = hashlib.sha256(content).hexdigest()
+            yield str(path), content
+
+    # Size 1: only whether each can be decoded counts here, and what its pixels are.
+    _, hashes = from_files(read(), len(paths), 1, channels)
+    fresh, repeated = _sift(given, paths, hashes, known)
+    counts = dict(sorted(Counter(path.parent.name for path in fresh).items()))
+    if fresh:
+        version += 1
+        _store(folder, version, fresh, contents)
+    classes = tuple(name for name in classes if name in counts)
+    return Intake(version, counts, tuple(repeated), classes, ignored)
+
+
+def _given(given: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """Return the images of a folder and the names of its other files."""
+    if not given.is_dir():
+        raise UserError(f"{given}: no such folder; needed: one with a folder of images per class")
+    names = list(walk(given))
+    images = [name for name in names if is_image(PurePosixPath(name))]
+    ignored = tuple(sorted(set(names) - set(images)))
+    if not images:
+        raise UserError(
+            f"{given}: no images; needed: one folder per class with files of "
+            f"{', '.join(sorted(EXTENSIONS))}"
+        )
+    for name in images:
+        parts = PurePosixPath(name).parts
+        if UNPRINTABLE.search(name) or len(parts[0]) > _LONGEST:
+            raise UserError(f"{given}: a name that is long or not printable UTF-8: {name!a}")
+        if len(parts) != 2:
+            raise UserError(f"{given / name}: lies in no class folder; needed: CLASS/FILE")
+    labels = {PurePosixPath(name).parts[0] for name in images}
+    if all(label.lower() in TEST | POOL for label in labels):
+        raise UserError(
+            f"{given}: {', '.join(sorted(labels))} are no classes but splits; needed: CLASS/FILE "
+            "(an image's content decides its split)"
+        )
+    return [given / name for name in images], ignored
+
+
+def _content(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _sift(
+    given: Path, paths: Sequence[Path], hashes: Sequence[str], known: Collection
+) -> tuple[dict[Path, str], list[str]]:
+    """Return the images whose pixels are new, with their hashes, and the names of the others."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    where: dict[str, str] = {}
+    for content, label, name in zip(known.hashes, known.labels, known.names, strict=True):
+        labels[content].add(known.classes[label])
+        where.setdefault(content, name)
+    fresh: dict[Path, str] = {}
+    repeated = []
+    for path, content in zip(paths, hashes, strict=True):
+        label = path.parent.name
+        if content not in labels:
+            fresh[path] = content
+            labels[content].add(label)
+            where[content] = str(path)
+        elif label in labels[content]:
+            repeated.append(path.relative_to(given).as_posix())
+        else:
+            other = ", ".join(sorted(labels[content]))
+            raise UserError(
+                f"{path}: labelled {label}, but the same pixels are labelled {other} "
+                f"({where[content]}); nothing was added"
+            )
+    return fresh, repeated
+
+
+def _store(
+    folder: Path, version: int, fresh: Mapping[Path, str], contents: Mapping[Path, str]
+) -> None:
+    with _incoming(folder) as incoming:
+        for path, content in fresh.items():
+            target = incoming / path.parent.name / f"{content}{path.suffix.lower()}"
+            with atomic_path(target) as temporary:  # synced: a power cut leaves no empty file
+                shutil.copyfile(path, temporary)
+                if hashlib.sha256(temporary.read_bytes()).hexdigest() != contents[path]:
+                    raise UserError(f"{path}: changed while it was read; nothing was added")
+        folder.mkdir(parents=True, exist_ok=True)
+        incoming.rename(folder / _named(version))
+
+
+@contextmanager
+def _incoming(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside the source's place; what a kill left there before is removed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".incoming-{folder.name}-"
+    for left in folder.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left)
+    incoming = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    try:
+        incoming.chmod(0o755)
+        yield incoming
+    finally:
+        if incoming.exists():
+            shutil.rmtree(incoming)
