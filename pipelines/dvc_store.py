@@ -37,14 +37,21 @@ def share(home: Path, root: Path, remote: str) -> None:
         if home != root:
             settings.setdefault("cache", {})["dir"] = cache
         _set_remote(settings, home, remote)
+        for name in ("remote", "machine", "db"):  # DVC asks for each when it writes
+            settings.setdefault(name, {})
         with open_repo(root) as repo:
-            if repo.config.load_one("local") == settings:
+            found = repo.config.load_one("local")
+            if _filled(found) == _filled(settings):
                 return
             with repo.config.edit("local") as local:
                 local.clear()
                 local.update(settings)
     except REFUSALS as error:
         raise UserError(f"DVC: {one_line(error)}") from error
+
+
+def _filled(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: values for name, values in settings.items() if values}
 
 
 def _set_remote(settings: dict[str, Any], home: Path, remote: str) -> None:

@@ -62,8 +62,13 @@ def test_without_a_remote_nothing_is_pushed_and_an_old_one_is_forgotten(
     machines: tuple[Path, Path], tmp_path: Path
 ) -> None:
     one, _ = machines
-    share(one, one, str(tmp_path / "remote"))
+    settings = one / ".dvc/config.local"
     share(one, one, "")
+    assert not settings.exists()
+    share(one, one, str(tmp_path / "remote"))
+    assert "remote" in settings.read_text()
+    share(one, one, "")
+    assert settings.read_text().strip() == ""
     ensure(one, "make")
     assert not push(one, one / "data/added")
     assert not (tmp_path / "remote").exists()
