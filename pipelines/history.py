@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -174,4 +175,4 @@ def show(model: str, history: History) -> None:
         when = entry.time[:19].replace("T", " ")
         number, run = str(entry.sequence), entry.run[:8]
         table.add_row(number, when, entry.event, live, before, entry.by, run, entry.reason)
-    Console(highlight=False, soft_wrap=False).print(table)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
