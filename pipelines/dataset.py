@@ -65,8 +65,33 @@ def add(layout: Layout, params: Params, folder: Path, *, new_class: bool) -> Int
         known = sources.read(params.data, root=layout.root, downloads=layout.downloads)
         place = added.place(layout.root, params.data)
         found = added.take_in(folder, known, place, new_class=new_class)
-        dvc_store.keep(layout.root, layout.added)
+        added.write_record(layout.added, dvc_store.keep(layout.root, layout.added))
     return found
+
+
+def have_back(layout: Layout) -> bool:
+    """Bring the added images that are recorded and not here, as in a new clone.
+
+    Args:
+        layout: The checkout; `dvc_store.share` has set its remote.
+
+    Returns:
+        Whether any were missing.
+
+    Raises:
+        UserError: If neither DVC's cache nor the remote has them.
+        Unavailable: If the remote does not answer.
+    """
+    with _alone(layout):
+        record = added.read_record(layout.added)
+        missing = [
+            name
+            for name, count in record.versions.items()
+            if len(added.batches(layout.added / name)) < count
+        ]
+        if missing:
+            dvc_store.have_back(layout.root, layout.added, record.kept)
+    return bool(missing)
 
 
 def versions(layout: Layout, params: Params) -> list[Version]:

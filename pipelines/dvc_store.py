@@ -130,6 +130,19 @@ def keep(root: Path, folder: Path) -> str:
         raise UserError(f"DVC: {one_line(error)}") from error
 
 
+def _pull(repo: Any, wanted: HashInfo) -> None:
+    """Copy a kept folder from the remote into the cache, as far as the remote has it."""
+    try:
+        repo.cloud.pull({wanted}, remote=REMOTE)
+        tree = load(repo.cache.local, wanted)
+        repo.cloud.pull({one for _, _, one in tree}, remote=REMOTE)
+    except (*REFUSALS, FileNotFoundError, ObjectFormatError):
+        raise
+    except Exception as error:  # a store's client raises almost anything
+        url = repo.config["remote"][REMOTE]["url"]
+        raise Unavailable(f"store.remote = {url!r}: {one_line(error)}") from error
+
+
 def have_back(root: Path, folder: Path, kept: str) -> None:
     """Make a folder what it was when it was kept.
 
@@ -140,14 +153,13 @@ def have_back(root: Path, folder: Path, kept: str) -> None:
 
     Raises:
         UserError: If cache and remote have not all of it, or the cache holds damaged files.
+        Unavailable: If the remote does not answer.
     """
     try:
         with open_repo(root) as repo:
             wanted = HashInfo("md5", kept)
             if REMOTE in repo.config["remote"]:
-                repo.cloud.pull({wanted}, remote=REMOTE)
-                tree = load(repo.cache.local, wanted)
-                repo.cloud.pull({one for _, _, one in tree}, remote=REMOTE)
+                _pull(repo, wanted)
             tree = load(repo.cache.local, wanted)
             with atomic_directory(folder) as made:
                 for key, _, one in tree:

@@ -20,7 +20,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 
-from pipelines import config, dvc_store, versioning
+from pipelines import config, dataset, dvc_store, versioning
 from pipelines.config import Params
 from pipelines.errors import Unavailable, UserError
 from pipelines.judgement import Decision
@@ -133,6 +133,7 @@ def run(layout: Layout, force: Sequence[str], report: Report) -> JobResult:
     params = config.load(layout.params)
     check_data(layout, params)
     dvc_store.share(layout.home, layout.root, params.store.remote)
+    dataset.have_back(layout)
     try:
         result: Any = main_job(layout.root, forced, report)
     except (httpx.TransportError, PrefectHTTPStatusError, RuntimeError) as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pipelines.config import Params, load
 from pipelines.environment import set_up
-from pipelines.errors import Failed, UserError, disk_error
+from pipelines.errors import Failed, Unavailable, UserError, disk_error
 from pipelines.files import write_json
 from pipelines.layout import Layout
 from pipelines.processes import end_with_keeper, exit_on_sigterm
@@ -110,11 +110,11 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     record = os.environ.pop(RECORD, None)
     start = time.monotonic()
-    message, code = None, 0
+    message, code, silent = None, 0, False
     try:
         run(arguments[0] if arguments else "", Layout.find())
     except UserError as error:
-        message, code = str(error), error.exit_code
+        message, code, silent = str(error), error.exit_code, isinstance(error, Unavailable)
         if record is None:
             print(f"error: {message}", file=sys.stderr)
     except Failed as error:
@@ -126,6 +126,7 @@ def main(arguments: list[str]) -> int:
                 "ran": True,
                 "seconds": time.monotonic() - start,
                 "error": message,
+                "unavailable": silent,
             }
             _leave(Path(record), said)
     return code

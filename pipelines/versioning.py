@@ -287,7 +287,8 @@ def _run(root: Path, stage: str, force: bool) -> Outcome:
         code = run_group(command + ["force"] * force, cwd=root, env=env)
         said: dict[str, Any] = read_json(record) if record.exists() else {}
     if said.get("error"):
-        raise UserError(str(said["error"]))
+        kind = Unavailable if said.get("unavailable") else UserError  # the first is tried again
+        raise kind(str(said["error"]))
     if code == UserError.exit_code:
         raise UserError(f"stage {stage} stopped, and could not write down why; see above")
     if code != 0:
@@ -330,7 +331,8 @@ def _main(root: Path, stage: str, force: bool) -> int:
             raise
         said = next((str(found) for found in disk if found), f"stage {stage}: {one_line(error)}")
         try:
-            write_json(record, {"ran": record.exists(), "error": said})
+            silent = isinstance(error, Unavailable)
+            write_json(record, {"ran": record.exists(), "error": said, "unavailable": silent})
         except OSError:  # the same full disk
             print(f"error: {said}", file=sys.stderr)
         return UserError.exit_code

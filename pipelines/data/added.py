@@ -18,13 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from pipelines.config import DataConfig
 from pipelines.data.collection import Collection, from_files
 from pipelines.data.folder import POOL, TEST, UNPRINTABLE, is_image, walk
 from pipelines.data.images import EXTENSIONS, MAX_BYTES
 from pipelines.errors import UserError
-from pipelines.files import atomic_path, sha256_json
+from pipelines.files import atomic_path, sha256_json, write_json
 
 _LONGEST = 100
 _VERSION = re.compile(r"\d{4,}")
@@ -78,6 +79,47 @@ def place(root: Path, config: DataConfig) -> Path:
     return root / "data/added" / name
 
 
+@dataclass(frozen=True)
+class Record:
+    """What `data/added.json` says: git keeps it where git does not keep the images.
+
+    Attributes:
+        kept: DVC's hash of `data/added`, under which cache and remote have it.
+        versions: Source's place → versions in it.
+    """
+
+    kept: str
+    versions: Mapping[str, int]
+
+
+def read_record(added: Path) -> Record:
+    """Return what is recorded of `data/added`; without a record, nothing is to be there.
+
+    Raises:
+        UserError: If the record cannot be read.
+    """
+    path = added.with_suffix(".json")
+    try:
+        return TypeAdapter(Record).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return Record("", {})
+    except (OSError, ValidationError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a record of added images: {said}") from None
+
+
+def write_record(added: Path, kept: str) -> None:
+    """Record what is in `data/added` now.
+
+    Args:
+        added: The folder of all places.
+        kept: What `pipelines.dvc_store.keep` returned for it.
+    """
+    places = [place for place in sorted(added.iterdir()) if place.is_dir()]
+    counts = {place.name: len(batches(place)) for place in places if place.name[0] != "."}
+    write_json(added.with_suffix(".json"), {"kept": kept, "versions": counts})
+
+
 def batches(folder: Path) -> tuple[Batch, ...]:
     """Return the versions in a source's place, the oldest first.
 
@@ -117,16 +159,25 @@ def join(source: Collection, folder: Path) -> Collection:
     Raises:
         UserError: If a version is missing, or an image is damaged.
     """
-    for batch in batches(folder):
+    found = batches(folder)
+    recorded = read_record(folder.parent).versions.get(folder.name, 0)
+    if len(found) < recorded:
+        raise UserError(
+            f"{folder}: {len(found)} of the {recorded} versions that data/added.json records are "
+            "here; `prong run` has the others back from DVC's cache or store.remote"
+        )
+    for batch in found:
         paths = _images(batch.folder)
         if not paths:
             raise UserError(f"{batch.folder}: no images in it; a version adds some")
         channels, size = source.images.shape[1:3]
         files = ((str(path), _content(path)) for path in paths)
         images, hashes = from_files(files, len(paths), size, channels)
-        for path, found in zip(paths, hashes, strict=True):
-            if found != path.stem:
-                raise UserError(f"{path}: not the pixels it was added with ({found}); have it back")
+        for path, content in zip(paths, hashes, strict=True):
+            if content != path.stem:
+                raise UserError(
+                    f"{path}: not the pixels it was added with ({content}); have it back"
+                )
         new = sorted(set(batch.counts) - set(source.classes))
         classes = (*source.classes, *new)
         numbers = {name: number for number, name in enumerate(classes)}

@@ -22,9 +22,10 @@ from small_checkout import SOURCE, Checkout, make
 from pipelines import config, dataset
 from pipelines.config import DataConfig, Params
 from pipelines.data import added, sources
+from pipelines.data.added import read_record
 from pipelines.data.prepare import prepare
 from pipelines.data.prepared import SPLITS, Card, load_split
-from pipelines.dvc_store import have_back, keep
+from pipelines.dvc_store import have_back, keep, push, share
 from pipelines.errors import UserError
 from pipelines.files import sha256_file
 from pipelines.layout import Layout
@@ -224,7 +225,10 @@ def test_the_commands_say_what_came_in(checkout: Checkout, tmp_path: Path, fill:
     assert "added      2 images (cat 2)" in done.out
     rows = json.loads(checkout.prong("data", "list", "--json").out)
     assert [(row["version"], row["images"]) for row in rows] == [(1, 2), (0, 0)]
-    assert checkout.run("git", "status", "--porcelain").out == " M params.yaml\n"
+    # What git keeps of it is one small file.
+    assert (
+        checkout.run("git", "status", "--porcelain").out == " M params.yaml\n?? data/added.json\n"
+    )
     wrong = checkout.prong("data", "add", str(tmp_path / "none"))
     assert (wrong.code, wrong.err.count("\n")) == (2, 1)
 
@@ -243,6 +247,42 @@ def test_a_version_can_be_had_back(checkout: Checkout, tmp_path: Path, fill: Fil
     with pytest.raises(UserError, match="not whole"):
         have_back(layout.root, layout.added, "0" * 32 + ".dir")
     assert _tree(layout.added) == now
+
+
+def test_a_clone_has_the_added_images_back_and_never_trains_without_them(
+    checkout: Checkout, tmp_path: Path, fill: Fill
+) -> None:
+    layout, params = _params(checkout)
+    remote = str(tmp_path / "remote")
+    share(layout.root, layout.root, remote)
+    dataset.add(layout, params, fill(tmp_path / "a", ("cat",), 2, start=30), new_class=False)
+    dataset.add(layout, params, fill(tmp_path / "b", ("dog",), 3, start=40), new_class=False)
+    assert push(layout.root, layout.added)
+    assert not dataset.have_back(layout)  # all is here
+    assert checkout.run("git", "add", "-A").code == 0
+    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+    assert checkout.run("git", *who, "commit", "-qm", "more").code == 0
+    assert checkout.run("git", "clone", "-q", ".", str(tmp_path / "clone")).code == 0
+    clone = Layout(tmp_path / "clone")
+    shutil.copytree(layout.root / "data/raw/pets", clone.root / "data/raw/pets")
+    with pytest.raises(UserError, match=r"0 of the 2 versions that data/added\.json records"):
+        _prepare(clone.root, params.data)
+    share(clone.root, clone.root, "")
+    with pytest.raises(UserError, match="not whole in DVC's cache"):
+        dataset.have_back(clone)
+    share(clone.root, clone.root, remote)
+    assert dataset.have_back(clone)
+    assert _tree(clone.added) == _tree(layout.added)
+    assert _prepare(clone.root, params.data).data_hash == (
+        _prepare(layout.root, params.data).data_hash
+    )
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"kept": 1}', '{"kept": "a", "versions": {"x": "y"}}'])
+def test_a_damaged_record_is_said(tmp_path: Path, text: str) -> None:
+    (tmp_path / "added.json").write_text(text)
+    with pytest.raises(UserError, match="not a record of added images"):
+        read_record(tmp_path / "added")
 
 
 def test_a_kill_in_the_middle_leaves_the_version_before(
