@@ -51,7 +51,7 @@ def released(checkout: Make, layout: Layout) -> Layout:
 def test_back_and_forth_by_commands(released: Layout) -> None:
     refused = prong(released, "promote")
     assert refused.returncode == 1, refused.stderr
-    assert "v3 was not promoted: blocked: champion: worse" in refused.stderr
+    assert "v3 was not promoted: blocked by champion" in refused.stderr
     assert "champion stays v2" in refused.stderr
     assert "Traceback" not in refused.stderr
 
