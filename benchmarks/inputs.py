@@ -5,7 +5,6 @@ python -m benchmarks.inputs --epochs 2 --seeds 2
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -14,8 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.trial import Change, trial, unchanged
-from pipelines import config
+from benchmarks.trial import Change, options, settings, trial, unchanged
 from pipelines.data.prepared import load_card
 from pipelines.layout import Layout
 
@@ -71,13 +69,9 @@ def changes(channels: int) -> dict[str, Change]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the validation error without each part of the input."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--seeds", type=int, default=2)
-    asked = parser.parse_args(arguments)
+    asked = options("Does every part of the input earn its cost?").parse_args(arguments)
     layout = Layout.find()
-    train = config.load(layout.params).train
-    train = replace(train, epochs=asked.epochs or train.epochs)
+    train = settings(layout, asked.epochs)
     print(f"{'input':<22} {'error %':>8} {'worse by':>9} {'loss':>8} {'seconds':>8}")
     whole = 0.0
     for name, change in changes(load_card(layout.prepared).channels).items():

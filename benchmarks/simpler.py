@@ -5,7 +5,6 @@ python -m benchmarks.simpler --epochs 3 --seeds 2
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -14,8 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.trial import trial
-from pipelines import config
+from benchmarks.trial import options, settings, trial
 from pipelines.config import Method
 from pipelines.data.prepared import Split, load_split
 from pipelines.layout import Layout
@@ -48,13 +46,9 @@ def linear(train: Split, test: Split, *, ridge: float = 3.0) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the test error of simpler models beside that of the method in `params.yaml`."""
-    parser = argparse.ArgumentParser(description="Is a simpler model as good?")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--seeds", type=int, default=2)
-    asked = parser.parse_args(arguments)
+    asked = options("Is a simpler model as good?").parse_args(arguments)
     layout = Layout.find()
-    train = config.load(layout.params).train
-    train = replace(train, epochs=asked.epochs or train.epochs)
+    train = settings(layout, asked.epochs)
     print(f"{'model':<24} {'test error %':>13} {'seconds':>8}")
     start = time.perf_counter()
     error = linear(load_split(layout.prepared, "train"), load_split(layout.prepared, "test"))

@@ -5,7 +5,6 @@ python -m benchmarks.staleness --epochs 2 --seeds 2
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -14,8 +13,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.trial import Change, score, trial, unchanged
-from pipelines import config
+from benchmarks.trial import Change, options, score, settings, trial, unchanged
 from pipelines.data.prepared import load_split
 from pipelines.layout import Layout
 
@@ -49,13 +47,9 @@ DRIFTS: dict[str, Change] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the test error of older models, and of the newest on drifted images."""
-    parser = argparse.ArgumentParser(description="What a model loses by not being trained anew.")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--seeds", type=int, default=2)
-    asked = parser.parse_args(arguments)
+    asked = options("What a model loses by not being trained anew.").parse_args(arguments)
     layout = Layout.find()
-    train = config.load(layout.params).train
-    train = replace(train, epochs=asked.epochs or train.epochs)
+    train = settings(layout, asked.epochs)
     # Images lie in the order of their content's hash: a share drawn from it is the same each time.
     count = len(load_split(layout.prepared, "train").hashes)
     place = np.random.default_rng(0).permutation(count) / count

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines import config
 from pipelines.config import TrainConfig
 from pipelines.data.prepared import Split, load_split
+from pipelines.layout import Layout
 from pipelines.training.loop import Loop
 from pipelines.training.parallel import Ranks
 
@@ -34,6 +37,20 @@ class Trial:
     loss: float
     seconds: float
     network: torch.nn.Module
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """Return a parser of what every experiment takes: `--epochs` and `--seeds`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--seeds", type=int, default=2)
+    return parser
+
+
+def settings(layout: Layout, epochs: int | None) -> TrainConfig:
+    """Return the checkout's settings of the training, for other epochs if given."""
+    train = config.load(layout.params).train
+    return replace(train, epochs=epochs or train.epochs)
 
 
 def unchanged(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

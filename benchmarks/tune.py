@@ -5,7 +5,6 @@ python -m benchmarks.tune --set train.lr=0.03,0.05 --set train.damping=0.03,0.1 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import shutil
 import statistics
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.trial import trial
+from benchmarks.trial import options, trial
 from pipelines import config
 from pipelines.config import TrainConfig
 from pipelines.errors import UserError
@@ -49,10 +48,8 @@ def grid(assignments: Sequence[str], params: Path) -> Iterator[tuple[tuple[str, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table of all combinations, best first."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser = options("Tune knobs of `train`, judged on the validation split.")
     parser.add_argument("--set", action="append", dest="knobs", metavar="train.KNOB=V,V")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--seeds", type=int, default=2)
     asked = parser.parse_args(arguments)
     layout = Layout.find()
     rows = []

@@ -20,7 +20,7 @@ from pipelines import git, registry, releases, tracking
 from pipelines.accompany import LOCK, PARAMS
 from pipelines.config import Params, load
 from pipelines.errors import Unavailable, UserError
-from pipelines.files import sha256_file
+from pipelines.files import atomic_path, sha256_file
 from pipelines.layout import Layout
 from pipelines.lineage import UNKNOWN, versions
 from pipelines.metadata import params_hash
@@ -64,8 +64,8 @@ def kept_file(layout: Layout, version: Version, name: str) -> Path | None:
     out = layout.state / "cache" / f"{version.sha256}.{name}"
     content = releases.kept(layout, version.model, version.number, name)
     if content is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(content)
+        with atomic_path(out) as temporary:
+            temporary.write_bytes(content)
         return out
     try:
         registry.download(layout, registry.location(layout, version), out, name)
