@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 YOUNG = 24 * 3600
 """Seconds within which a cached object may belong to a run that has not written its lock yet."""
 _HASH = re.compile(r"\b[0-9a-f]{32}\b")
-_LOCKS = (":(glob)**/dvc.lock", ":(glob)**/*.dvc")
+_LOCKS = (":(glob)**/dvc.lock", ":(glob)**/*.dvc", ":(glob)**/data/added.json")
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,8 @@ def _objects(
 
 def _locks_of(tree: Path) -> Iterator[str]:
     """Yield the locks and tracked data of a work tree as text."""
-    for path in (tree / "dvc.lock", *tree.glob("*.dvc"), *tree.glob("data/**/*.dvc")):
+    locks = (tree / "dvc.lock", tree / "data/added.json")
+    for path in (*locks, *tree.glob("*.dvc"), *tree.glob("data/**/*.dvc")):
         if path.is_file():
             yield path.read_text(encoding="utf-8")
 
