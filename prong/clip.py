@@ -4,6 +4,9 @@ In whitened coordinates the natural gradient step is Δ = −η g, and g·Δ pre
 loss; K-FAC's clip (Ba et al. 2017) scales the gradients of all whitened layers by ν = min(1, √(κ /
 Σ η² g·g)). The first steps after a reparametrisation are the dangerous ones: whitening multiplies
 directions of small variance by up to ε^−½.
+
+A canonical layer holds the natural gradient n = G P, and its prediction is ⟨n P⁻¹, n⟩. That product
+costs M N², so it is formed only if the bound ‖P⁻¹‖ ‖n‖² leaves it open whether κ is exceeded.
 """
 
 from __future__ import annotations
@@ -12,29 +15,34 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from prong.layout import weight_to_canonical
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import Tensor
     from torch.optim import Optimizer
 
+    from prong.units import Unit
+
 
 class StepClip:
     """Scales gradients of whitened layers; runs as an optimizer step pre-hook.
 
     There the gradients have been reduced over ranks and unscaled. Nothing is read back from the
-    device.
+    device, but for a model with canonical layers.
 
     Attributes:
         limit: κ, dimensionless for a loss averaged over examples; None lets every step pass.
         scale: ν of the last step, a scalar tensor, or None before the first.
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], limit: float | None) -> None:
-        """Watch `parameters`."""
+    def __init__(self, units: Iterable[Unit], limit: float | None) -> None:
+        """Watch the parameters of `units`."""
         self.limit = limit
         self.scale: Tensor | None = None
-        self._watched = {id(parameter) for parameter in parameters}
+        self._owner = {id(p): unit for unit in units for p in unit.parameters}
+        self._inverses: dict[str, tuple[tuple[int, int], Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, *_: Any) -> None:
@@ -43,24 +51,61 @@ class StepClip:
             return
         gradients: list[Tensor] = []
         predicted: Tensor | None = None
+        canonical: list[tuple[Unit, Tensor, float]] = []
         for group in optimizer.param_groups:
-            found = [
-                p.grad for p in group["params"] if p.grad is not None and id(p) in self._watched
-            ]
+            found = []
+            for p in group["params"]:
+                unit = self._owner.get(id(p))
+                if unit is None or p.grad is None:
+                    continue
+                gradients.append(p.grad)
+                if unit.layer.canonical and p is unit.weight:
+                    canonical.append((unit, p.grad, float(group["lr"]) ** 2))
+                else:
+                    found.append(p.grad)
             if not found:
                 continue
-            gradients += found
             norm = torch.nn.utils.get_total_norm(found)
             # Half precision would overflow in the square.
             wide = norm.to(torch.promote_types(norm.dtype, torch.float32))
             change = wide.square() * group["lr"] ** 2
             predicted = change if predicted is None else predicted + change
-        if predicted is None:
+        if not gradients:
             return
         # Fused optimizers unscale inside their kernel: the hook still sees gradients times the loss
         # scale.
         loss_scale = getattr(optimizer, "grad_scale", None)
-        if loss_scale is not None:
-            predicted = predicted / loss_scale.to(predicted) ** 2
-        self.scale = torch.sqrt(self.limit / predicted).clamp(max=1.0)
+        scale = 1.0 if loss_scale is None else float(loss_scale) ** 2
+        if canonical:
+            rest = 0.0 if predicted is None else predicted
+            bound = rest + sum(self._bound(unit, g) * rate for unit, g, rate in canonical)
+            if float(bound) / scale <= self.limit:
+                self.scale = torch.ones_like(gradients[0][..., :1].reshape(-1)[0])
+                return
+            predicted = rest + sum(self._exact(unit, g) * rate for unit, g, rate in canonical)
+        assert predicted is not None
+        self.scale = torch.sqrt(self.limit * scale / predicted).clamp(max=1.0)
         torch._foreach_mul_(gradients, self.scale)
+
+    def _inverse(self, unit: Unit) -> tuple[Tensor, Tensor]:
+        """P⁻¹ and a bound on its largest eigenvalue, computed once per reparametrisation."""
+        precision = unit.layer.precision_matrix
+        assert precision is not None
+        held, key = self._inverses.get(unit.name), (precision.data_ptr(), precision._version)
+        if held is None or held[0] != key:
+            inverse = torch.linalg.inv(precision)
+            largest = inverse.abs().sum(-1).amax(-1)
+            held = self._inverses[unit.name] = (key, inverse, largest)
+        return held[1], held[2]
+
+    def _bound(self, unit: Unit, natural: Tensor) -> Tensor:
+        largest = self._inverse(unit)[1].max()
+        return largest * natural.to(largest.dtype).square().sum()
+
+    def _exact(self, unit: Unit, natural: Tensor) -> Tensor:
+        inverse = self._inverse(unit)[0]
+        layer = unit.layer
+        rows = weight_to_canonical(
+            natural.to(inverse.dtype), layer.feature_groups, layer.TRANSPOSED
+        ).flatten(1, 2)
+        return ((rows @ inverse) * rows).sum()

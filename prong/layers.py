@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from prong.layout import convolution_samples, dense_samples
+from prong.moments import product_dtype
+from prong.natural import NaturalLinear
 from prong.whitened import Whitened
 
 if TYPE_CHECKING:
@@ -24,7 +27,25 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
     def forward(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Apply V U (h − c) + d along the last axis."""
         self.observe(input)
+        rows, precision = math.prod(input.shape[:-1]), self.precision_matrix
+        if precision is not None and rows < self.out_features and self._exact(input, precision):
+            output: Tensor = NaturalLinear.apply(  # type: ignore[no-untyped-call]
+                input, self.weight, self.bias, self.mean, precision
+            )
+            return output
+        if self.whitens_activations(input, rows):
+            white = F.linear(input - self.mean[0] if self.centred else input, self.whitener[0])
+            return F.linear(white, self.weight, self.bias)
         return self.watched(F.linear(input, *self.fold()))
+
+    def _exact(self, input: Tensor, precision: Tensor) -> bool:
+        """Whether all types are equal and no product is rounded, so that P may meet the inputs."""
+        types = {input.dtype, self.weight.dtype, precision.dtype}
+        return (
+            types == {product_dtype(precision.dtype, precision.device)}
+            and not torch.is_autocast_enabled(input.device.type)
+            and self.weight.requires_grad
+        )
 
     def samples(self, input: Tensor) -> tuple[Float[Tensor, "1 samples in"], int]:
         """Every row of the input is a sample."""
@@ -56,28 +77,51 @@ class _WhitenedConvolution(Whitened):
 class _WhitenedForward(_WhitenedConvolution):
     """Forward pass of Conv1d, Conv2d and Conv3d."""
 
+    RUN: ClassVar[Any]
+
     def forward(self, input: Tensor) -> Tensor:
         """Pad, centre, whiten with the 1×1 filter U, then convolve with V and add d."""
         self.observe(input)
+        pixels = input.numel() // max(1, self.in_channels)  # type: ignore[operator]
+        if self.whitens_activations(input, pixels):
+            return self._on_activations(input)
         return self.watched(self._conv_forward(input, *self.fold()))  # type: ignore[operator]
+
+    def _on_activations(self, input: Tensor) -> Tensor:
+        spatial = len(self.kernel_size)
+        batched = input if input.dim() == spatial + 2 else input.unsqueeze(0)
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        padded = F.pad(batched, self._reversed_padding_repeated_twice, mode=mode)
+        groups = self.feature_groups
+        split = padded.reshape(len(padded), groups, -1, math.prod(padded.shape[2:]))
+        if self.centred:
+            split = split - self.mean[None, :, :, None]
+        white = (self.whitener @ split).reshape(padded.shape)
+        output: Tensor = type(self).RUN(
+            white, self.weight, self.bias, self.stride, 0, self.dilation, groups
+        )
+        return output if batched is input else output.squeeze(0)
 
 
 class WhitenedConv1d(_WhitenedForward, nn.Conv1d):  # type: ignore[misc]
     """`nn.Conv1d` in whitened coordinates."""
 
     PLAIN = nn.Conv1d
+    RUN = staticmethod(F.conv1d)
 
 
 class WhitenedConv2d(_WhitenedForward, nn.Conv2d):  # type: ignore[misc]
     """`nn.Conv2d` in whitened coordinates."""
 
     PLAIN = nn.Conv2d
+    RUN = staticmethod(F.conv2d)
 
 
 class WhitenedConv3d(_WhitenedForward, nn.Conv3d):  # type: ignore[misc]
     """`nn.Conv3d` in whitened coordinates."""
 
     PLAIN = nn.Conv3d
+    RUN = staticmethod(F.conv3d)
 
 
 class _WhitenedTransposed(_WhitenedConvolution):
@@ -155,6 +199,8 @@ def adopt(layer: nn.Module) -> Whitened:
     layer.register_buffer("whitener", identity.repeat(groups, 1, 1))
     layer.register_buffer("mean", torch.zeros(groups, features, dtype=dtype, device=weight.device))
     layer.register_buffer("output_whitener", None)
+    layer.register_buffer("precision_matrix", None)
+    layer.activations = False
     layer.moments = layer.backward_moments = layer.variances = None
     layer.gradients_wanted, layer.positions = False, None
     return layer
@@ -174,6 +220,8 @@ def release(layers: list[Whitened]) -> None:
     for layer in layers:
         for name in layer.PHI:
             del layer._buffers[name]
-        for name in ("moments", "backward_moments", "variances", "gradients_wanted", "positions"):
+        for name in ("moments", "backward_moments", "variances", "gradients_wanted"):
+            del layer.__dict__[name]
+        for name in ("positions", "activations"):
             del layer.__dict__[name]
         layer.__class__ = layer.PLAIN  # type: ignore[assignment]

@@ -127,6 +127,9 @@ def _carry_linear(
         groups,
         layer.TRANSPOSED,
     )
+    if layer.canonical:
+        # W's momentum is V's times U.
+        canonical, _ = from_canonical(canonical, None, old)
     outer = [None if b is None else b.to(dtype).reshape(groups, -1) for b in biases]
     present = [bias for bias in outer if bias is not None]
     if rule == "gradient":
@@ -151,6 +154,8 @@ def _carry_linear(
                 assert carried is not None
                 buffer.copy_(carried.reshape(-1))
     if weight is not None:
+        if layer.canonical:
+            moved, _ = to_canonical(moved, None, new)
         weight.copy_(weight_from_canonical(moved, weight.shape, layer.TRANSPOSED))
 
 

@@ -134,7 +134,7 @@ class Outcome:
             if not unit.move(old, self.phi):
                 self.put(updated=0, reason=3, fallback=3)
             return
-        unit.install(self.phi)
+        unit.keep_numbers(old, self.phi)
         if init == "scaled":
             features = self.phi.mean.numel()
             with torch.no_grad():

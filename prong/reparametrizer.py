@@ -23,6 +23,7 @@ from prong.gathering import (
     enough,
     gather,
 )
+from prong.modes import chosen_mode, convert, refusal
 from prong.ranks import Ranks
 from prong.refresh import Whitening
 from prong.report import LayerReport, RefreshReport
@@ -50,6 +51,8 @@ class Reparametrizer:
     Attributes:
         report: the last reparametrisation, or None.
         steps: how many optimizer steps were made.
+        mode: how the layers run: "fold", "activations" or "canonical".
+        canonical_refusal: why they cannot run canonically; empty if they can.
         fallbacks: how many decompositions did not succeed at the first attempt, over the whole run.
     """
 
@@ -75,6 +78,7 @@ class Reparametrizer:
         batches: Iterable[Any] | None = None,
         forward: Forward = default_forward,
         process_group: dist.ProcessGroup | None = None,
+        mode: str = "fold",
     ) -> None:
         """Attach to a whitened model and its optimizer.
 
@@ -110,6 +114,10 @@ class Reparametrizer:
             forward: how to run a batch of `batches` or `initialize`; by default `model(batch)`, or
                 `model(batch[0])` for a sequence, or `model(**batch)` for a mapping.
             process_group: the ranks whose statistics are merged; the default group if None.
+            mode: how the layers run: "fold" forms W = V U in every forward pass, "activations"
+                whitens the inputs where that is cheaper, "canonical" keeps W and d as parameters
+                and puts the natural gradient into `.grad` (`torch.optim.SGD` only), "auto" is
+                canonical where it is allowed and activations elsewhere.
 
         Raises:
             TypeError: if an argument has the wrong type.
@@ -147,7 +155,9 @@ class Reparametrizer:
         self.period, self.samples = period, samples
         self.batches, self.forward = batches, forward
         self.ranks = Ranks(process_group)
-        self.clip = StepClip((p for unit in self.units for p in unit.parameters), clip)
+        self.clip = StepClip(self.units, clip)
+        self.canonical_refusal = refusal(self.optimizers, batch_diagonal, two_sided)
+        self.convert(mode)
         self.report: RefreshReport | None = None
         self.steps = 0
         self.fallbacks = 0
@@ -316,6 +326,23 @@ class Reparametrizer:
                 for name, value in tensors.items()
                 if name in dampings
             }
+
+    def convert(self, mode: str) -> str:
+        """Let every whitened layer run in another mode; function and momentum stay, to rounding.
+
+        Args:
+            mode: as in the constructor.
+
+        Returns:
+            The mode that is run. `canonical_refusal` says why "auto" is not canonical.
+
+        Raises:
+            ValueError: if `mode` is unknown or not allowed with this optimizer and these options.
+        """
+        self.mode = chosen_mode(mode, self.canonical_refusal)
+        for unit in self.units:
+            convert(unit, self.mode, self.optimizers)
+        return self.mode
 
     def detach(self) -> None:
         """Stop gathering and clipping, and let go of the optimizer; the model stays whitened."""

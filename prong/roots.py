@@ -105,6 +105,15 @@ def _cholesky(covariance: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     return inverse, factor
 
 
+def root_of_precision(
+    precision: Float[Tensor, "groups in in"],
+) -> Float[Tensor, "groups in in"]:
+    """The lower triangular U with UᵀU = P."""
+    # Reversing rows and columns turns P = UᵀU into a Cholesky factorisation L Lᵀ.
+    factor = torch.linalg.cholesky(precision.flip(1, 2))
+    return factor.flip(1, 2).transpose(1, 2).contiguous()
+
+
 def _newton_schulz(covariance: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     matrix = damped(covariance, damping)
     scale = torch.linalg.matrix_norm(matrix)[:, None, None]

@@ -11,6 +11,7 @@ from torch import nn
 from prong.layout import weight_from_canonical
 from prong.moments import Moments, wide_dtype
 from prong.projection import Phi, from_canonical, to_canonical
+from prong.roots import root_of_precision
 from prong.whitened import Whitened
 
 if TYPE_CHECKING:
@@ -60,9 +61,13 @@ class Unit:
         layer = self.layer
         dtype = wide_dtype(layer.weight.device)
         output = layer.output_whitener
+        if layer.precision_matrix is None:
+            whitener = layer.whitener.to(dtype, copy=True)
+        else:
+            whitener = root_of_precision(layer.precision_matrix.to(dtype))
         return Phi(
             layer.mean.to(dtype, copy=True),
-            layer.whitener.to(dtype, copy=True),
+            whitener,
             output=None if output is None else output.to(dtype, copy=True),
         )
 
@@ -94,6 +99,13 @@ class Unit:
         layer, dtype = self.layer, new.whitener.dtype
         canonical = layer.canonical_weight(dtype)
         moved: list[tuple[nn.Parameter, Tensor]] = []
+        if layer.canonical:
+            # W is the parameter: only d takes up what the new mean takes away.
+            shift = canonical.sum(2) @ (new.mean - old.mean).unsqueeze(-1)
+            for bias in self.biases:
+                outer = bias.to(dtype).reshape(layer.feature_groups, -1) + shift.squeeze(-1)
+                moved.append((bias, outer.reshape(-1)))
+            return self._write(moved, new)
         weight, _ = from_canonical(to_canonical(canonical, None, old)[0], None, new)
         moved.append(
             (self.weight, weight_from_canonical(weight, self.weight.shape, layer.TRANSPOSED))
@@ -103,6 +115,9 @@ class Unit:
             _, carried = from_canonical(*to_canonical(canonical, outer, old), new)
             assert carried is not None
             moved.append((bias, carried.reshape(-1)))
+        return self._write(moved, new)
+
+    def _write(self, moved: list[tuple[nn.Parameter, Tensor]], new: Phi) -> bool:
         if not all(bool(torch.isfinite(value.to(p.dtype)).all()) for p, value in moved):
             return False
         for parameter, value in moved:
@@ -111,11 +126,25 @@ class Unit:
         return True
 
     @torch.no_grad()
+    def keep_numbers(self, old: Phi, new: Phi) -> None:
+        """Install Φ and keep the numbers in V: a canonical layer's W = V U follows U."""
+        if self.layer.canonical:
+            canonical = self.layer.canonical_weight(new.whitener.dtype)
+            whitened, _ = from_canonical(canonical, None, old)
+            moved, _ = to_canonical(whitened, None, new)
+            shape, transposed = self.weight.shape, self.layer.TRANSPOSED
+            self.weight.copy_(weight_from_canonical(moved, shape, transposed))
+        self.install(new)
+
+    @torch.no_grad()
     def install(self, new: Phi) -> None:
         """Replace Φ and leave the parameters as they are."""
         for layer in self.layers:
             layer.mean.copy_(new.mean)
-            layer.whitener.copy_(new.whitener)
+            if layer.precision_matrix is None:
+                layer.whitener.copy_(new.whitener)
+            else:
+                layer.precision_matrix.copy_(new.whitener.transpose(1, 2) @ new.whitener)
             if layer.output_whitener is not None and new.output is not None:
                 layer.output_whitener.copy_(new.output)
 

@@ -14,7 +14,7 @@ the number of taps that reach a pixel depends on the pixel and W c is therefore 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -23,7 +23,9 @@ from prong.backward import ObserveGradient
 from prong.diagonal import UnitVariances
 from prong.layout import weight_from_canonical, weight_to_canonical
 from prong.moments import Moments, product_dtype
+from prong.natural import NaturalGradient, plain_bias
 from prong.projection import Phi, to_canonical
+from prong.roots import root_of_precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,22 +38,25 @@ class Whitened(nn.Module):
     """What every whitened layer shares: Φ, the fold, and the gathering of statistics.
 
     Attributes:
-        weight: V, in the shape of the plain layer's weight.
+        weight: V, in the shape of the plain layer's weight; W in a canonical layer.
         bias: d, `[out]`, or None.
         whitener: U, `[groups, in/groups, in/groups]`, one whitened unit per row. At least float32,
             whatever type the model is cast to.
         mean: c, `[groups, in/groups]`, likewise.
         output_whitener: R of two-sided whitening, `[groups, out/groups, out/groups]`, or None.
+        precision_matrix: P = UᵀU of a canonical layer, in the shape of U, which is None then.
         moments: where the input's statistics go, or None while none are wanted.
         backward_moments: where the statistics of the output's gradient go, or None.
         gradients_wanted: whether the gradients that pass now count.
         variances: where the whitened units' variances of this step go, for the per-batch D, or
             None.
+        activations: whether the inputs are whitened instead of the weights folded, where a layer
+            can.
         positions: at most this many pixels or tokens of an example become samples; None for all.
     """
 
     PLAIN: ClassVar[type[nn.Module]]
-    PHI: ClassVar[tuple[str, ...]] = ("whitener", "mean", "output_whitener")
+    PHI: ClassVar[tuple[str, ...]] = ("whitener", "mean", "output_whitener", "precision_matrix")
     TRANSPOSED: ClassVar[bool] = False
 
     weight: nn.Parameter
@@ -59,6 +64,8 @@ class Whitened(nn.Module):
     whitener: Tensor
     mean: Tensor
     output_whitener: Tensor | None
+    precision_matrix: Tensor | None
+    activations: bool
     moments: Moments | None
     backward_moments: Moments | None
     gradients_wanted: bool
@@ -78,13 +85,21 @@ class Whitened(nn.Module):
         """
         return self.bias is not None and self.bias.requires_grad and not self.TRANSPOSED
 
+    @property
+    def canonical(self) -> bool:
+        """Whether W and d are the parameters, and their gradients are the natural ones."""
+        return self.precision_matrix is not None
+
     def phi(self) -> Phi:
-        """The present Φ; the tensors are the layer's own."""
-        return Phi(self.mean, self.whitener, output=self.output_whitener)
+        """The present Φ; the tensors are the layer's own, but for a canonical layer's U."""
+        whitener = self.whitener
+        if self.precision_matrix is not None:
+            whitener = root_of_precision(self.precision_matrix)
+        return Phi(self.mean, whitener, output=self.output_whitener)
 
     def phi_buffers(self) -> list[Tensor]:
         """The buffers that hold Φ."""
-        held = (self.mean, self.whitener, self.output_whitener)
+        held = (self.mean, self.whitener, self.output_whitener, self.precision_matrix)
         return [buffer for buffer in held if buffer is not None]
 
     def start_two_sided(self) -> None:
@@ -113,6 +128,8 @@ class Whitened(nn.Module):
         return self._fold()
 
     def _fold(self) -> tuple[Float[Tensor, ...], Float[Tensor, " out"] | None]:
+        if self.precision_matrix is not None:
+            return self._natural(self.precision_matrix)
         dtype = product_dtype(self.whitener.dtype, self.whitener.device)
         phi = Phi(
             self.mean.to(dtype),
@@ -129,6 +146,18 @@ class Whitened(nn.Module):
         # The kernels for convolutions refuse a gradient in the strides that a transposed view would
         # have.
         return plain.to(self.weight.dtype).contiguous(), bias
+
+    def _natural(
+        self, precision: Tensor
+    ) -> tuple[Float[Tensor, ...], Float[Tensor, " out"] | None]:
+        dtype = product_dtype(precision.dtype, precision.device)
+        mean = self.mean.to(dtype)
+        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return self.weight, plain_bias(self.weight, self.bias, mean, self.TRANSPOSED)
+        plain: tuple[Tensor, Tensor | None] = NaturalGradient.apply(  # type: ignore[no-untyped-call]
+            self.weight, self.bias, mean, precision.to(dtype), self.TRANSPOSED
+        )
+        return plain
 
     def samples(self, input: Tensor) -> tuple[Float[Tensor, "groups samples in"], int]:
         """The samples that an input holds, and the number of its examples."""
@@ -153,6 +182,18 @@ class Whitened(nn.Module):
             if self.variances is not None:
                 self.variances.add(samples, self.mean, self.whitener)
 
+    def whitens_activations(self, input: Tensor, rows: int) -> bool:
+        """Whether this pass whitens the inputs, at `rows` N² multiply-adds instead of M N²·taps."""
+        wide = input.dtype == self.weight.dtype == self.mean.dtype
+        return (
+            self.activations
+            and not self.canonical
+            and self.output_whitener is None
+            and wide
+            and not torch.is_autocast_enabled(input.device.type)
+            and rows < self.weight.numel() // self.mean.shape[1]
+        )
+
     def watched(self, output: Tensor) -> Tensor:
         """The output, whose gradient's statistics will be taken if they are wanted now."""
         if self.backward_moments is None or not self.training or not output.requires_grad:
@@ -172,6 +213,20 @@ class Whitened(nn.Module):
     def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "groups samples out"], int]:
         """The samples that an output's gradient holds, and the number of its examples."""
         raise NotImplementedError
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take over raw tensors of either form: a checkpoint says by its keys which one it holds.
+
+        The mode is part of a checkpoint, because a conversion rounds and a resumed run must not.
+        """
+        holder = {"whitener": self.whitener, "precision_matrix": self.precision_matrix}
+        present = [name for name in holder if prefix + name in state]
+        if len(present) == 1 and holder[present[0]] is None:
+            (name,) = present
+            (other,) = set(holder) - {name}
+            setattr(self, name, torch.empty_like(holder[other]))
+            setattr(self, other, None)
+        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Whitened:
         """Follow `to`, `cuda`, `double`, `bfloat16`, but keep Φ in float32 or wider.

@@ -23,6 +23,7 @@ OPTIONS = st.fixed_dictionaries(
         "batch_diagonal": st.booleans(),
         "two_sided": st.sampled_from([None, "empirical", "sampled"]),
         "positions": st.sampled_from([None, 4]),
+        "mode": st.sampled_from(["auto", "fold", "activations"]),
     }
 )
 
@@ -37,7 +38,7 @@ def condition(model):
     worst = 1.0
     for module in model.modules():
         if isinstance(module, prong.Whitened):
-            number = torch.linalg.cond(module.whitener.double()).max()
+            number = torch.linalg.cond(module.phi().whitener.double()).max()
             if module.output_whitener is not None:
                 number = number * torch.linalg.cond(module.output_whitener.double()).max()
             worst = max(worst, float(number))

@@ -61,7 +61,9 @@ def train(model, optimizer, natural, first, last):
 
 @pytest.mark.parametrize("optimizer", [sgd, adam])
 @pytest.mark.parametrize("stop", [1, 4, 5, 8])
-@pytest.mark.parametrize("options", [{}, {"batch_diagonal": True, "two_sided": "empirical"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"mode": "auto"}, {"batch_diagonal": True, "two_sided": "empirical"}]
+)
 def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, optimizer, stop, options):
     # Steps 4 and 8 lie inside a window of statistics; the state goes through safetensors and JSON.
     whole = start(optimizer, **options)
@@ -89,6 +91,36 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, optimiz
     assert natural.steps == 17
     for name, value in whole[0].state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_modes_convert_in_mid_run_and_only_sgd_may_be_canonical():
+    fixed, moved = start(sgd, damping=1.0), start(sgd, damping=1.0, mode="auto")
+    for each in (fixed, moved):
+        each[2].initialize([batch(99)])
+    assert moved[2].mode == "canonical"
+    for first, mode in ((0, "fold"), (7, "canonical"), (12, "activations")):
+        train(*fixed, first, first + 5)
+        train(*moved, first, first + 5)
+        moved[2].convert(mode)
+    for a, b in zip(
+        prong.fold(fixed[0]).parameters(), prong.fold(moved[0]).parameters(), strict=True
+    ):
+        assert (a - b).abs().max() < 1e-4
+    assert start(adam, mode="auto")[2].mode == "activations"
+    with pytest.raises(ValueError, match=r"mode='canonical': Adam is not torch\.optim\.SGD"):
+        start(adam, mode="canonical")
+    with pytest.raises(ValueError, match="mode='fast': allowed are auto, fold"):
+        start(sgd, mode="fast")
+
+
+def test_a_canonical_checkpoint_loads_into_a_freshly_whitened_model():
+    model, made, natural = start(sgd, mode="canonical")
+    natural.initialize([batch(99)])
+    train(model, made, natural, 0, 7)
+    other = prong.whiten(network())
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(prong.fold(other)[0].weight, prong.fold(model)[0].weight)
+    assert "0.whitener" not in other.state_dict()
 
 
 def test_a_foreign_state_is_refused():

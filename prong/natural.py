@@ -1,0 +1,132 @@
+"""The canonical way to run a whitened layer: W and d are the parameters, `.grad` the natural one.
+
+Eliminating V and U from a step of SGD on (V, d) leaves, with P = UᵀU = (Σ + εI)⁻¹,
+
+    ΔW = −η (g_W − g_b cᵀ) P,   Δd = −η g_b     for   y = W (h − c) + d.
+
+A layer that holds W and d, and whose backward pass gives (g_W − g_b cᵀ) P as W's gradient, follows
+the same path under an optimizer that is linear in the gradient: SGD with momentum or Nesterov's,
+with weight decay, which acts on V as on W. It never forms V, folds nothing in the forward pass, and
+a new P leaves its function alone.
+
+g_W − g_b cᵀ is gᵀ(h − c). A batch with fewer rows than the layer has outputs multiplies the inputs
+by P, gᵀ ((h − c) P), at B N² multiply-adds instead of M N².
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from prong.layout import weight_from_canonical, weight_to_canonical
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+def precondition(
+    weight: Float[Tensor, "groups out taps in"],
+    bias: Float[Tensor, "groups out"] | None,
+    mean: Float[Tensor, "groups in"],
+    precision: Float[Tensor, "groups in in"],
+) -> Float[Tensor, "groups out taps in"]:
+    """(g_W − g_b cᵀ) P, from gradients in the canonical layout."""
+    centred = weight
+    if bias is not None:
+        centred = weight - bias[:, :, None, None] * mean[:, None, None, :]
+    return (centred.flatten(1, 2) @ precision).reshape(weight.shape)
+
+
+class NaturalGradient(torch.autograd.Function):
+    """(W, d) → (W, d − Σ_taps W c), whose backward pass turns (g_W, g_b) into natural gradients.
+
+    It stands between the parameters and the plain operation, so it serves every layer and can be
+    differentiated twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Float[Tensor, ...],
+        bias: Float[Tensor, " out"] | None,
+        mean: Float[Tensor, "groups in"],
+        precision: Float[Tensor, "groups in in"],
+        transposed: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The weight and the bias (None without one) of the plain layer."""
+        ctx.save_for_backward(mean, precision)
+        ctx.transposed = transposed
+        return weight.view_as(weight), plain_bias(weight, bias, mean, transposed)
+
+    @staticmethod
+    def backward(
+        ctx: Any, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, None, None, None]:
+        """The natural gradient of W and the gradient of d."""
+        mean, precision = ctx.saved_tensors
+        groups = len(mean)
+        canonical = weight_to_canonical(weight.to(precision.dtype), groups, ctx.transposed)
+        outer = None
+        if bias is not None:
+            outer = bias.to(precision.dtype).reshape(groups, -1)
+        natural = precondition(canonical, outer, mean, precision)
+        plain = weight_from_canonical(natural, weight.shape, ctx.transposed).to(weight.dtype)
+        return plain.contiguous(), bias, None, None, None
+
+
+class NaturalLinear(torch.autograd.Function):
+    """y = W (h − c) + d for a batch of fewer rows than outputs: P multiplies the inputs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Float[Tensor, "*batch in"],
+        weight: Float[Tensor, "out in"],
+        bias: Float[Tensor, " out"] | None,
+        mean: Float[Tensor, "1 in"],
+        precision: Float[Tensor, "1 in in"],
+    ) -> Float[Tensor, "*batch out"]:
+        """The dense layer's output."""
+        ctx.save_for_backward(input, weight, mean, precision)
+        ctx.biased = bias is not None
+        return F.linear(input, weight, plain_bias(weight, bias, mean, False))
+
+    @staticmethod
+    def backward(
+        ctx: Any, gradient: Float[Tensor, "*batch out"]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        """Gradients of the input and of d, and the natural gradient of W."""
+        input, weight, mean, precision = ctx.saved_tensors
+        of_input = natural = of_bias = None
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        if ctx.needs_input_grad[0]:
+            passed = weight
+            if torch.is_grad_enabled():
+                # A second derivative reaches W through this product, and is natural too.
+                passed, _ = NaturalGradient.apply(weight, None, mean, precision, False)  # type: ignore[no-untyped-call]
+            of_input = gradient @ passed
+        if ctx.needs_input_grad[1]:
+            centred = input.reshape(-1, input.shape[-1])
+            if ctx.biased:
+                centred = centred - mean[0]
+            natural = rows.T @ (centred @ precision[0])
+        if ctx.biased and ctx.needs_input_grad[2]:
+            of_bias = rows.sum(0)
+        return of_input, natural, of_bias, None, None
+
+
+def plain_bias(
+    weight: Float[Tensor, ...],
+    bias: Float[Tensor, " out"] | None,
+    mean: Float[Tensor, "groups in"],
+    transposed: bool,
+) -> Float[Tensor, " out"] | None:
+    """The plain layer's bias, d − Σ_taps W c."""
+    if bias is None:
+        return None
+    canonical = weight_to_canonical(weight.to(mean.dtype), len(mean), transposed)
+    shift = (canonical.sum(2) @ mean.unsqueeze(-1)).reshape(-1)
+    return (bias.to(mean.dtype) - shift).to(bias.dtype)
