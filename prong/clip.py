@@ -77,12 +77,14 @@ class StepClip:
         loss_scale = getattr(optimizer, "grad_scale", None)
         scale = 1.0 if loss_scale is None else float(loss_scale) ** 2
         if canonical:
-            rest = 0.0 if predicted is None else predicted
+            rest = gradients[0].new_zeros(()) if predicted is None else predicted
             bound = rest + sum(self._bound(unit, g) * rate for unit, g, rate in canonical)
             if float(bound) / scale <= self.limit:
                 self.scale = torch.ones_like(gradients[0][..., :1].reshape(-1)[0])
                 return
-            predicted = rest + sum(self._exact(unit, g) * rate for unit, g, rate in canonical)
+            predicted = rest
+            for unit, natural, rate in canonical:
+                predicted = predicted + self._exact(unit, natural) * rate
         assert predicted is not None
         self.scale = torch.sqrt(self.limit * scale / predicted).clamp(max=1.0)
         torch._foreach_mul_(gradients, self.scale)

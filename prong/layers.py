@@ -60,6 +60,8 @@ class _WhitenedConvolution(Whitened):
     """What convolutions share: pixels are samples, channels are features."""
 
     kernel_size: Any
+    in_channels: int
+    padding_mode: str
 
     def samples(self, input: Tensor) -> tuple[Float[Tensor, "groups samples in"], int]:
         """Every pixel of the unpadded input is a sample of each group's channels."""
@@ -82,7 +84,7 @@ class _WhitenedForward(_WhitenedConvolution):
     def forward(self, input: Tensor) -> Tensor:
         """Pad, centre, whiten with the 1×1 filter U, then convolve with V and add d."""
         self.observe(input)
-        pixels = input.numel() // max(1, self.in_channels)  # type: ignore[operator]
+        pixels = input.numel() // max(1, self.in_channels)
         if self.whitens_activations(input, pixels):
             return self._on_activations(input)
         return self.watched(self._conv_forward(input, *self.fold()))  # type: ignore[operator]
@@ -91,7 +93,7 @@ class _WhitenedForward(_WhitenedConvolution):
         spatial = len(self.kernel_size)
         batched = input if input.dim() == spatial + 2 else input.unsqueeze(0)
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        padded = F.pad(batched, self._reversed_padding_repeated_twice, mode=mode)
+        padded = F.pad(batched, self._reversed_padding_repeated_twice, mode=mode)  # type: ignore[arg-type]
         groups = self.feature_groups
         split = padded.reshape(len(padded), groups, -1, math.prod(padded.shape[2:]))
         if self.centred:

@@ -111,7 +111,8 @@ def root_of_precision(
     """The lower triangular U with UᵀU = P."""
     # Reversing rows and columns turns P = UᵀU into a Cholesky factorisation L Lᵀ.
     factor = torch.linalg.cholesky(precision.flip(1, 2))
-    return factor.flip(1, 2).transpose(1, 2).contiguous()
+    root: Tensor = factor.flip(1, 2).transpose(1, 2).contiguous()
+    return root
 
 
 def _newton_schulz(covariance: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:

@@ -224,9 +224,9 @@ class Whitened(nn.Module):
         if len(present) == 1 and holder[present[0]] is None:
             (name,) = present
             (other,) = set(holder) - {name}
-            setattr(self, name, torch.empty_like(holder[other]))
+            setattr(self, name, self.phi().whitener.clone())
             setattr(self, other, None)
-        super()._load_from_state_dict(state, prefix, *rest)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Whitened:
         """Follow `to`, `cuda`, `double`, `bfloat16`, but keep Φ in float32 or wider.
