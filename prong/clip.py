@@ -89,6 +89,10 @@ class StepClip:
         self.scale = torch.sqrt(self.limit * scale / predicted).clamp(max=1.0)
         torch._foreach_mul_(gradients, self.scale)
 
+    def tensors(self) -> list[Tensor]:
+        """What is held for the predictions of canonical layers."""
+        return [tensor for _, *pair in self._inverses.values() for tensor in pair]
+
     def _inverse(self, unit: Unit) -> tuple[Tensor, Tensor]:
         """P⁻¹ and a bound on its largest eigenvalue, computed once per reparametrisation."""
         precision = unit.layer.precision_matrix

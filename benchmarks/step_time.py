@@ -1,0 +1,301 @@
+"""What a step costs, reparametrisations included, beside SGD with momentum; one table from one run.
+
+python -m benchmarks.step_time --model autoencoder --batch 128 --period 100
+
+Every method trains its own copy of the network on the same inputs. The methods take turns, one
+period of T steps at a time, so that a slow phase of the machine meets all of them; the first turn
+warms up and does not count. Ratios are formed within a turn, and the table shows their median and
+quartiles. "live" counts the bytes of parameters, gradients, optimizer state, Φ and of the
+statistics that are held at the end of a window of gathering; activations are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import prong
+
+AUTOENCODER = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
+MODELS = ("autoencoder", "vgg", "inception", "mlp4096", "tiny")
+WIDTHS = {"autoencoder": AUTOENCODER, "mlp4096": (4096,) * 4, "tiny": (12, 16, 8)}
+
+
+def mlp(widths: Sequence[int], normalised: bool) -> nn.Sequential:
+    """Return sigmoid layers of these widths; the last one is linear."""
+    layers: list[nn.Module] = []
+    for index, (before, after) in enumerate(itertools.pairwise(widths)):
+        layers.append(nn.Linear(before, after))
+        if index < len(widths) - 2:
+            layers += [nn.BatchNorm1d(after)] * normalised + [nn.Sigmoid()]
+    return nn.Sequential(*layers)
+
+
+def vgg(normalised: bool) -> nn.Sequential:
+    """Return a VGG for 32 × 32 images: 8 convolutions of 64 to 512 channels, one dense layer."""
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, depth in ((64, 2), (128, 2), (256, 2), (512, 2)):
+        for _ in range(depth):
+            layers.append(nn.Conv2d(channels, width, 3, padding=1))
+            layers += [nn.BatchNorm2d(width)] * normalised + [nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512 * 4, 10))
+
+
+class Inception(nn.Module):
+    """One block of an Inception network: four branches of a 192-channel map, side by side."""
+
+    def __init__(self, normalised: bool) -> None:
+        """Build the branches 1×1, 3×3, double 3×3 and pooling."""
+        super().__init__()
+
+        def convolve(before: int, after: int, size: int) -> list[nn.Module]:
+            layers: list[nn.Module] = [nn.Conv2d(before, after, size, padding=size // 2)]
+            return layers + [nn.BatchNorm2d(after)] * normalised + [nn.ReLU()]
+
+        self.branches = nn.ModuleList(
+            nn.Sequential(*layers)
+            for layers in (
+                convolve(192, 64, 1),
+                convolve(192, 64, 1) + convolve(64, 64, 3),
+                convolve(192, 64, 1) + convolve(64, 96, 3) + convolve(96, 96, 3),
+                [nn.AvgPool2d(3, 1, 1), *convolve(192, 32, 1)],
+            )
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Join the branches' channels."""
+        return torch.cat([branch(input) for branch in self.branches], 1)
+
+
+def network(model: str, normalised: bool) -> nn.Module:
+    """Return one of `MODELS`, with batch normalisation or without."""
+    if model in WIDTHS:
+        return mlp(WIDTHS[model], normalised)
+    return vgg(normalised) if model == "vgg" else Inception(normalised)
+
+
+def inputs(model: str, batch: int) -> Tensor:
+    """Return positive inputs with a mean and with correlations."""
+    if model in WIDTHS:
+        width = WIDTHS[model][0]
+        return torch.sigmoid(torch.randn(batch, 20) @ torch.randn(20, width) / 4)
+    shape = (3, 32, 32) if model == "vgg" else (192, 28, 28)
+    return torch.sigmoid(torch.randn(batch, *shape))
+
+
+Optimizers = Callable[[nn.Module], list[torch.optim.Optimizer]]
+
+
+def _sgd(model: nn.Module) -> list[torch.optim.Optimizer]:
+    return [torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)]
+
+
+def _muon(model: nn.Module) -> list[torch.optim.Optimizer]:
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if p.dim() != 2]
+    return [
+        torch.optim.Muon(matrices, lr=1e-3),
+        torch.optim.SGD(others, lr=1e-3, momentum=0.9),
+    ]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row: an optimizer, and the Reparametrizer's options if there is one."""
+
+    optimizers: Optimizers = _sgd
+    options: dict[str, object] | None = None
+    normalised: bool = False
+
+
+METHODS = {
+    "sgd": Method(),
+    "rmsprop": Method(lambda m: [torch.optim.RMSprop(m.parameters(), lr=1e-4)]),
+    "adam": Method(lambda m: [torch.optim.Adam(m.parameters(), lr=1e-4)]),
+    "muon": Method(_muon),
+    "bn+sgd": Method(normalised=True),
+    "prong fold": Method(options={"mode": "fold"}),
+    "prong activations": Method(options={"mode": "activations"}),
+    "prong canonical": Method(options={"mode": "canonical"}),
+    "prong canonical, no clip": Method(options={"mode": "canonical", "clip": None}),
+    "prong+": Method(options={"mode": "canonical"}, normalised=True),
+    "two-sided": Method(options={"two_sided": "empirical"}),
+}
+
+
+@dataclass
+class Run:
+    """A method at work, and the seconds that it took.
+
+    Attributes:
+        steps: Seconds of each counted step.
+        turns: Mean seconds of a step in each counted turn.
+        refreshes: Seconds a step that `Reparametrizer.step` took in each counted turn.
+        live: The most bytes that were held after a step.
+    """
+
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    natural: prong.Reparametrizer | None
+    steps: list[float] = field(default_factory=list)
+    turns: list[float] = field(default_factory=list)
+    refreshes: list[float] = field(default_factory=list)
+    live: int = 0
+
+    def turn(self, x: Tensor, target: Tensor, length: int, counted: bool) -> None:
+        """Train `length` steps."""
+        seconds, refresh = [], 0.0
+        for _ in range(length):
+            start = self._now(x)
+            nn.functional.mse_loss(self.model(x), target).backward()
+            for optimizer in self.optimizers:
+                optimizer.step()
+            if self.natural is not None:
+                before = self._now(x)
+                self.natural.step()
+                refresh += self._now(x) - before
+            seconds.append(self._now(x) - start)
+            # Outside the clock; the gradients still live here.
+            self.live = max(self.live, live_bytes(self))
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+        if counted:
+            self.steps += seconds
+            self.turns.append(sum(seconds) / length)
+            self.refreshes.append(refresh / length)
+
+    @staticmethod
+    def _now(x: Tensor) -> float:
+        if x.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def live_bytes(run: Run) -> int:
+    """Bytes of the distinct storages of parameters, gradients, state, Φ and statistics."""
+    held: list[Tensor] = [*run.model.parameters(), *run.model.buffers()]
+    held += [p.grad for p in run.model.parameters() if p.grad is not None]
+    for optimizer in run.optimizers:
+        for state in optimizer.state.values():
+            held += [value for value in state.values() if torch.is_tensor(value)]
+    for module in run.model.modules():
+        if isinstance(module, prong.Whitened):
+            for moments in (module.moments, module.backward_moments):
+                if moments is not None:
+                    held += [getattr(moments, name) for name in moments.TENSORS]
+    if run.natural is not None:
+        held += run.natural.clip.tensors()
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
+    return sum(storages.values())
+
+
+def begin(method: Method, asked: argparse.Namespace) -> Run:
+    """Build a method's network, optimizers and Reparametrizer."""
+    torch.manual_seed(0)
+    model = network(asked.model, method.normalised).to(asked.device)
+    if method.options is None:
+        return Run(model, method.optimizers(model), None)
+    model = prong.whiten(model)
+    optimizers = method.optimizers(model)
+    natural = prong.Reparametrizer(
+        model,
+        optimizers,
+        period=asked.period,
+        samples=asked.samples,
+        damping=asked.damping,
+        precision=getattr(torch, asked.precision),
+        **copy.copy(method.options),  # type: ignore[arg-type]
+    )
+    return Run(model, optimizers, natural)
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median and the quartiles around it."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return float(middle), float(low), float(high)
+
+
+def table(runs: dict[str, Run]) -> str:
+    """Return the Markdown table; ratios are to the method `sgd`."""
+    base = runs["sgd"]
+    lines = [
+        "| method | ms a step (quartiles) | ratio to SGD (quartiles) | of it in refreshes "
+        "| p99.9 ÷ median | live bytes, ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, run in runs.items():
+        time_, low, high = (1e3 * value for value in quartiles(run.turns))
+        ratio, least, most = quartiles(
+            [own / sgd for own, sgd in zip(run.turns, base.turns, strict=True)]
+        )
+        share = np.median([part / sgd for part, sgd in zip(run.refreshes, base.turns, strict=True)])
+        tail = np.percentile(run.steps, 99.9) / np.median(run.steps)
+        lines.append(
+            f"| {name} | {time_:.2f} ({low:.2f}–{high:.2f}) | {ratio:.2f} ({least:.2f}–{most:.2f}) "
+            f"| {share:.2f} | {tail:.1f} | {run.live / base.live:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="What a step costs beside SGD with momentum.")
+    parser.add_argument("--model", choices=MODELS, default="autoencoder")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--period", type=int, default=100)
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--damping", type=float, default=0.1)
+    parser.add_argument("--precision", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="write the raw seconds there")
+    asked = parser.parse_args(arguments)
+    torch.set_num_threads(asked.threads)
+    torch.manual_seed(0)
+    x = inputs(asked.model, asked.batch).to(asked.device)
+    names = ["sgd", *(name for name in asked.methods if name != "sgd")]
+    runs = {name: begin(METHODS[name], asked) for name in names}
+    with torch.no_grad():
+        shape = runs["sgd"].model(x).shape
+    target = x if shape == x.shape else torch.zeros(shape, device=x.device)
+    for turn in range(asked.rounds + 1):
+        for run in runs.values():
+            run.turn(x, target, asked.period, counted=turn > 0)
+        print(f"turn {turn} of {asked.rounds}", file=sys.stderr, flush=True)
+    given = sys.argv[1:] if arguments is None else arguments
+    print(f"python -m benchmarks.step_time {' '.join(given)}")
+    print(
+        f"{platform.machine()}, {asked.threads} threads, {asked.device}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}; T = {asked.period}, N_s = {asked.samples}, "
+        f"ε = {asked.damping}, batch {asked.batch}, {asked.model}\n"
+    )
+    print(table(runs))
+    print("\nShampoo, SOAP and K-FAC: not measured, torch has none.")
+    if asked.json is not None:
+        raw = {name: {"steps": run.steps, "turns": run.turns} for name, run in runs.items()}
+        partial = asked.json.with_suffix(".partial")
+        partial.write_text(json.dumps(raw))
+        partial.replace(asked.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
