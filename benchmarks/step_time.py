@@ -134,6 +134,10 @@ METHODS = {
     "prong activations": Method(options={"mode": "activations"}),
     "prong canonical": Method(options={"mode": "canonical"}),
     "prong canonical, no clip": Method(options={"mode": "canonical", "clip": None}),
+    "prong canonical, spread": Method(options={"mode": "canonical", "spread": True}),
+    "prong canonical, spread, no clip": Method(
+        options={"mode": "canonical", "spread": True, "clip": None}
+    ),
     "prong+": Method(options={"mode": "canonical"}, normalised=True),
     "two-sided": Method(options={"two_sided": "empirical"}),
 }
@@ -283,8 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     print(f"python -m benchmarks.step_time {' '.join(given)}")
     print(
-        f"{platform.machine()}, {asked.threads} threads, {asked.device}, torch {torch.__version__}, "
-        f"Python {platform.python_version()}; T = {asked.period}, N_s = {asked.samples}, "
+        f"{platform.machine()}, {asked.threads} threads, {asked.device}, "
+        f"torch {torch.__version__}, Python {platform.python_version()}; T = {asked.period}, N_s = {asked.samples}, "
         f"ε = {asked.damping}, batch {asked.batch}, {asked.model}\n"
     )
     print(table(runs))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from prong.momentum import carried_tensors, carry_state
+from prong.momentum import carried_tensors, carry_state, reset_state
+from prong.precision import find_precision, install
 from prong.refresh import Outcome, Whitening, find_phi, group_damping
 from prong.report import LayerReport
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prong.diagonal import BatchDiagonal
+    from prong.moments import Moments
     from prong.ranks import Ranks
     from prong.units import Unit
 
@@ -43,7 +45,8 @@ def refresh_unit(
         init: "preserve" keeps the function, "whitened" and "scaled" the numbers in V.
     """
     start = time.perf_counter()
-    moments = unit.moments()
+    own = unit.layer.canonical and init == "preserve"
+    moments = unit.moments(widened=not own)
     if not unit.weight.requires_grad:
         return LayerReport(unit.name, False, "frozen")
     if moments is None:
@@ -52,6 +55,9 @@ def refresh_unit(
     deltas = unit.moments("backward_moments")
     if deltas is not None:
         ranks.merge_(deltas)
+    if unit.layer.canonical and init == "preserve" and whitening.kind == "full":
+        outcome = _refresh_precision(unit, moments, whitening, ranks, optimizers)
+        return outcome.report(unit.name, time.perf_counter() - start)
     outcome = Outcome.empty(moments.mean.device)
     old = unit.wide_phi()
     if ranks.first:
@@ -70,3 +76,29 @@ def refresh_unit(
             ranks.broadcast_([damping])
             diagonal.damping[unit.name] = damping
     return outcome.report(unit.name, time.perf_counter() - start)
+
+
+def _refresh_precision(
+    unit: Unit,
+    moments: Moments,
+    whitening: Whitening,
+    ranks: Ranks,
+    optimizers: Sequence[Optimizer],
+) -> Outcome:
+    """New P for one canonical unit."""
+    outcome = Outcome.empty(moments.mean.device)
+    if ranks.first:
+        outcome, precision, mean = find_precision(unit, moments, whitening)
+        if precision is not None and not install(
+            unit, precision, mean, optimizers, whitening.momentum
+        ):
+            outcome.put(updated=0, reason=3, fallback=3)
+    ranks.broadcast_([outcome.numbers])
+    if outcome.updated:
+        if not ranks.first and whitening.momentum == "reset":
+            for optimizer in optimizers:
+                reset_state(optimizer, unit.parameters)
+        ranks.broadcast_(buffer for layer in unit.layers for buffer in layer.phi_buffers())
+        ranks.broadcast_(p.data for p in unit.parameters)
+        ranks.broadcast_(carried_tensors(optimizers, unit))
+    return outcome

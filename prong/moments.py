@@ -85,18 +85,22 @@ class Moments:
             values = samples.detach().to(product_dtype(samples.dtype, samples.device))
             mean = values.mean(1)
             centred = values - mean.unsqueeze(1)
-            scatter = centred.transpose(1, 2) @ centred
             # Decided on the device: reading the answer back would make the GPU wait at every batch.
-            # scatter is not finite whenever a sample is not, since NaN and inf survive the
-            # products.
-            good = torch.isfinite(scatter).all()
+            # NaN and inf survive the sum, and so does a square that leaves the type's range.
+            good = torch.isfinite(centred.square().sum())
             mean = torch.where(good, mean, 0).to(self.mean.dtype)
-            scatter = torch.where(good, scatter, 0).to(self.scatter.dtype)
+            centred = torch.where(good, centred, 0)
             added = good.to(self.count.dtype) * number
             total = (self.count + added).clamp(min=1)
             shift = mean - self.mean
             between = (self.count * added / total).to(self.scatter.dtype)
-            self.scatter.add_(scatter + shift.unsqueeze(2) * shift.unsqueeze(1) * between)
+            # δδᵀ n₁n₂/n comes in as one more sample: a single product, added in place.
+            last = (shift * between.sqrt()).unsqueeze(1).to(centred.dtype)
+            rows = torch.cat([centred, last], 1)
+            if rows.dtype == self.scatter.dtype:
+                self.scatter.baddbmm_(rows.transpose(1, 2), rows)
+            else:
+                self.scatter.add_((rows.transpose(1, 2) @ rows).to(self.scatter.dtype))
             self.mean.add_(shift * (added / total).to(self.mean.dtype))
             self.count.add_(added)
             self.examples.add_(good.to(self.count.dtype) * examples)

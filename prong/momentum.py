@@ -64,9 +64,7 @@ def carry_state(
         if not states:
             continue
         if rule == "reset":
-            for parameter in unit.parameters:
-                if parameter in optimizer.state:
-                    _reset(optimizer, parameter)
+            reset_state(optimizer, unit.parameters)
             continue
         names = {key for state in states for key, value in state.items() if torch.is_tensor(value)}
         for key in sorted(names & set(LINEAR)):
@@ -92,6 +90,13 @@ def carried_tensors(optimizers: Sequence[Optimizer], unit: Unit) -> list[Tensor]
         for _, value in sorted(optimizer.state[parameter].items())
         if torch.is_tensor(value) and value.shape == parameter.shape
     ]
+
+
+def reset_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
+    """Start over for these parameters, as the paper does."""
+    for parameter in parameters:
+        if parameter in optimizer.state:
+            _reset(optimizer, parameter)
 
 
 def _reset(optimizer: Optimizer, parameter: nn.Parameter) -> None:

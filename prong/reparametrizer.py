@@ -79,6 +79,7 @@ class Reparametrizer:
         forward: Forward = default_forward,
         process_group: dist.ProcessGroup | None = None,
         mode: str = "fold",
+        spread: bool = False,
     ) -> None:
         """Attach to a whitened model and its optimizer.
 
@@ -118,6 +119,9 @@ class Reparametrizer:
                 whitens the inputs where that is cheaper, "canonical" keeps W and d as parameters
                 and puts the natural gradient into `.grad` (`torch.optim.SGD` only), "auto" is
                 canonical where it is allowed and activations elsewhere.
+            spread: whether the layers take turns over the T steps of a period instead of being
+                reparametrised all at once: each still every T steps, from the steps just before,
+                so no step stalls and few statistics are held at a time.
 
         Raises:
             TypeError: if an argument has the wrong type.
@@ -154,6 +158,7 @@ class Reparametrizer:
         )
         self.period, self.samples = period, samples
         self.batches, self.forward = batches, forward
+        self.spread = bool(spread)
         self.ranks = Ranks(process_group)
         self.clip = StepClip(self.units, clip)
         self.canonical_refusal = refusal(self.optimizers, batch_diagonal, two_sided)
@@ -185,27 +190,40 @@ class Reparametrizer:
         """Count one optimizer step; reparametrise after every `period` of them.
 
         Returns:
-            The report of the reparametrisation, or None if it was not yet time.
+            The report of the reparametrisation, of the layers whose turn it was, or None if it was
+            nobody's.
         """
         self.steps += 1
         if self._gathering:
             self._gathered += 1
-        report = self.refresh() if self.steps % self.period == 0 else None
+        report = None
+        if self.spread:
+            due = [unit for unit in self.units if self._remaining(unit, self.steps) == self.period]
+            if due:
+                report = self._refresh(due)
+        elif self.steps % self.period == 0:
+            report = self.refresh()
         self._schedule()
         return report
 
     def refresh(self) -> RefreshReport:
         """Reparametrise now, from the statistics gathered so far (lines 6 to 11 of Algorithm 1)."""
+        report = self._refresh(self.units)
+        self._stop_gathering()
+        return report
+
+    def _refresh(self, units: Sequence[Unit]) -> RefreshReport:
         start = time.perf_counter()
+        trainable = [layer for u in units if u.weight.requires_grad for layer in u.layers]
         if self.batches is not None:
-            gather(self.model, self._trainable(), self._kept(self.batches), self.forward)
+            gather(self.model, trainable, self._kept(self.batches), self.forward)
         elif self._gathered and self._per_step is None:
             self._learn_batch_size()
         layers: dict[str, LayerReport] = {}
         notes: list[str] = []
-        for unit in self.units:
+        for unit in units:
             layers[unit.name] = self._refresh_unit(unit, notes)
-        self._stop_gathering()
+            stop_gathering(unit.layers)
         return self._finish(start, layers, notes)
 
     def initialize(self, batches: Iterable[Any], init: str = "whitened") -> RefreshReport:
@@ -374,6 +392,15 @@ class Reparametrizer:
             return
         if self._per_step is None and self._gathered:
             self._learn_batch_size()
+        if self.spread and self._per_step is not None:
+            for unit in self.units:
+                wanted = self._remaining(unit, self.steps) <= self.window
+                held = any(layer.moments is not None for layer in unit.layers)
+                if wanted and not held and unit.weight.requires_grad:
+                    start_gathering(unit.layers, self.whitening.two_sided)
+                elif held and not wanted:
+                    stop_gathering(unit.layers)
+            return
         remaining = self.period - self.steps % self.period
         wanted = self._per_step is None or remaining <= self.window
         if wanted and not self._gathering:
@@ -381,6 +408,11 @@ class Reparametrizer:
             self._gathered = 0
         elif not wanted and self._gathering:
             self._stop_gathering()
+
+    def _remaining(self, unit: Unit, steps: int) -> int:
+        """Steps until a unit's next turn, 1 to T; T just after it. The last unit's is at T."""
+        turn = self.period * (self.units.index(unit) + 1) // len(self.units)
+        return self.period - (steps - turn) % self.period
 
     def _stop_gathering(self) -> None:
         stop_gathering(self._layers())

@@ -71,12 +71,16 @@ class Unit:
             output=None if output is None else output.to(dtype, copy=True),
         )
 
-    def moments(self, kind: str = "moments") -> Moments | None:
-        """Moments of all layers together, in the widest type; None if none are gathered.
+    def moments(self, kind: str = "moments", *, widened: bool = True) -> Moments | None:
+        """Moments of all layers together; None if none are gathered.
 
         Args:
             kind: "moments" of the inputs or "backward_moments" of the outputs' gradients.
+            widened: whether in the widest type and a copy; else a single layer's own are given.
         """
+        if not widened and len(self.layers) == 1:
+            only: Moments | None = getattr(self.layer, kind)
+            return only
         pooled: Moments | None = None
         for layer in self.layers:
             own: Moments | None = getattr(layer, kind)

@@ -62,7 +62,8 @@ def train(model, optimizer, natural, first, last):
 @pytest.mark.parametrize("optimizer", [sgd, adam])
 @pytest.mark.parametrize("stop", [1, 4, 5, 8])
 @pytest.mark.parametrize(
-    "options", [{}, {"mode": "auto"}, {"batch_diagonal": True, "two_sided": "empirical"}]
+    "options",
+    [{}, {"mode": "auto"}, {"spread": True}, {"batch_diagonal": True, "two_sided": "empirical"}],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, optimizer, stop, options):
     # Steps 4 and 8 lie inside a window of statistics; the state goes through safetensors and JSON.
@@ -111,6 +112,35 @@ def test_modes_convert_in_mid_run_and_only_sgd_may_be_canonical():
         start(adam, mode="canonical")
     with pytest.raises(ValueError, match="mode='fast': allowed are auto, fold"):
         start(sgd, mode="fast")
+
+
+def test_spread_layers_take_turns_each_from_the_steps_just_before():
+    model, made, natural = start(sgd, spread=True, period=9, samples=16)
+    natural.initialize([batch(99)])
+    turns, held = [], []
+    for step in range(27):
+        x, y = batch(step)
+        nn.functional.cross_entropy(model(x), y).backward()
+        made.step()
+        made.zero_grad()
+        before = model.eval()(x).detach()
+        report = natural.step()
+        if report is not None:
+            turns += [(natural.steps, name, layer.samples) for name, layer in report.layers.items()]
+            assert (model(x) - before).abs().max() < 1e-4
+        model.train()
+        held.append(sum(m.moments is not None for m in model.modules() if hasattr(m, "moments")))
+    names = {"0": 3, "4": 6, "6": 9}
+    samples = {"0": 2 * 8 * 25, "4": 16, "6": 16}  # two batches of eight
+    # The first layer's first turn also has the step that told how large a batch is.
+    assert turns.pop(0) == (3, "0", 600)
+    assert turns == [
+        (offset + turn, name, samples[name])
+        for offset in (0, 9, 18)
+        for name, turn in names.items()
+        if offset + turn > 3
+    ]
+    assert max(held) == 1
 
 
 def test_a_canonical_checkpoint_loads_into_a_freshly_whitened_model():
