@@ -127,6 +127,9 @@ def plain_bias(
     """The plain layer's bias, d − Σ_taps W c."""
     if bias is None:
         return None
+    if weight.dim() == 2:
+        # A sum over one tap would copy W.
+        return (bias.to(mean.dtype) - weight.to(mean.dtype) @ mean[0]).to(bias.dtype)
     canonical = weight_to_canonical(weight.to(mean.dtype), len(mean), transposed)
     shift = (canonical.sum(2) @ mean.unsqueeze(-1)).reshape(-1)
     return (bias.to(mean.dtype) - shift).to(bias.dtype)
