@@ -288,8 +288,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"python -m benchmarks.step_time {' '.join(given)}")
     print(
         f"{platform.machine()}, {asked.threads} threads, {asked.device}, "
-        f"torch {torch.__version__}, Python {platform.python_version()}; T = {asked.period}, N_s = {asked.samples}, "
-        f"ε = {asked.damping}, batch {asked.batch}, {asked.model}\n"
+        f"torch {torch.__version__}, Python {platform.python_version()}; T = {asked.period}, "
+        f"N_s = {asked.samples}, ε = {asked.damping}, batch {asked.batch}, {asked.model}\n"
     )
     print(table(runs))
     print("\nShampoo, SOAP and K-FAC: not measured, torch has none.")
