@@ -138,6 +138,10 @@ METHODS = {
     "prong canonical, spread, no clip": Method(
         options={"mode": "canonical", "spread": True, "clip": None}
     ),
+    "prong leading": Method(options={"mode": "canonical", "spread": True, "leading": 0.1}),
+    "prong leading, no clip": Method(
+        options={"mode": "canonical", "spread": True, "leading": 0.1, "clip": None}
+    ),
     "prong+": Method(options={"mode": "canonical"}, normalised=True),
     "two-sided": Method(options={"two_sided": "empirical"}),
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import torch
+
 from prong.momentum import carried_tensors, carry_state, reset_state
 from prong.precision import find_precision, install
 from prong.refresh import Outcome, Whitening, find_phi, group_damping
@@ -98,7 +100,28 @@ def _refresh_precision(
         if not ranks.first and whitening.momentum == "reset":
             for optimizer in optimizers:
                 reset_state(optimizer, unit.parameters)
+        _agree_on_shape(unit, ranks)
         ranks.broadcast_(buffer for layer in unit.layers for buffer in layer.phi_buffers())
         ranks.broadcast_(p.data for p in unit.parameters)
         ranks.broadcast_(carried_tensors(optimizers, unit))
     return outcome
+
+
+def _agree_on_shape(unit: Unit, ranks: Ranks) -> None:
+    """Make room on every rank for as many leading directions as the first one found."""
+    if ranks.size == 1:
+        return
+    layer = unit.layer
+    assert layer.precision_matrix is not None
+    columns = layer.precision_matrix.shape[2] if layer.precision_damping is not None else -1
+    shape = torch.tensor([columns], device=layer.mean.device)
+    ranks.broadcast_([shape])
+    if ranks.first:
+        return
+    groups, features = layer.mean.shape
+    found = int(shape)
+    for each in unit.layers:
+        each.put_precision(
+            each.mean.new_zeros(groups, features, features if found < 0 else found),
+            None if found < 0 else each.mean.new_ones(groups),
+        )

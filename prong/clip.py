@@ -94,13 +94,22 @@ class StepClip:
         return [tensor for _, *pair in self._inverses.values() for tensor in pair]
 
     def _inverse(self, unit: Unit) -> tuple[Tensor, Tensor]:
-        """P⁻¹ and a bound on its largest eigenvalue, computed once per reparametrisation."""
-        precision = unit.layer.precision_matrix
+        """P⁻¹ and a bound on its largest eigenvalue, computed once per reparametrisation.
+
+        Of leading directions, P⁻¹ = ε (I + F diag(1 − s)⁻¹ Fᵀ) with s the diagonal of Fᵀ F: only
+        1/(1 − s) is held, `[groups, k]`.
+        """
+        layer = unit.layer
+        precision, damping = layer.precision_matrix, layer.precision_damping
         assert precision is not None
         held, key = self._inverses.get(unit.name), (precision.data_ptr(), precision._version)
         if held is None or held[0] != key:
-            inverse = torch.linalg.inv(precision)
-            largest = inverse.abs().sum(-1).amax(-1)
+            if damping is None:
+                inverse = torch.linalg.inv(precision)
+                largest = inverse.abs().sum(-1).amax(-1)
+            else:
+                inverse = 1 / (1 - precision.square().sum(1))
+                largest = damping * inverse.amax(-1).clamp(min=1)
             held = self._inverses[unit.name] = (key, inverse, largest)
         return held[1], held[2]
 
@@ -114,4 +123,8 @@ class StepClip:
         rows = weight_to_canonical(
             natural.to(inverse.dtype), layer.feature_groups, layer.TRANSPOSED
         ).flatten(1, 2)
-        return ((rows @ inverse) * rows).sum()
+        if layer.precision_damping is None:
+            return ((rows @ inverse) * rows).sum()
+        assert layer.precision_matrix is not None
+        leading = ((rows @ layer.precision_matrix).square() * inverse.unsqueeze(1)).sum((1, 2))
+        return (layer.precision_damping * (rows.square().sum((1, 2)) + leading)).sum()

@@ -30,7 +30,7 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
         rows, precision = math.prod(input.shape[:-1]), self.precision_matrix
         if precision is not None and rows < self.out_features and self._exact(input, precision):
             output: Tensor = NaturalLinear.apply(  # type: ignore[no-untyped-call]
-                input, self.weight, self.bias, self.mean, precision
+                input, self.weight, self.bias, self.mean, precision, self.precision_damping
             )
             return output
         if self.whitens_activations(input, rows):
@@ -202,6 +202,7 @@ def adopt(layer: nn.Module) -> Whitened:
     layer.register_buffer("mean", torch.zeros(groups, features, dtype=dtype, device=weight.device))
     layer.register_buffer("output_whitener", None)
     layer.register_buffer("precision_matrix", None)
+    layer.register_buffer("precision_damping", None)
     layer.activations = False
     layer.moments = layer.backward_moments = layer.variances = None
     layer.gradients_wanted, layer.positions = False, None

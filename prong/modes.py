@@ -97,7 +97,7 @@ def convert(unit: Unit, mode: str, optimizers: Sequence[Optimizer] = ()) -> None
                 each.whitener = None  # type: ignore[assignment]
             else:
                 each.whitener = phi.whitener.to(dtype, copy=True)
-                each.precision_matrix = None
+                each.precision_matrix = each.precision_damping = None
     for each in unit.layers:
         each.activations = mode == "activations"
 

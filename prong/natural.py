@@ -31,13 +31,43 @@ def precondition(
     weight: Float[Tensor, "groups out taps in"],
     bias: Float[Tensor, "groups out"] | None,
     mean: Float[Tensor, "groups in"],
-    precision: Float[Tensor, "groups in in"],
+    precision: Float[Tensor, "groups in columns"],
+    damping: Float[Tensor, " groups"] | None,
 ) -> Float[Tensor, "groups out taps in"]:
-    """(g_W − g_b cᵀ) P, from gradients in the canonical layout."""
+    """(g_W − g_b cᵀ) P, from gradients in the canonical layout; P as `times` takes it."""
     centred = weight
     if bias is not None:
         centred = weight - bias[:, :, None, None] * mean[:, None, None, :]
-    return (centred.flatten(1, 2) @ precision).reshape(weight.shape)
+    return times(centred.flatten(1, 2), precision, damping).reshape(weight.shape)
+
+
+def times(
+    rows: Float[Tensor, "groups rows in"],
+    precision: Float[Tensor, "groups in columns"],
+    damping: Float[Tensor, " groups"] | None,
+) -> Float[Tensor, "groups rows in"]:
+    """Rows times P.
+
+    Args:
+        rows: any rows of `in` numbers.
+        precision: P itself, or with a damping its leading directions F `[groups, in, k]`, scaled so
+            that P = (I − F Fᵀ)/ε. Then Fᵀ F is diagonal with λ/(λ + ε) on it.
+        damping: ε of each group, or None where `precision` is P.
+    """
+    if damping is None:
+        return rows @ precision
+    rest = rows - (rows @ precision) @ precision.transpose(1, 2)
+    return rest / damping[:, None, None]
+
+
+def dense_precision(
+    precision: Float[Tensor, "groups in columns"], damping: Float[Tensor, " groups"] | None
+) -> Float[Tensor, "groups in in"]:
+    """P as a matrix."""
+    if damping is None:
+        return precision
+    identity = torch.eye(precision.shape[1], dtype=precision.dtype, device=precision.device)
+    return times(identity.expand(len(precision), -1, -1), precision, damping)
 
 
 class NaturalGradient(torch.autograd.Function):
@@ -53,28 +83,29 @@ class NaturalGradient(torch.autograd.Function):
         weight: Float[Tensor, ...],
         bias: Float[Tensor, " out"] | None,
         mean: Float[Tensor, "groups in"],
-        precision: Float[Tensor, "groups in in"],
+        precision: Float[Tensor, "groups in columns"],
+        damping: Float[Tensor, " groups"] | None,
         transposed: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """The weight and the bias (None without one) of the plain layer."""
-        ctx.save_for_backward(mean, precision)
+        ctx.save_for_backward(mean, precision, damping)
         ctx.transposed = transposed
         return weight.view_as(weight), plain_bias(weight, bias, mean, transposed)
 
     @staticmethod
     def backward(
         ctx: Any, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, None, None, None]:
+    ) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         """The natural gradient of W and the gradient of d."""
-        mean, precision = ctx.saved_tensors
+        mean, precision, damping = ctx.saved_tensors
         groups = len(mean)
         canonical = weight_to_canonical(weight.to(precision.dtype), groups, ctx.transposed)
         outer = None
         if bias is not None:
             outer = bias.to(precision.dtype).reshape(groups, -1)
-        natural = precondition(canonical, outer, mean, precision)
+        natural = precondition(canonical, outer, mean, precision, damping)
         plain = weight_from_canonical(natural, weight.shape, ctx.transposed).to(weight.dtype)
-        return plain.contiguous(), bias, None, None, None
+        return plain.contiguous(), bias, None, None, None, None
 
 
 class NaturalLinear(torch.autograd.Function):
@@ -87,35 +118,36 @@ class NaturalLinear(torch.autograd.Function):
         weight: Float[Tensor, "out in"],
         bias: Float[Tensor, " out"] | None,
         mean: Float[Tensor, "1 in"],
-        precision: Float[Tensor, "1 in in"],
+        precision: Float[Tensor, "1 in columns"],
+        damping: Float[Tensor, " 1"] | None,
     ) -> Float[Tensor, "*batch out"]:
         """The dense layer's output."""
-        ctx.save_for_backward(input, weight, mean, precision)
+        ctx.save_for_backward(input, weight, mean, precision, damping)
         ctx.biased = bias is not None
         return F.linear(input, weight, plain_bias(weight, bias, mean, False))
 
     @staticmethod
     def backward(
         ctx: Any, gradient: Float[Tensor, "*batch out"]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         """Gradients of the input and of d, and the natural gradient of W."""
-        input, weight, mean, precision = ctx.saved_tensors
+        input, weight, mean, precision, damping = ctx.saved_tensors
         of_input = natural = of_bias = None
         rows = gradient.reshape(-1, gradient.shape[-1])
         if ctx.needs_input_grad[0]:
             passed = weight
             if torch.is_grad_enabled():
                 # A second derivative reaches W through this product, and is natural too.
-                passed, _ = NaturalGradient.apply(weight, None, mean, precision, False)  # type: ignore[no-untyped-call]
+                passed, _ = NaturalGradient.apply(weight, None, mean, precision, damping, False)  # type: ignore[no-untyped-call]
             of_input = gradient @ passed
         if ctx.needs_input_grad[1]:
             centred = input.reshape(-1, input.shape[-1])
             if ctx.biased:
                 centred = centred - mean[0]
-            natural = rows.T @ (centred @ precision[0])
+            natural = rows.T @ times(centred.unsqueeze(0), precision, damping)[0]
         if ctx.biased and ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
-        return of_input, natural, of_bias, None, None
+        return of_input, natural, of_bias, None, None, None
 
 
 def plain_bias(

@@ -10,6 +10,7 @@ Momentum in W's coordinates is m = (m_W − m_b cᵀ) P and follows as
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,25 +18,108 @@ import torch
 from prong.conditioning import fixed_signs
 from prong.layout import weight_from_canonical, weight_to_canonical
 from prong.momentum import reset_state
+from prong.natural import times
 from prong.refresh import FALLBACKS, Outcome, Whitening, group_damping
 from prong.roots import TOLERANCE, RootFailure, damped, whitening_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from jaxtyping import Float
     from torch import Tensor
     from torch.optim import Optimizer
 
     from prong.moments import Moments
     from prong.units import Unit
+    from prong.whitened import Whitened
 
 _PROBES = 4
+_FIRST = 32
+_SPARE = 8
+_SHARE = 3  # With more than in/3 directions, 2 k products an input row cost about what P does.
 _LANCZOS = 12
+
+
+@dataclass(frozen=True)
+class Precision:
+    """P, whole or by its leading directions; see `natural.times`."""
+
+    matrix: Tensor
+    damping: Tensor | None
+
+    @classmethod
+    def of(cls, layer: Whitened, dtype: torch.dtype) -> Precision:
+        """That of a canonical layer."""
+        assert layer.precision_matrix is not None
+        damping = layer.precision_damping
+        return cls(layer.precision_matrix.to(dtype), None if damping is None else damping.to(dtype))
+
+    def times(self, vectors: Float[Tensor, "groups in n"]) -> Float[Tensor, "groups in n"]:
+        """P times columns."""
+        return times(vectors.transpose(1, 2), self.matrix, self.damping).transpose(1, 2)
+
+    def divided(self, rows: Float[Tensor, "groups n in"]) -> Float[Tensor, "groups n in"]:
+        """Rows times P⁻¹."""
+        if self.damping is None:
+            factor = torch.linalg.cholesky(self.matrix)
+            return torch.cholesky_solve(rows.transpose(1, 2), factor).transpose(1, 2)
+        gains = 1 / (1 - self.matrix.square().sum(1, keepdim=True))
+        product = rows + (rows @ self.matrix * gains) @ self.matrix.transpose(1, 2)
+        return product * self.damping[:, None, None]
+
+
+def leading(
+    covariance: Float[Tensor, "groups in in"],
+    damping: Float[Tensor, " groups"],
+    share: float,
+    start: Float[Tensor, "groups in k"] | None,
+) -> Precision | None:
+    """P = (Σ_k + εI)⁻¹, with the k directions of Σ whose eigenvalues exceed `share` · ε.
+
+    Σ_k is what it says, k Ritz pairs of Σ found by subspace iteration: everything after is exact
+    for this P. A direction left out, of eigenvalue λ, is scaled by 1/ε instead of 1/(λ + ε).
+
+    Args:
+        covariance: Σ.
+        damping: ε.
+        share: how small an eigenvalue may be left out, in units of ε.
+        start: directions of before, which one iteration brings up to date; None for none.
+
+    Returns:
+        None where so many directions are needed that P itself is cheaper.
+    """
+    groups, size = covariance.shape[:2]
+    most = size // _SHARE
+    if most <= _SPARE:
+        return None
+    kept = 0 if start is None else start.shape[2]
+    basis = covariance.new_zeros(groups, size, 0) if start is None else start
+    iterations = 1
+    width = min(most, max(_FIRST, kept + _SPARE))
+    while True:
+        if width > kept:
+            fresh = fixed_signs(size, width, covariance.dtype, covariance.device)[:, kept:]
+            basis = torch.cat([basis, fresh.expand(groups, -1, -1)], 2)
+        if start is None or kept != start.shape[2]:
+            iterations = 3
+        for _ in range(iterations):
+            basis, _ = torch.linalg.qr(covariance @ torch.linalg.qr(basis)[0])
+        values, vectors = torch.linalg.eigh(basis.transpose(1, 2) @ covariance @ basis)
+        basis = basis @ vectors
+        wanted = int((values > share * damping[:, None]).sum(1).max())
+        if wanted <= width - 2 or width == most:
+            break
+        kept, width, start = width, min(most, 2 * width), None
+    if wanted > most - 2 or not bool(torch.isfinite(values).all()):
+        return None
+    values, basis = values[:, -max(wanted, 1) :].clamp(min=0), basis[..., -max(wanted, 1) :]
+    gains = values / (values + damping[:, None])
+    return Precision((basis * gains.sqrt().unsqueeze(1)).contiguous(), damping)
 
 
 def find_precision(
     unit: Unit, moments: Moments, whitening: Whitening
-) -> tuple[Outcome, Tensor | None, Tensor]:
+) -> tuple[Outcome, Precision | None, Tensor]:
     """New P and c of one canonical unit, full whitening.
 
     Args:
@@ -69,24 +153,37 @@ def find_precision(
     if not unit.centred:
         covariance = moments.second_moment(mean)
     matrix = damped(covariance, damping)
-    old = layer.precision_matrix.to(matrix.dtype)
+    old = Precision.of(layer, matrix.dtype)
     shift = moments.mean - layer.mean.to(mean.dtype)
-    condition, error = fit(old, matrix, shift if unit.centred else None)
-    outcome.put(condition_before=condition, whitening_error_before=error)
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    known = not bool((info != 0).any())
+    if known:
+        condition, error = fit(old, factor, shift if unit.centred else None)
+        outcome.put(condition_before=condition, whitening_error_before=error)
     try:
-        precision, fallback = inverse(covariance, damping, whitening.precision)
+        precision = None
+        fallback = ""
+        if whitening.leading is not None:
+            start = old.matrix if old.damping is not None else None
+            precision = leading(covariance, damping, whitening.leading, start)
+        if precision is None:
+            inverted, fallback = inverse(covariance, damping, whitening.precision)
+            precision = Precision(inverted, None)
     except RootFailure:
         outcome.put(reason=2, fallback=3)
         return outcome, None, mean
-    condition, error = fit(precision, matrix, None)
-    features = precision.shape[0] * precision.shape[1]
-    trace = precision.diagonal(dim1=1, dim2=2).sum(1)
+    if known:
+        condition, error = fit(precision, factor, None)
+        outcome.put(condition_after=condition, whitening_error=error)
+    if precision.damping is None:
+        trace = precision.matrix.diagonal(dim1=1, dim2=2).sum(1)
+        dimension = mean.numel() - (damping * trace).sum()
+    else:
+        dimension = precision.matrix.square().sum()
     outcome.put(
         updated=1,
         fallback=FALLBACKS.index(fallback),
-        condition_after=condition,
-        whitening_error=error,
-        effective_dimension=features - (damping * trace).sum(),
+        effective_dimension=dimension,
         damping=damping.mean(),
     )
     return outcome, precision, mean
@@ -110,51 +207,55 @@ def inverse(covariance: Tensor, damping: Tensor, dtype: torch.dtype) -> tuple[Te
     return root.whitener.transpose(1, 2) @ root.whitener, root.fallback or "float64"
 
 
-def fit(precision: Tensor, matrix: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+def fit(
+    precision: Precision,
+    factor: Float[Tensor, "groups in in"],
+    shift: Float[Tensor, "groups in"] | None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Condition number and whitening error of C = U A Uᵀ, from P = UᵀU by products with vectors.
 
-    C has the eigenvalues of P A, which is symmetric in the inner product of A: Lanczos' method
-    bounds their extremes from inside. ‖C − I‖²_F = tr (P A − I)² by Hutchinson's estimator.
+    With A = K Kᵀ, the symmetric Kᵀ P K has C's eigenvalues: Lanczos' method bounds their extremes
+    from inside, and probes estimate ‖C − I‖²_F = tr (Kᵀ P K − I)².
 
     Args:
         precision: P.
-        matrix: Σ + εI about the samples' own mean.
-        shift: that mean minus c, or None for none: A = matrix + shift shiftᵀ.
+        factor: L with L Lᵀ = Σ + εI about the samples' own mean.
+        shift: that mean minus c, or None for none. A = L Lᵀ + shift shiftᵀ has K = [L, shift]: one
+            column more, and so one eigenvalue 0 more, which does not count.
 
     Returns:
         The condition number (a lower bound; the worst of the groups) and ‖C − I‖_F/√in.
     """
+    groups, size = factor.shape[:2]
+    wide = factor if shift is None else torch.cat([factor, shift.unsqueeze(-1)], 2)
+    columns = wide.shape[2]
 
-    def times(vectors: Tensor) -> Tensor:
-        product = matrix @ vectors
-        if shift is not None:
-            column = shift.unsqueeze(-1)
-            product = product + column * (column * vectors).sum(1, keepdim=True)
-        return product
+    def operator(vectors: Tensor) -> Tensor:
+        return wide.transpose(1, 2) @ precision.times(wide @ vectors)
 
-    groups, size = matrix.shape[:2]
-    probes = fixed_signs(size, _PROBES, matrix.dtype, matrix.device).expand(groups, -1, -1)
-    left = times(precision @ probes) - probes
-    right = precision @ times(probes) - probes
-    error = (left * right).mean().clamp(min=0).sqrt()
-    vector = probes[..., :1]
     basis: list[Tensor] = []
-    images: list[Tensor] = []
-    for _ in range(min(size, _LANCZOS)):
-        for other, image in zip(basis, images, strict=True):
-            vector = vector - other * (image * vector).sum(1, keepdim=True)
-        image = times(vector)
-        length = (image * vector).sum(1, keepdim=True)
-        if not bool((length > torch.finfo(length.dtype).eps * size).all()):
+    if shift is not None:
+        null = torch.linalg.solve_triangular(factor, shift.unsqueeze(-1), upper=False)
+        null = torch.cat([null, -torch.ones_like(null[:, :1])], 1)
+        basis.append(null / torch.linalg.vector_norm(null, dim=1, keepdim=True))
+    nothing = len(basis)
+    probes = fixed_signs(columns, _PROBES, wide.dtype, wide.device).expand(groups, -1, -1)
+    missed = operator(probes) - probes
+    total = missed.square().sum(1).mean() - nothing
+    error = (total.clamp(min=0) / size).sqrt()
+    vector = probes[..., :1]
+    for _step in range(min(size, _LANCZOS)):
+        before = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
+        for _ in range(2):  # Once would leave rounding errors that look like new directions.
+            for other in basis:
+                vector = vector - other * (other * vector).sum(1, keepdim=True)
+        length = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
+        if not bool((length > 100 * torch.finfo(length.dtype).eps * before).all()):
             break
-        basis.append(vector / length.sqrt())
-        images.append(image / length.sqrt())
-        vector = precision @ images[-1]
-        vector = vector / vector.square().mean((1, 2), keepdim=True).sqrt()
-    if not basis:
-        return torch.full_like(error, float("nan")), error
-    stacked = torch.cat(images, 2)
-    projected = stacked.transpose(1, 2) @ precision @ stacked
+        basis.append(vector / length)
+        vector = operator(basis[-1])
+    stacked = torch.cat(basis[nothing:], 2)
+    projected = stacked.transpose(1, 2) @ operator(stacked)
     values = torch.linalg.eigvalsh((projected + projected.transpose(1, 2)) / 2)
     worst = (values[:, -1] / values[:, 0].clamp(min=0)).max()
     return worst, error
@@ -163,7 +264,7 @@ def fit(precision: Tensor, matrix: Tensor, shift: Tensor | None) -> tuple[Tensor
 @torch.no_grad()
 def install(
     unit: Unit,
-    precision: Tensor,
+    precision: Precision,
     mean: Tensor,
     optimizers: Sequence[Optimizer],
     rule: str,
@@ -175,7 +276,7 @@ def install(
     """
     layer = unit.layer
     assert layer.precision_matrix is not None
-    groups, dtype = layer.feature_groups, precision.dtype
+    groups, dtype = layer.feature_groups, precision.matrix.dtype
     shift = mean.to(dtype) - layer.mean.to(dtype)
     column = shift.unsqueeze(-1)
     written: list[tuple[Tensor, Tensor]] = []
@@ -201,14 +302,13 @@ def install(
                 written += [(held_, value + moved) for held_, value in biases]
         elif weight is not None and wide is not None:
             rows = wide.flatten(1, 2)
-            factor = torch.linalg.cholesky(layer.precision_matrix.to(dtype))
-            covector = torch.cholesky_solve(rows.transpose(1, 2), factor).transpose(1, 2)
+            covector = Precision.of(layer, dtype).divided(rows)
             if unit.centred and biases:
                 total = torch.stack([value for _, value in biases]).sum(0).reshape(groups, -1)
                 covector = covector.reshape(wide.shape)
                 covector = covector - total[:, :, None, None] * shift[:, None, None, :]
                 covector = covector.flatten(1, 2)
-            carried = (covector @ precision).reshape(wide.shape)
+            carried = times(covector, precision.matrix, precision.damping).reshape(wide.shape)
             written.append((weight, weight_from_canonical(carried, weight.shape, layer.TRANSPOSED)))
     if not all(bool(torch.isfinite(value).all()) for _, value in written):
         return False
@@ -218,7 +318,6 @@ def install(
         for optimizer in optimizers:
             reset_state(optimizer, unit.parameters)
     for each in unit.layers:
-        assert each.precision_matrix is not None
-        each.precision_matrix.copy_(precision)
+        each.put_precision(precision.matrix, precision.damping)
         each.mean.copy_(mean)
     return True

@@ -53,6 +53,8 @@ class Whitening:
         two_sided: one of `backward.TWO_SIDED`, or None for R = I.
         output_damping: γ, in units of the mean eigenvalue of E[δδᵀ].
         output_normalized: whether R is scaled to mean eigenvalue 1 of RᵀR.
+        leading: eigenvalues of Σ below this share of ε count as 0 in canonical layers; None for a
+            whole P.
     """
 
     kind: str
@@ -64,6 +66,7 @@ class Whitening:
     two_sided: str | None = None
     output_damping: float = 0.1
     output_normalized: bool = True
+    leading: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse unknown names."""

@@ -80,6 +80,7 @@ class Reparametrizer:
         process_group: dist.ProcessGroup | None = None,
         mode: str = "fold",
         spread: bool = False,
+        leading: float | None = None,
     ) -> None:
         """Attach to a whitened model and its optimizer.
 
@@ -122,6 +123,8 @@ class Reparametrizer:
             spread: whether the layers take turns over the T steps of a period instead of being
                 reparametrised all at once: each still every T steps, from the steps just before,
                 so no step stalls and few statistics are held at a time.
+            leading: in canonical layers, P is made of those directions of Σ alone whose eigenvalues
+                exceed this share of ε, where that is cheaper; None for the whole P.
 
         Raises:
             TypeError: if an argument has the wrong type.
@@ -134,6 +137,8 @@ class Reparametrizer:
         check_positive("output_damping", output_damping, float)
         if clip is not None:
             check_positive("clip", clip, float)
+        if leading is not None:
+            check_positive("leading", leading, float)
         if positions is not None:
             check_positive("positions", positions, int)
         self.model = unwrap(model)
@@ -155,6 +160,7 @@ class Reparametrizer:
             two_sided=two_sided,
             output_damping=float(output_damping),
             output_normalized=bool(output_normalized),
+            leading=leading,
         )
         self.period, self.samples = period, samples
         self.batches, self.forward = batches, forward

@@ -10,6 +10,7 @@ from torch import nn
 
 from prong.layout import weight_from_canonical
 from prong.moments import Moments, wide_dtype
+from prong.natural import dense_precision
 from prong.projection import Phi, from_canonical, to_canonical
 from prong.roots import root_of_precision
 from prong.whitened import Whitened
@@ -64,7 +65,12 @@ class Unit:
         if layer.precision_matrix is None:
             whitener = layer.whitener.to(dtype, copy=True)
         else:
-            whitener = root_of_precision(layer.precision_matrix.to(dtype))
+            whitener = root_of_precision(
+                dense_precision(
+                    layer.precision_matrix.to(dtype),
+                    None if layer.precision_damping is None else layer.precision_damping.to(dtype),
+                )
+            )
         return Phi(
             layer.mean.to(dtype, copy=True),
             whitener,
@@ -148,7 +154,8 @@ class Unit:
             if layer.precision_matrix is None:
                 layer.whitener.copy_(new.whitener)
             else:
-                layer.precision_matrix.copy_(new.whitener.transpose(1, 2) @ new.whitener)
+                full = new.whitener.transpose(1, 2) @ new.whitener
+                layer.put_precision(full, None)
             if layer.output_whitener is not None and new.output is not None:
                 layer.output_whitener.copy_(new.output)
 

@@ -23,7 +23,7 @@ from prong.backward import ObserveGradient
 from prong.diagonal import UnitVariances
 from prong.layout import weight_from_canonical, weight_to_canonical
 from prong.moments import Moments, product_dtype
-from prong.natural import NaturalGradient, plain_bias
+from prong.natural import NaturalGradient, dense_precision, plain_bias
 from prong.projection import Phi, to_canonical
 from prong.roots import root_of_precision
 
@@ -44,7 +44,9 @@ class Whitened(nn.Module):
             whatever type the model is cast to.
         mean: c, `[groups, in/groups]`, likewise.
         output_whitener: R of two-sided whitening, `[groups, out/groups, out/groups]`, or None.
-        precision_matrix: P = UᵀU of a canonical layer, in the shape of U, which is None then.
+        precision_matrix: P = UᵀU of a canonical layer, in the shape of U, which is None then. With
+            leading directions only, F `[groups, in/groups, k]` with P = (I − F Fᵀ)/ε.
+        precision_damping: that ε, `[groups]`; None where `precision_matrix` is P.
         moments: where the input's statistics go, or None while none are wanted.
         backward_moments: where the statistics of the output's gradient go, or None.
         gradients_wanted: whether the gradients that pass now count.
@@ -56,7 +58,13 @@ class Whitened(nn.Module):
     """
 
     PLAIN: ClassVar[type[nn.Module]]
-    PHI: ClassVar[tuple[str, ...]] = ("whitener", "mean", "output_whitener", "precision_matrix")
+    PHI: ClassVar[tuple[str, ...]] = (
+        "whitener",
+        "mean",
+        "output_whitener",
+        "precision_matrix",
+        "precision_damping",
+    )
     TRANSPOSED: ClassVar[bool] = False
 
     weight: nn.Parameter
@@ -65,6 +73,7 @@ class Whitened(nn.Module):
     mean: Tensor
     output_whitener: Tensor | None
     precision_matrix: Tensor | None
+    precision_damping: Tensor | None
     activations: bool
     moments: Moments | None
     backward_moments: Moments | None
@@ -94,13 +103,33 @@ class Whitened(nn.Module):
         """The present Φ; the tensors are the layer's own, but for a canonical layer's U."""
         whitener = self.whitener
         if self.precision_matrix is not None:
-            whitener = root_of_precision(self.precision_matrix)
+            whitener = root_of_precision(
+                dense_precision(self.precision_matrix, self.precision_damping)
+            )
         return Phi(self.mean, whitener, output=self.output_whitener)
 
     def phi_buffers(self) -> list[Tensor]:
         """The buffers that hold Φ."""
-        held = (self.mean, self.whitener, self.output_whitener, self.precision_matrix)
+        held = [getattr(self, name) for name in self.PHI]
         return [buffer for buffer in held if buffer is not None]
+
+    def put_precision(
+        self,
+        precision: Float[Tensor, "groups in columns"],
+        damping: Float[Tensor, " groups"] | None,
+    ) -> None:
+        """Replace P of a canonical layer, in place where the shape is that of before."""
+        held = self.precision_matrix
+        if held is not None and held.shape == precision.shape:
+            held.copy_(precision)
+        else:
+            self.precision_matrix = precision.to(self.mean.dtype, copy=True)
+        if damping is None:
+            self.precision_damping = None
+        elif self.precision_damping is None:
+            self.precision_damping = damping.to(self.mean.dtype, copy=True)
+        else:
+            self.precision_damping.copy_(damping)
 
     def start_two_sided(self) -> None:
         """Give the layer an output whitener, R = I to begin with."""
@@ -154,8 +183,11 @@ class Whitened(nn.Module):
         mean = self.mean.to(dtype)
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             return self.weight, plain_bias(self.weight, self.bias, mean, self.TRANSPOSED)
+        damping = self.precision_damping
+        if damping is not None:
+            damping = damping.to(dtype)
         plain: tuple[Tensor, Tensor | None] = NaturalGradient.apply(  # type: ignore[no-untyped-call]
-            self.weight, self.bias, mean, precision.to(dtype), self.TRANSPOSED
+            self.weight, self.bias, mean, precision.to(dtype), damping, self.TRANSPOSED
         )
         return plain
 
@@ -226,6 +258,15 @@ class Whitened(nn.Module):
             (other,) = set(holder) - {name}
             setattr(self, name, self.phi().whitener.clone())
             setattr(self, other, None)
+        given = state.get(f"{prefix}precision_matrix")
+        if given is not None and self.precision_matrix is not None:
+            epsilon = state.get(f"{prefix}precision_damping")
+            # The number of leading directions is a checkpoint's own; `in` is not.
+            if given.dim() == 3 and given.shape[:2] == self.mean.shape:
+                self.precision_matrix = self.mean.new_empty(given.shape)
+            self.precision_damping = (
+                None if epsilon is None else self.mean.new_empty(len(self.mean))
+            )
         super()._load_from_state_dict(state, prefix, *rest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Whitened:

@@ -1,0 +1,147 @@
+"""Canonical layers: P by leading directions, second derivatives, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import prong
+from prong.natural import dense_precision
+from prong.precision import Precision, fit, leading
+
+WIDTHS = (90, 70, 60)
+
+
+def correlated(number, width, seed):
+    """Samples whose covariance has a few large eigenvalues and many tiny ones."""
+    generator = torch.Generator().manual_seed(seed)
+    latent = torch.randn(number, 6, generator=generator, dtype=torch.float64)
+    mix = torch.randn(6, width, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    noise = torch.randn(number, width, generator=generator, dtype=torch.float64)
+    return latent @ mix + 0.01 * noise + 1.0
+
+
+def covariance(seed=0, width=90):
+    return torch.cov(correlated(400, width, seed).T).unsqueeze(0)
+
+
+def test_leading_directions_define_p():
+    sigma, epsilon = covariance(), torch.tensor([0.05], dtype=torch.float64)
+    found = leading(sigma, epsilon, 0.1, None)
+    assert found is not None
+    assert found.matrix.shape[2] == 6
+    values, vectors = torch.linalg.eigh(sigma[0])
+    of_six = (vectors[:, -6:] * values[-6:]) @ vectors[:, -6:].T
+    wanted = torch.linalg.inv(of_six + 0.05 * torch.eye(90, dtype=torch.float64))
+    assert (dense_precision(found.matrix, found.damping)[0] - wanted).abs().max() < 1e-8
+    rows = torch.randn(1, 4, 90, dtype=torch.float64)
+    back = found.divided(found.times(rows.transpose(1, 2)).transpose(1, 2))
+    assert (back - rows).abs().max() < 1e-9
+
+
+def test_a_warm_start_follows_a_covariance_that_moved_a_little():
+    epsilon = torch.tensor([0.05], dtype=torch.float64)
+    start = leading(covariance(0), epsilon, 0.1, None)
+    warm = leading(covariance(1), epsilon, 0.1, start.matrix)
+    cold = leading(covariance(1), epsilon, 0.1, None)
+    difference = dense_precision(*vars(warm).values()) - dense_precision(*vars(cold).values())
+    assert difference.abs().max() * 0.05 < 1e-3
+
+
+def test_a_flat_spectrum_needs_the_whole_p():
+    flat = torch.eye(90, dtype=torch.float64).unsqueeze(0)
+    assert leading(flat, torch.tensor([0.1], dtype=torch.float64), 0.1, None) is None
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_condition_and_error_are_those_of_the_decomposition(shifted):
+    identity = torch.eye(90, dtype=torch.float64)
+    sigma = covariance() + 0.05 * identity
+    shift = torch.linspace(-1, 1, 90, dtype=torch.float64).unsqueeze(0) if shifted else None
+    precision = torch.linalg.inv(covariance(3) + 0.05 * identity)
+    condition, error = fit(Precision(precision, None), torch.linalg.cholesky(sigma), shift)
+    if shift is not None:
+        sigma = sigma + shift.T @ shift
+    values = torch.linalg.eigvals(precision[0] @ sigma[0]).real
+    assert float(condition) == pytest.approx(float(values.max() / values.min()), rel=0.05)
+    exact = float((values - 1).square().mean().sqrt())
+    assert float(error) == pytest.approx(exact, rel=0.6)
+
+
+def start(clip=None, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(*WIDTHS[:2]), nn.Tanh(), nn.Linear(*WIDTHS[1:])).double()
+    model = prong.whiten(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    natural = prong.Reparametrizer(
+        model, optimizer, mode="canonical", damping=0.05, period=4, clip=clip, **options
+    )
+    return model, optimizer, natural
+
+
+def advance(model, optimizer, natural, first, last, batch=16):
+    for step in range(first, last):
+        x = correlated(batch, WIDTHS[0], 100 + step)
+        target = correlated(batch, WIDTHS[-1], 500 + step)
+        nn.functional.mse_loss(model(x), target).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        natural.step()
+
+
+@pytest.mark.parametrize("batch", [16, 80])
+@pytest.mark.parametrize("clip", [None, 1e-5])
+def test_leading_directions_take_the_path_of_their_p(batch, clip):
+    model, optimizer, natural = start(clip, leading=0.1)
+    advance(model, optimizer, natural, 0, 4, batch)
+    assert model[0].precision_damping is not None
+    assert model[0].precision_matrix.shape[2] < 30
+    twin, other, dense = start(clip)
+    twin.load_state_dict(model.state_dict())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for layer in (twin[0], twin[2]):
+        whole = dense_precision(layer.precision_matrix, layer.precision_damping)
+        layer.put_precision(whole, None)
+    advance(model, optimizer, natural, 4, 7, batch)
+    advance(twin, other, dense, 4, 7, batch)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert (a - b).abs().max() < 1e-10
+    if clip is not None:
+        assert float(natural.clip.scale) == pytest.approx(float(dense.clip.scale), rel=1e-8)
+        assert float(natural.clip.scale) < 1
+
+
+def test_a_resumed_run_with_leading_directions_is_the_same_to_the_bit():
+    whole = start(1e-5, leading=0.1, spread=True)
+    advance(*whole, 0, 13)
+    model, optimizer, natural = start(1e-5, leading=0.1, spread=True)
+    advance(model, optimizer, natural, 0, 6)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), natural.state_dict()))
+    model, optimizer, natural = start(1e-5, leading=0.1, spread=True)
+    for each, state in zip((model, optimizer, natural), saved, strict=True):
+        each.load_state_dict(state)
+    advance(model, optimizer, natural, 6, 13)
+    for name, value in whole[0].state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("batch", [16, 80])
+def test_a_gradient_penalty_takes_the_path_of_the_folded_layers(batch):
+    results = []
+    for mode in ("fold", "canonical"):
+        model, _, natural = start()
+        natural.convert("fold")
+        x = correlated(batch, WIDTHS[0], 3)
+        natural.initialize([x], "preserve")
+        natural.convert(mode)
+        x.requires_grad_()
+        loss = model(x).square().sum(1).mean()
+        (slope,) = torch.autograd.grad(loss, x, create_graph=True)
+        (loss + slope.square().sum()).backward()
+        torch.optim.SGD(model.parameters(), lr=1e-3).step()
+        results.append([p.detach() for p in prong.fold(model).parameters()])
+    for a, b in zip(*results, strict=True):
+        assert (a - b).abs().max() <= 1e-9 * b.abs().max()
