@@ -42,7 +42,7 @@ class StepClip:
         self.limit = limit
         self.scale: Tensor | None = None
         self._owner = {id(p): unit for unit in units for p in unit.parameters}
-        self._inverses: dict[str, tuple[tuple[int, int], Tensor, Tensor]] = {}
+        self._inverses: dict[str, tuple[Tensor, int, Tensor, Tensor]] = {}
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, *_: Any) -> None:
@@ -91,7 +91,7 @@ class StepClip:
 
     def tensors(self) -> list[Tensor]:
         """What is held for the predictions of canonical layers."""
-        return [tensor for _, *pair in self._inverses.values() for tensor in pair]
+        return [tensor for _, _, *pair in self._inverses.values() for tensor in pair]
 
     def _inverse(self, unit: Unit) -> tuple[Tensor, Tensor]:
         """P⁻¹ and a bound on its largest eigenvalue, computed once per reparametrisation.
@@ -102,16 +102,24 @@ class StepClip:
         layer = unit.layer
         precision, damping = layer.precision_matrix, layer.precision_damping
         assert precision is not None
-        held, key = self._inverses.get(unit.name), (precision.data_ptr(), precision._version)
-        if held is None or held[0] != key:
+        held = self._inverses.get(unit.name)
+        # By identity: memory of a tensor that was let go may hold another one.
+        if held is None or held[0] is not precision or held[1] != precision._version:
             if damping is None:
                 inverse = torch.linalg.inv(precision)
                 largest = inverse.abs().sum(-1).amax(-1)
             else:
                 inverse = 1 / (1 - precision.square().sum(1))
-                largest = damping * inverse.amax(-1).clamp(min=1)
-            held = self._inverses[unit.name] = (key, inverse, largest)
-        return held[1], held[2]
+                largest = damping
+                if inverse.shape[1]:
+                    largest = damping * inverse.amax(1)
+            held = self._inverses[unit.name] = (
+                precision,
+                precision._version,
+                inverse,
+                largest,
+            )
+        return held[2], held[3]
 
     def _bound(self, unit: Unit, natural: Tensor) -> Tensor:
         largest = self._inverse(unit)[1].max()

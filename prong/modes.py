@@ -93,7 +93,7 @@ def convert(unit: Unit, mode: str, optimizers: Sequence[Optimizer] = ()) -> None
         for each in unit.layers:
             dtype = each.mean.dtype
             if wanted:
-                each.precision_matrix = precision_of(phi.whitener).to(dtype)
+                each.precision_matrix, each.precision_damping = _precision(phi.whitener, dtype)
                 each.whitener = None  # type: ignore[assignment]
             else:
                 each.whitener = phi.whitener.to(dtype, copy=True)
@@ -108,6 +108,11 @@ def recoordinated(weight: Tensor, phi: Phi, canonical: bool) -> Tensor:
     return carry(weight, None, phi)[0]
 
 
-def precision_of(whitener: Tensor) -> Tensor:
-    """P = UᵀU."""
-    return whitener.transpose(1, 2) @ whitener
+def _precision(whitener: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """P = UᵀU; no direction and ε = 1 where it is the identity, as before the first statistics."""
+    groups, features = whitener.shape[:2]
+    identity = torch.eye(features, dtype=whitener.dtype, device=whitener.device)
+    if bool((whitener == identity).all()):
+        nothing = torch.zeros(groups, features, 0, dtype=dtype, device=whitener.device)
+        return nothing, torch.ones(groups, dtype=dtype, device=whitener.device)
+    return (whitener.transpose(1, 2) @ whitener).to(dtype), None

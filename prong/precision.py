@@ -100,7 +100,7 @@ def leading(
         if width > kept:
             fresh = fixed_signs(size, width, covariance.dtype, covariance.device)[:, kept:]
             basis = torch.cat([basis, fresh.expand(groups, -1, -1)], 2)
-        if start is None or kept != start.shape[2]:
+        if start is None or kept == 0:
             iterations = 3
         for _ in range(iterations):
             basis, _ = torch.linalg.qr(covariance @ torch.linalg.qr(basis)[0])

@@ -123,7 +123,10 @@ class Whitened(nn.Module):
         if held is not None and held.shape == precision.shape:
             held.copy_(precision)
         else:
-            self.precision_matrix = precision.to(self.mean.dtype, copy=True)
+            # One memory layout, whatever found P: a resumed run must multiply in the same order.
+            self.precision_matrix = precision.to(self.mean.dtype).clone(
+                memory_format=torch.contiguous_format
+            )
         if damping is None:
             self.precision_damping = None
         elif self.precision_damping is None:
