@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -63,7 +64,8 @@ def refresh_unit(
     outcome = Outcome.empty(moments.mean.device)
     old = unit.wide_phi()
     if ranks.first:
-        outcome = find_phi(unit, moments, whitening, deltas)
+        wanted = whitening if init == "preserve" else replace(whitening, refit=None)
+        outcome = find_phi(unit, moments, wanted, deltas)
         if outcome.phi is not None:
             outcome.apply(unit, old, init)
     ranks.broadcast_([outcome.numbers])
@@ -92,7 +94,7 @@ def _refresh_precision(
     if ranks.first:
         outcome, precision, mean = find_precision(unit, moments, whitening)
         if precision is not None and not install(
-            unit, precision, mean, optimizers, whitening.momentum
+            unit, precision, mean, optimizers, whitening.momentum, kept=outcome.skipped
         ):
             outcome.put(updated=0, reason=3, fallback=3)
     ranks.broadcast_([outcome.numbers])

@@ -14,6 +14,7 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 from prong.backward import LIKELIHOODS
+from prong.whitened import Whitened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,8 +106,9 @@ def exact_fisher(
         names: parameters to include; all by default.
 
     Raises:
-        ValueError: if a name or the likelihood is unknown.
+        ValueError: if a name or the likelihood is unknown, or a layer runs canonically.
     """
+    _refuse_natural_gradients(model)
     known = dict(model.named_parameters())
     chosen = list(known) if names is None else list(names)
     for name in chosen:
@@ -134,6 +136,16 @@ def exact_fisher(
         slices[name] = slice(start, start + parameters[name].numel())
         start += parameters[name].numel()
     return Fisher((matrix + matrix.T) / 2, slices)
+
+
+def _refuse_natural_gradients(model: nn.Module) -> None:
+    """Refuse layers whose backward pass gives natural gradients: they are no Jacobian."""
+    for name, module in model.named_modules():
+        if isinstance(module, Whitened) and module.canonical:
+            raise ValueError(
+                f"{name} runs in mode 'canonical', whose gradients are natural: call "
+                "Reparametrizer.convert with 'fold' or 'activations' first"
+            )
 
 
 @dataclass(frozen=True)
@@ -166,8 +178,10 @@ def kronecker(
         likelihood: see `exact_fisher`.
 
     Raises:
-        ValueError: if `layer` names no dense layer, or its input has positions.
+        ValueError: if `layer` names no dense layer, its input has positions, or a layer of the
+            model runs canonically.
     """
+    _refuse_natural_gradients(model)
     module = dict(model.named_modules()).get(layer)
     if not isinstance(module, nn.Linear):
         raise ValueError(f"layer={layer!r}: the name of a dense layer is allowed")

@@ -30,6 +30,8 @@ def _products_are_rounded() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
 
 
+_NARROWEST = 96  # Thinner products run at a fraction of the processor's speed.
+
 # What torch.compiler.assume_constant_result does, which would import the whole compiler for it.
 _products_are_rounded._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
@@ -47,6 +49,12 @@ def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return wanted
 
 
+def _stripes(size: int) -> list[tuple[int, int]]:
+    """Up to four stripes of rows of a symmetric matrix: 5/8 of it lies right of their diagonals."""
+    width = max(_NARROWEST, -(-size // 4))
+    return [(start, min(start + width, size)) for start in range(0, size, width)]
+
+
 class Moments:
     """Moments of samples `[groups, samples, in]`, accumulated on the samples' device.
 
@@ -55,7 +63,8 @@ class Moments:
         examples: number of examples behind them, `[1]`.
         rejected: number of batches kept out because a value was NaN or infinite, `[1]`.
         mean: `[groups, in]`.
-        scatter: `[groups, in, in]`, the centred sum of squares.
+        scatter: `[groups, in, in]`, the centred sum of squares. Only its stripes from the diagonal
+            to the right are kept up; `covariance` mirrors them.
     """
 
     TENSORS = ("count", "examples", "rejected", "mean", "scatter")
@@ -97,10 +106,13 @@ class Moments:
             # δδᵀ n₁n₂/n comes in as one more sample: a single product, added in place.
             last = (shift * between.sqrt()).unsqueeze(1).to(centred.dtype)
             rows = torch.cat([centred, last], 1)
-            if rows.dtype == self.scatter.dtype:
-                self.scatter.baddbmm_(rows.transpose(1, 2), rows)
-            else:
-                self.scatter.add_((rows.transpose(1, 2) @ rows).to(self.scatter.dtype))
+            columns = rows.transpose(1, 2)
+            for start, end in _stripes(rows.shape[2]):
+                stripe = self.scatter[:, start:end, start:]
+                if rows.dtype == self.scatter.dtype:
+                    stripe.baddbmm_(columns[:, start:end], rows[..., start:])
+                else:
+                    stripe.add_((columns[:, start:end] @ rows[..., start:]).to(stripe.dtype))
             self.mean.add_(shift * (added / total).to(self.mean.dtype))
             self.count.add_(added)
             self.examples.add_(good.to(self.count.dtype) * examples)
@@ -131,7 +143,10 @@ class Moments:
 
     def covariance(self) -> Float[Tensor, "groups in in"]:
         """Centred covariance Σ = S/n; zero without samples."""
-        return self.scatter / self.count.clamp(min=1).to(self.scatter.dtype)
+        covariance = self.scatter / self.count.clamp(min=1).to(self.scatter.dtype)
+        for start, end in _stripes(covariance.shape[1]):
+            covariance[:, end:, start:end] = covariance[:, start:end, end:].transpose(1, 2)
+        return covariance
 
     def second_moment(self, centre: Float[Tensor, "groups in"]) -> Float[Tensor, "groups in in"]:
         """Second moment about `centre`: Σ + (μ − centre)(μ − centre)ᵀ."""

@@ -11,6 +11,7 @@ Momentum in W's coordinates is m = (m_W − m_b cᵀ) P and follows as
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +24,7 @@ from prong.refresh import FALLBACKS, Outcome, Whitening, group_damping
 from prong.roots import TOLERANCE, RootFailure, damped, whitening_root
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Float
     from torch import Tensor
@@ -57,6 +58,14 @@ class Precision:
     def times(self, vectors: Float[Tensor, "groups in n"]) -> Float[Tensor, "groups in n"]:
         """P times columns."""
         return times(vectors.transpose(1, 2), self.matrix, self.damping).transpose(1, 2)
+
+    def root_times(self, vectors: Float[Tensor, "groups in n"]) -> Float[Tensor, "groups in n"]:
+        """P^½ times columns, for leading directions."""
+        assert self.damping is not None
+        gains = self.matrix.square().sum(1).unsqueeze(-1)
+        # (1 − √(1 − g)) / g, written so that it is ½ at g = 0.
+        part = (self.matrix.transpose(1, 2) @ vectors) / (1 + (1 - gains).clamp(min=0).sqrt())
+        return (vectors - self.matrix @ part) * self.damping.rsqrt()[:, None, None]
 
     def divided(self, rows: Float[Tensor, "groups n in"]) -> Float[Tensor, "groups n in"]:
         """Rows times P⁻¹."""
@@ -149,32 +158,30 @@ def find_precision(
     if bool((damping < torch.finfo(torch.float32).tiny).any()):
         outcome.put(reason=4)
         return outcome, None, mean
-    covariance = moments.covariance()
-    if not unit.centred:
-        covariance = moments.second_moment(mean)
+    covariance = moments.covariance() if unit.centred else moments.second_moment(mean)
     matrix = damped(covariance, damping)
+    if not bool(torch.isfinite(matrix).all()):
+        outcome.put(reason=2, fallback=3)
+        return outcome, None, mean
     old = Precision.of(layer, matrix.dtype)
     shift = moments.mean - layer.mean.to(mean.dtype)
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    known = not bool((info != 0).any())
-    if known:
-        condition, error = fit(old, factor, shift if unit.centred else None)
-        outcome.put(condition_before=condition, whitening_error_before=error)
+    frame = Frame(matrix)
+    condition, error = fit(old, frame, shift if unit.centred else None)
+    outcome.put(condition_before=condition, whitening_error_before=error)
+    if whitening.refit is not None:
+        condition, error = fit(old, frame, None)
+        if bool(error <= whitening.refit):
+            outcome.put(skipped=1)
     try:
-        precision = None
-        fallback = ""
-        if whitening.leading is not None:
-            start = old.matrix if old.damping is not None else None
-            precision = leading(covariance, damping, whitening.leading, start)
-        if precision is None:
-            inverted, fallback = inverse(covariance, damping, whitening.precision)
-            precision = Precision(inverted, None)
+        precision, fallback = old, ""
+        if not outcome.skipped:
+            precision, fallback = _found(old, covariance, damping, whitening)
     except RootFailure:
         outcome.put(reason=2, fallback=3)
         return outcome, None, mean
-    if known:
-        condition, error = fit(precision, factor, None)
-        outcome.put(condition_after=condition, whitening_error=error)
+    if not outcome.skipped:
+        condition, error = fit(precision, frame, None)
+    outcome.put(condition_after=condition, whitening_error=error)
     if precision.damping is None:
         trace = precision.matrix.diagonal(dim1=1, dim2=2).sum(1)
         dimension = mean.numel() - (damping * trace).sum()
@@ -187,6 +194,19 @@ def find_precision(
         damping=damping.mean(),
     )
     return outcome, precision, mean
+
+
+def _found(
+    old: Precision, covariance: Tensor, damping: Tensor, whitening: Whitening
+) -> tuple[Precision, str]:
+    """P by its leading directions where they were asked for and are few, else whole."""
+    if whitening.leading is not None:
+        start = old.matrix if old.damping is not None else None
+        few = leading(covariance, damping, whitening.leading, start)
+        if few is not None:
+            return few, ""
+    inverted, fallback = inverse(covariance, damping, whitening.precision)
+    return Precision(inverted, None), fallback
 
 
 def inverse(covariance: Tensor, damping: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
@@ -207,39 +227,78 @@ def inverse(covariance: Tensor, damping: Tensor, dtype: torch.dtype) -> tuple[Te
     return root.whitener.transpose(1, 2) @ root.whitener, root.fallback or "float64"
 
 
+class Frame:
+    """Σ + εI about the samples' own mean, factored once, and only if somebody asks for it."""
+
+    def __init__(self, matrix: Float[Tensor, "groups in in"]) -> None:
+        """Hold the matrix."""
+        self.matrix = matrix
+
+    @cached_property
+    def factor(self) -> Float[Tensor, "groups in in"]:
+        """L with L Lᵀ = Σ + εI; not finite where there is none."""
+        factor, info = torch.linalg.cholesky_ex(self.matrix)
+        return torch.where((info == 0)[:, None, None], factor, torch.nan)
+
+
 def fit(
-    precision: Precision,
-    factor: Float[Tensor, "groups in in"],
-    shift: Float[Tensor, "groups in"] | None,
+    precision: Precision, frame: Frame, shift: Float[Tensor, "groups in"] | None
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Condition number and whitening error of C = U A Uᵀ, from P = UᵀU by products with vectors.
 
-    With A = K Kᵀ, the symmetric Kᵀ P K has C's eigenvalues: Lanczos' method bounds their extremes
-    from inside, and probes estimate ‖C − I‖²_F = tr (Kᵀ P K − I)².
+    With A = Σ + εI + shift shiftᵀ. Leading directions give the symmetric U = P^½ at once. A whole P
+    takes A = K Kᵀ instead, K = [L, shift], and the symmetric Kᵀ P K with C's eigenvalues: K has one
+    column more than C, and so Kᵀ P K one eigenvalue 0 more, which does not count. Lanczos' method
+    bounds the extremes from inside, and probes estimate ‖C − I‖²_F = tr (C − I)².
 
     Args:
         precision: P.
-        factor: L with L Lᵀ = Σ + εI about the samples' own mean.
-        shift: that mean minus c, or None for none. A = L Lᵀ + shift shiftᵀ has K = [L, shift]: one
-            column more, and so one eigenvalue 0 more, which does not count.
+        frame: Σ + εI.
+        shift: the samples' mean minus c, or None for none.
 
     Returns:
-        The condition number (a lower bound; the worst of the groups) and ‖C − I‖_F/√in.
+        The condition number (a lower bound; the worst of the groups) and ‖C − I‖_F/√in; not a
+        number where Σ + εI has no factor.
     """
-    groups, size = factor.shape[:2]
-    wide = factor if shift is None else torch.cat([factor, shift.unsqueeze(-1)], 2)
-    columns = wide.shape[2]
-
-    def operator(vectors: Tensor) -> Tensor:
-        return wide.transpose(1, 2) @ precision.times(wide @ vectors)
-
+    size = frame.matrix.shape[1]
     basis: list[Tensor] = []
-    if shift is not None:
-        null = torch.linalg.solve_triangular(factor, shift.unsqueeze(-1), upper=False)
-        null = torch.cat([null, -torch.ones_like(null[:, :1])], 1)
-        basis.append(null / torch.linalg.vector_norm(null, dim=1, keepdim=True))
+    if precision.damping is not None:
+        columns = size
+
+        def operator(vectors: Tensor) -> Tensor:
+            rooted = precision.root_times(vectors)
+            product = frame.matrix @ rooted
+            if shift is not None:
+                product = product + shift.unsqueeze(-1) * (shift.unsqueeze(1) @ rooted)
+            return precision.root_times(product)
+    else:
+        wide = frame.factor
+        if not bool(torch.isfinite(wide).all()):
+            return torch.tensor(torch.nan), torch.tensor(torch.nan)
+        if shift is not None:
+            null = torch.linalg.solve_triangular(wide, shift.unsqueeze(-1), upper=False)
+            null = torch.cat([null, -torch.ones_like(null[:, :1])], 1)
+            basis.append(null / torch.linalg.vector_norm(null, dim=1, keepdim=True))
+            wide = torch.cat([wide, shift.unsqueeze(-1)], 2)
+        columns = wide.shape[2]
+
+        def operator(vectors: Tensor) -> Tensor:
+            return wide.transpose(1, 2) @ precision.times(wide @ vectors)
+
+    return _spectrum(operator, len(precision.matrix), size, columns, basis, frame.matrix)
+
+
+def _spectrum(
+    operator: Callable[[Tensor], Tensor],
+    groups: int,
+    size: int,
+    columns: int,
+    basis: list[Tensor],
+    like: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Largest over smallest eigenvalue, and ‖C − I‖_F/√size, off the vectors in `basis`."""
     nothing = len(basis)
-    probes = fixed_signs(columns, _PROBES, wide.dtype, wide.device).expand(groups, -1, -1)
+    probes = fixed_signs(columns, _PROBES, like.dtype, like.device).expand(groups, -1, -1)
     missed = operator(probes) - probes
     total = missed.square().sum(1).mean() - nothing
     error = (total.clamp(min=0) / size).sqrt()
@@ -268,8 +327,10 @@ def install(
     mean: Tensor,
     optimizers: Sequence[Optimizer],
     rule: str,
+    *,
+    kept: bool = False,
 ) -> bool:
-    """Put in P′ and c′, and let d and the momentum follow.
+    """Put in P′ and c′, and let d and the momentum follow; with `kept`, P′ is P.
 
     Returns:
         False, with nothing changed, if a bias or a momentum would not be finite.
@@ -301,14 +362,14 @@ def install(
                 moved = (wide.sum(2) @ column).reshape(-1)
                 written += [(held_, value + moved) for held_, value in biases]
         elif weight is not None and wide is not None:
-            rows = wide.flatten(1, 2)
-            covector = Precision.of(layer, dtype).divided(rows)
+            carried = wide
+            if not kept:
+                covector = Precision.of(layer, dtype).divided(wide.flatten(1, 2))
+                carried = times(covector, precision.matrix, precision.damping).reshape(wide.shape)
             if unit.centred and biases:
                 total = torch.stack([value for _, value in biases]).sum(0).reshape(groups, -1)
-                covector = covector.reshape(wide.shape)
-                covector = covector - total[:, :, None, None] * shift[:, None, None, :]
-                covector = covector.flatten(1, 2)
-            carried = times(covector, precision.matrix, precision.damping).reshape(wide.shape)
+                moved = times(shift.unsqueeze(1), precision.matrix, precision.damping)
+                carried = carried - total[:, :, None, None] * moved[:, :, None]
             written.append((weight, weight_from_canonical(carried, weight.shape, layer.TRANSPOSED)))
     if not all(bool(torch.isfinite(value).all()) for _, value in written):
         return False

@@ -55,6 +55,8 @@ class Whitening:
         output_normalized: whether R is scaled to mean eigenvalue 1 of RᵀR.
         leading: eigenvalues of Σ below this share of ε count as 0 in canonical layers; None for a
             whole P.
+        refit: the old U stays, and c alone is renewed, where ‖C − I‖_F/√in is at most this much
+            with it; None to look for a new one every time.
     """
 
     kind: str
@@ -67,6 +69,7 @@ class Whitening:
     output_damping: float = 0.1
     output_normalized: bool = True
     leading: float | None = None
+    refit: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse unknown names."""
@@ -108,6 +111,7 @@ class Outcome:
         "damping",
         "fallback",
         "output_condition",
+        "skipped",
     )
 
     @classmethod
@@ -120,6 +124,11 @@ class Outcome:
     def updated(self) -> bool:
         """Whether Φ is to be replaced."""
         return bool(self.numbers[0] == 1)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the old U was found to fit."""
+        return self.get("skipped") == 1
 
     def put(self, **values: float | Tensor) -> None:
         """Write some of the numbers."""
@@ -160,6 +169,7 @@ class Outcome:
             damping=self.get("damping"),
             fallback=FALLBACKS[int(self.get("fallback"))],
             output_condition=self.get("output_condition"),
+            skipped=self.skipped,
             seconds=seconds,
         )
 
@@ -215,23 +225,32 @@ def find_phi(
     if bool(torch.isfinite(stale).all()):
         condition, error = conditioning(old.whitener, stale)
         outcome.put(condition_before=condition, whitening_error_before=error)
+    fresh = damped(covariance, damping)
+    if whitening.refit is not None:
+        condition, error = conditioning(old.whitener, fresh)
+        if bool(error <= whitening.refit):
+            outcome.put(skipped=1)
+    whitener, inverse, fallback = old.whitener, old.inverse, ""
     try:
-        root = _root(covariance, damping, whitening)
+        if not outcome.skipped:
+            root = _root(covariance, damping, whitening)
+            whitener, inverse, fallback = root.whitener, root.inverse, root.fallback
         outer = _output_root(deltas, whitening, outcome)
     except RootFailure:
         outcome.put(reason=2, fallback=3)
         return outcome
     if outer is None:
-        outcome.phi = Phi(mean, root.whitener, root.inverse, old.output)
+        outcome.phi = Phi(mean, whitener, inverse, old.output)
     else:
-        outcome.phi = Phi(mean, root.whitener, root.inverse, outer.whitener, outer.inverse)
-    condition, error = conditioning(root.whitener, damped(covariance, damping))
+        outcome.phi = Phi(mean, whitener, inverse, outer.whitener, outer.inverse)
+    if not outcome.skipped:
+        condition, error = conditioning(whitener, fresh)
     outcome.put(
         updated=1,
-        fallback=FALLBACKS.index(root.fallback),
+        fallback=FALLBACKS.index(fallback),
         condition_after=condition,
         whitening_error=error,
-        effective_dimension=_effective_dimension(covariance, damping, root, whitening.kind),
+        effective_dimension=_effective_dimension(covariance, damping, whitener, whitening.kind),
         damping=damping.mean(),
     )
     return outcome
@@ -259,13 +278,15 @@ def _output_root(deltas: Moments | None, whitening: Whitening, outcome: Outcome)
     return Root(root.whitener * factor, root.inverse / factor, root.fallback)
 
 
-def _effective_dimension(covariance: Tensor, damping: Tensor, root: Root, kind: str) -> Tensor:
+def _effective_dimension(
+    covariance: Tensor, damping: Tensor, whitener: Tensor, kind: str
+) -> Tensor:
     """E‖U(h − c)‖² = tr(U Σ Uᵀ); for a full root in − ε‖U‖², without a matrix product."""
     if kind == "full":
-        lost = (damping * root.whitener.square().sum((1, 2))).sum()
+        lost = (damping * whitener.square().sum((1, 2))).sum()
         return covariance.shape[0] * covariance.shape[1] - lost
     variances = covariance.diagonal(dim1=1, dim2=2)
-    return (variances * root.whitener.diagonal(dim1=1, dim2=2).square()).sum()
+    return (variances * whitener.diagonal(dim1=1, dim2=2).square()).sum()
 
 
 def _root(covariance: Tensor, damping: Tensor, whitening: Whitening) -> Root:

@@ -54,6 +54,7 @@ class Reparametrizer:
         mode: how the layers run: "fold", "activations" or "canonical".
         canonical_refusal: why they cannot run canonically; empty if they can.
         fallbacks: how many decompositions did not succeed at the first attempt, over the whole run.
+        skipped: how many decompositions were skipped because the old U still fitted, likewise.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Reparametrizer:
         mode: str = "fold",
         spread: bool = False,
         leading: float | None = None,
+        refit: float | None = None,
     ) -> None:
         """Attach to a whitened model and its optimizer.
 
@@ -125,6 +127,9 @@ class Reparametrizer:
                 so no step stalls and few statistics are held at a time.
             leading: in canonical layers, P is made of those directions of Σ alone whose eigenvalues
                 exceed this share of ε, where that is cheaper; None for the whole P.
+            refit: a new U is looked for only where the old one leaves a whitening error
+                ‖C − I‖_F/√in above this about the new mean; c is renewed always, and
+                `RefreshReport.skipped` counts. None to look for one every time.
 
         Raises:
             TypeError: if an argument has the wrong type.
@@ -139,6 +144,13 @@ class Reparametrizer:
             check_positive("clip", clip, float)
         if leading is not None:
             check_positive("leading", leading, float)
+            if mode in ("fold", "activations") or whitening != "full":
+                raise ValueError(
+                    f"leading={leading!r}: needs mode='canonical' or 'auto' and whitening='full', "
+                    f"not mode={mode!r}, whitening={whitening!r}"
+                )
+        if refit is not None:
+            check_positive("refit", refit, float)
         if positions is not None:
             check_positive("positions", positions, int)
         self.model = unwrap(model)
@@ -161,6 +173,7 @@ class Reparametrizer:
             output_damping=float(output_damping),
             output_normalized=bool(output_normalized),
             leading=leading,
+            refit=refit,
         )
         self.period, self.samples = period, samples
         self.batches, self.forward = batches, forward
@@ -171,7 +184,7 @@ class Reparametrizer:
         self.convert(mode)
         self.report: RefreshReport | None = None
         self.steps = 0
-        self.fallbacks = 0
+        self.fallbacks = self.skipped = 0
         self._per_step: float | None = None
         self._gathered = 0
         for layer in self._layers():
@@ -325,6 +338,7 @@ class Reparametrizer:
             "gathered": self._gathered,
             "per_step": self._per_step,
             "fallbacks": self.fallbacks,
+            "skipped": self.skipped,
         }
         return {"meta": meta, "tensors": tensors}
 
@@ -342,6 +356,7 @@ class Reparametrizer:
         empirical = self.whitening.two_sided == "empirical"
         unpack_moments(self._owners(), moments, gradients_wanted=empirical)
         self.steps, self.fallbacks = int(meta["steps"]), int(meta["fallbacks"])
+        self.skipped = int(meta.get("skipped", 0))
         self._per_step, self._gathered = meta["per_step"], int(meta["gathered"])
         if self.diagonal is not None:
             device = self.units[0].weight.device
@@ -448,5 +463,6 @@ class Reparametrizer:
     ) -> RefreshReport:
         report = RefreshReport(self.steps, time.perf_counter() - start, layers, tuple(notes))
         self.fallbacks += report.fallbacks
+        self.skipped += report.skipped
         self.report = report
         return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 import prong
 from prong.natural import dense_precision
-from prong.precision import Precision, fit, leading
+from prong.precision import Frame, Precision, fit, leading
 
 WIDTHS = (90, 70, 60)
 
@@ -62,7 +63,7 @@ def test_condition_and_error_are_those_of_the_decomposition(shifted):
     sigma = covariance() + 0.05 * identity
     shift = torch.linspace(-1, 1, 90, dtype=torch.float64).unsqueeze(0) if shifted else None
     precision = torch.linalg.inv(covariance(3) + 0.05 * identity)
-    condition, error = fit(Precision(precision, None), torch.linalg.cholesky(sigma), shift)
+    condition, error = fit(Precision(precision, None), Frame(sigma), shift)
     if shift is not None:
         sigma = sigma + shift.T @ shift
     values = torch.linalg.eigvals(precision[0] @ sigma[0]).real
@@ -145,3 +146,80 @@ def test_a_gradient_penalty_takes_the_path_of_the_folded_layers(batch):
         results.append([p.detach() for p in prong.fold(model).parameters()])
     for a, b in zip(*results, strict=True):
         assert (a - b).abs().max() <= 1e-9 * b.abs().max()
+
+
+@pytest.mark.parametrize("rule", ["gradient", "velocity", "reset"])
+@pytest.mark.parametrize("leading_share", [None, 0.1])
+def test_a_basis_that_fits_stays_and_the_path_is_that_of_the_folded_layers(rule, leading_share):
+    states = []
+    for mode in ("fold", "canonical"):
+        model, optimizer, natural = start(momentum=rule, leading=leading_share)
+        natural.convert(mode)
+        natural.initialize([correlated(300, WIDTHS[0], 3)], "preserve")
+        assert natural.skipped == 0
+        if mode == "fold" and leading_share is not None:
+            twin, _, other = start(leading=leading_share)
+            other.initialize([correlated(300, WIDTHS[0], 3)], "preserve")
+            model.load_state_dict(twin.state_dict())
+            natural.convert("canonical")
+            natural.convert("fold")
+        basis = [layer.phi().whitener.clone() for layer in (model[0], model[2])]
+        natural.whitening = dataclasses.replace(natural.whitening, refit=1e3)
+        advance(model, optimizer, natural, 0, 10)
+        assert natural.skipped == natural.report.skipped * 2 == 4
+        assert all(layer.updated and layer.skipped for layer in natural.report.layers.values())
+        for layer, before in zip((model[0], model[2]), basis, strict=True):
+            assert (layer.phi().whitener - before).abs().max() <= 1e-12 * before.abs().max()
+            assert layer.mean.abs().max() > 0
+        states.append([*prong.fold(model).parameters(), model[0].mean, model[2].mean])
+    for a, b in zip(*states, strict=True):
+        assert (a - b).abs().max() < 1e-9
+
+
+def test_a_basis_that_does_not_fit_is_replaced():
+    results = []
+    for refit in (None, 1e-9):
+        model, optimizer, natural = start(refit=refit)
+        advance(model, optimizer, natural, 0, 9)
+        assert natural.skipped == 0
+        results.append(model.state_dict())
+    for name, value in results[0].items():
+        assert torch.equal(value, results[1][name]), name
+
+
+def test_the_fit_of_a_skipped_basis_is_at_most_what_was_asked():
+    model, optimizer, natural = start(refit=0.6, leading=0.1)
+    errors = []
+    for turn in range(8):
+        advance(model, optimizer, natural, 4 * turn, 4 * turn + 4, 64)
+        errors += [
+            layer.whitening_error for layer in natural.report.layers.values() if layer.skipped
+        ]
+    assert 0 < natural.skipped < 16
+    assert len(errors) == natural.skipped
+    assert max(errors) <= 0.6
+    again = start(refit=0.6, leading=0.1)
+    for each, state in zip(
+        again, (model.state_dict(), optimizer.state_dict(), natural.state_dict()), strict=True
+    ):
+        each.load_state_dict(state)
+    assert again[2].skipped == natural.skipped
+
+
+@pytest.mark.parametrize(
+    "options", [{"mode": "fold"}, {"mode": "activations"}, {"whitening": "diagonal"}]
+)
+def test_leading_directions_are_refused_where_nobody_uses_them(options):
+    model = prong.whiten(nn.Sequential(nn.Linear(40, 3)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"leading=0\.1: needs mode='canonical'"):
+        prong.Reparametrizer(model, optimizer, **{"mode": "canonical", "leading": 0.1, **options})
+
+
+def test_natural_gradients_are_no_jacobians():
+    model, _, natural = start()
+    x = correlated(5, WIDTHS[0], 1)
+    with pytest.raises(ValueError, match="0 runs in mode 'canonical'"):
+        prong.exact_fisher(model, x, "gaussian", ["2.weight"])
+    natural.convert("fold")
+    assert prong.exact_fisher(model, x, "gaussian", ["2.bias"]).matrix.shape == (60, 60)
