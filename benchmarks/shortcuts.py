@@ -18,25 +18,25 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import prong
-from benchmarks.step_time import AUTOENCODER, mlp
-from pipelines import config
-from pipelines.data import sources
-from pipelines.layout import Layout
+from benchmarks import workloads
 
 VARIANTS: dict[str, dict[str, object]] = {
     "exact": {"mode": "activations", "precision": torch.float64},
     "canonical": {"mode": "canonical", "precision": torch.float32},
     "canonical, spread": {"mode": "canonical", "precision": torch.float32, "spread": True},
-    "leading 0.1": {"mode": "canonical", "leading": 0.1},
     "leading 0.1, spread": {"mode": "canonical", "leading": 0.1, "spread": True},
     "leading 0.3, spread": {"mode": "canonical", "leading": 0.3, "spread": True},
+    "leading 1, spread": {"mode": "canonical", "leading": 1.0, "spread": True},
+    "refit 0.3": {"mode": "canonical", "leading": 0.3, "spread": True, "refit": 0.3},
+    "refit 1": {"mode": "canonical", "leading": 0.3, "spread": True, "refit": 1.0},
+    "refit 3": {"mode": "canonical", "leading": 0.3, "spread": True, "refit": 3.0},
 }
 
 
@@ -48,30 +48,24 @@ class Result:
         error: Summed squared error of an image.
         milliseconds: Median over periods of the mean time of a step.
         directions: Columns of each layer's P; its width where P is whole.
+        skipped: Share of the decompositions that were skipped.
     """
 
     error: float
     milliseconds: float
     directions: tuple[int, ...]
-
-
-def loss(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the mean over images of the summed binary cross-entropy."""
-    logits = model(images)
-    total = nn.functional.binary_cross_entropy_with_logits(logits, images, reduction="sum")
-    return total / len(images)
+    skipped: float
 
 
 def train(
-    images: Tensor,
-    test: Tensor,
+    work: workloads.Workload,
     seed: int,
     options: dict[str, object] | None,
     asked: argparse.Namespace,
 ) -> Result:
     """Train from the start that `seed` gives; without `options` by SGD alone."""
     torch.manual_seed(seed)
-    network = mlp(AUTOENCODER, True)
+    network = workloads.network("autoencoder", True)
     for layer in network:
         if isinstance(layer, nn.Linear):
             nn.init.xavier_normal_(layer.weight)
@@ -89,13 +83,13 @@ def train(
             clip=asked.clip,
             **options,  # type: ignore[arg-type]
         )
-        natural.initialize([images[:2000]])
+        natural.initialize([work.examples[:2000]])
     generator = torch.Generator().manual_seed(seed)
     turns = []
     start = time.perf_counter()
     for step in range(1, asked.updates + 1):
-        batch = images[torch.randint(len(images), (asked.batch,), generator=generator)]
-        loss(model, batch).backward()  # type: ignore[no-untyped-call]
+        x, _ = work.draw(generator)
+        workloads.loss(model(x), x, None).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if natural is not None:
             natural.step()
@@ -105,13 +99,17 @@ def train(
             start = time.perf_counter()
     model.eval()
     with torch.no_grad():
+        test = work.test[:2000]
         error = float((torch.sigmoid(model(test)) - test).square().sum(1).mean())
     kept = tuple(
         layer.mean.shape[1] if layer.precision_matrix is None else layer.precision_matrix.shape[2]
         for layer in network
         if isinstance(layer, prong.Whitened)
     )
-    return Result(error, 1e3 * statistics.median(turns[1:] or turns), kept)
+    skipped = 0.0
+    if natural is not None:
+        skipped = natural.skipped / (len(kept) * (asked.updates // asked.period))
+    return Result(error, 1e3 * statistics.median(turns[1:] or turns), kept, skipped)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,23 +125,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sgd-lr", type=float, default=0.003)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     asked = parser.parse_args(arguments)
-    found = sources.read(
-        replace(config.load(Layout.find().params).data, source="mnist", mirror=str(asked.folder)),
-        root=Path.cwd(),
-        downloads=Path.cwd(),
-    )
-    assert found.official is not None
-    flat = torch.from_numpy(found.images).flatten(1).float() / 255
-    chosen = torch.from_numpy(found.official)
-    images, test = flat[~chosen], flat[chosen][:2000]
+    work = workloads.real("autoencoder", asked.folder, asked.batch)
     names = ["exact", *(name for name in asked.variants if name != "exact")]
     results: dict[str, list[Result]] = {name: [] for name in ["sgd", *names]}
     for seed in range(asked.seeds):
         for name, done in results.items():
-            done.append(train(images, test, seed, VARIANTS.get(name), asked))
+            done.append(train(work, seed, VARIANTS.get(name), asked))
             print(f"seed {seed}: {name} {done[-1]}", file=sys.stderr, flush=True)
-    print("| variant | error | ÷ exact, each seed | ms a step ÷ SGD | directions at the end |")
-    print("|---|---|---|---|---|")
+    print("| variant | error | ÷ exact, each seed | time ÷ SGD | directions at the end | skipped |")
+    print("|---|---|---|---|---|---|")
     for name, done in results.items():
         ratios = ", ".join(
             f"{own.error / exact.error:.3f}"
@@ -154,7 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for own, sgd in zip(done, results["sgd"], strict=True)
         )
         error = statistics.mean(one.error for one in done)
-        print(f"| {name} | {error:.2f} | {ratios} | {times:.2f} | {done[-1].directions} |")
+        print(
+            f"| {name} | {error:.2f} | {ratios} | {times:.2f} | {done[-1].directions} "
+            f"| {done[-1].skipped:.0%} |"
+        )
     return 0
 
 

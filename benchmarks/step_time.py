@@ -2,9 +2,10 @@
 
 python -m benchmarks.step_time --model autoencoder --batch 128 --period 100
 
-Every method trains its own copy of the network on the same inputs. The methods take turns, one
-period of T steps at a time, so that a slow phase of the machine meets all of them; the first turn
-warms up and does not count. Ratios are formed within a turn, and the table shows their median and
+Every method trains its own copy of the network on the same batches, random ones or real images,
+from random weights or from trained ones. The methods take turns, one period of T steps at a time,
+so that a slow phase of the machine meets all of them; the first turn warms up and does not count.
+Ratios are formed within a turn, and the table shows their median and
 quartiles. "live" counts the bytes of parameters, gradients, optimizer state, Φ and of the
 statistics that are held at the end of a window of gathering; activations are left out.
 """
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import json
 import os
 import platform
@@ -28,76 +28,8 @@ import torch
 from torch import Tensor, nn
 
 import prong
-
-AUTOENCODER = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
-MODELS = ("autoencoder", "vgg", "inception", "mlp4096", "tiny")
-WIDTHS = {"autoencoder": AUTOENCODER, "mlp4096": (4096,) * 4, "tiny": (12, 16, 8)}
-
-
-def mlp(widths: Sequence[int], normalised: bool) -> nn.Sequential:
-    """Return sigmoid layers of these widths; the last one is linear."""
-    layers: list[nn.Module] = []
-    for index, (before, after) in enumerate(itertools.pairwise(widths)):
-        layers.append(nn.Linear(before, after))
-        if index < len(widths) - 2:
-            layers += [nn.BatchNorm1d(after)] * normalised + [nn.Sigmoid()]
-    return nn.Sequential(*layers)
-
-
-def vgg(normalised: bool) -> nn.Sequential:
-    """Return a VGG for 32 × 32 images: 8 convolutions of 64 to 512 channels, one dense layer."""
-    layers: list[nn.Module] = []
-    channels = 3
-    for width, depth in ((64, 2), (128, 2), (256, 2), (512, 2)):
-        for _ in range(depth):
-            layers.append(nn.Conv2d(channels, width, 3, padding=1))
-            layers += [nn.BatchNorm2d(width)] * normalised + [nn.ReLU()]
-            channels = width
-        layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512 * 4, 10))
-
-
-class Inception(nn.Module):
-    """One block of an Inception network: four branches of a 192-channel map, side by side."""
-
-    def __init__(self, normalised: bool) -> None:
-        """Build the branches 1×1, 3×3, double 3×3 and pooling."""
-        super().__init__()
-
-        def convolve(before: int, after: int, size: int) -> list[nn.Module]:
-            layers: list[nn.Module] = [nn.Conv2d(before, after, size, padding=size // 2)]
-            return layers + [nn.BatchNorm2d(after)] * normalised + [nn.ReLU()]
-
-        self.branches = nn.ModuleList(
-            nn.Sequential(*layers)
-            for layers in (
-                convolve(192, 64, 1),
-                convolve(192, 64, 1) + convolve(64, 64, 3),
-                convolve(192, 64, 1) + convolve(64, 96, 3) + convolve(96, 96, 3),
-                [nn.AvgPool2d(3, 1, 1), *convolve(192, 32, 1)],
-            )
-        )
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Join the branches' channels."""
-        return torch.cat([branch(input) for branch in self.branches], 1)
-
-
-def network(model: str, normalised: bool) -> nn.Module:
-    """Return one of `MODELS`, with batch normalisation or without."""
-    if model in WIDTHS:
-        return mlp(WIDTHS[model], normalised)
-    return vgg(normalised) if model == "vgg" else Inception(normalised)
-
-
-def inputs(model: str, batch: int) -> Tensor:
-    """Return positive inputs with a mean and with correlations."""
-    if model in WIDTHS:
-        width = WIDTHS[model][0]
-        return torch.sigmoid(torch.randn(batch, 20) @ torch.randn(20, width) / 4)
-    shape = (3, 32, 32) if model == "vgg" else (192, 28, 28)
-    return torch.sigmoid(torch.randn(batch, *shape))
-
+from benchmarks import workloads
+from benchmarks.workloads import MODELS, Workload
 
 Optimizers = Callable[[nn.Module], list[torch.optim.Optimizer]]
 
@@ -124,6 +56,8 @@ class Method:
     normalised: bool = False
 
 
+LEADING: dict[str, object] = {"mode": "canonical", "spread": True, "leading": 0.3}
+
 METHODS = {
     "sgd": Method(),
     "rmsprop": Method(lambda m: [torch.optim.RMSprop(m.parameters(), lr=1e-4)]),
@@ -138,11 +72,11 @@ METHODS = {
     "prong canonical, spread, no clip": Method(
         options={"mode": "canonical", "spread": True, "clip": None}
     ),
-    "prong leading": Method(options={"mode": "canonical", "spread": True, "leading": 0.1}),
-    "prong leading, no clip": Method(
-        options={"mode": "canonical", "spread": True, "leading": 0.1, "clip": None}
-    ),
+    "prong leading": Method(options=LEADING),
+    "prong leading, no clip": Method(options={**LEADING, "clip": None}),
+    "prong leading, refit": Method(options={**LEADING, "refit": 0.3}),
     "prong+": Method(options={"mode": "canonical"}, normalised=True),
+    "prong+ leading, refit": Method(options={**LEADING, "refit": 0.3}, normalised=True),
     "two-sided": Method(options={"two_sided": "empirical"}),
 }
 
@@ -166,12 +100,13 @@ class Run:
     refreshes: list[float] = field(default_factory=list)
     live: int = 0
 
-    def turn(self, x: Tensor, target: Tensor, length: int, counted: bool) -> None:
+    def turn(self, work: Workload, generator: torch.Generator, length: int, counted: bool) -> None:
         """Train `length` steps."""
         seconds, refresh = [], 0.0
         for _ in range(length):
+            x, labels = work.draw(generator)
             start = self._now(x)
-            nn.functional.mse_loss(self.model(x), target).backward()
+            workloads.loss(self.model(x), x, labels).backward()  # type: ignore[no-untyped-call]
             for optimizer in self.optimizers:
                 optimizer.step()
             if self.natural is not None:
@@ -213,10 +148,13 @@ def live_bytes(run: Run) -> int:
     return sum(storages.values())
 
 
-def begin(method: Method, asked: argparse.Namespace) -> Run:
+def begin(method: Method, asked: argparse.Namespace, weights: dict[bool, dict[str, Tensor]]) -> Run:
     """Build a method's network, optimizers and Reparametrizer."""
     torch.manual_seed(0)
-    model = network(asked.model, method.normalised).to(asked.device)
+    model = workloads.network(asked.model, method.normalised)
+    if weights:
+        model.load_state_dict(weights[method.normalised])
+    model.to(asked.device)
     if method.options is None:
         return Run(model, method.optimizers(model), None)
     model = prong.whiten(model)
@@ -271,6 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--damping", type=float, default=0.1)
     parser.add_argument("--precision", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--images", type=Path, help="folder with MNIST's or CIFAR-10's files")
+    parser.add_argument("--trained", type=int, default=0, help="updates by PRONG beforehand")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu")
@@ -278,22 +218,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
-    x = inputs(asked.model, asked.batch).to(asked.device)
+    if asked.images is None:
+        work = workloads.random(asked.model, asked.batch)
+    else:
+        work = workloads.real(asked.model, asked.images, asked.batch)
+    work.examples = work.examples.to(asked.device)
     names = ["sgd", *(name for name in asked.methods if name != "sgd")]
-    runs = {name: begin(METHODS[name], asked) for name in names}
-    with torch.no_grad():
-        shape = runs["sgd"].model(x).shape
-    target = x if shape == x.shape else torch.zeros(shape, device=x.device)
+    weights = {}
+    if asked.trained:
+        for normalised in sorted({METHODS[name].normalised for name in names}):
+            weights[normalised] = workloads.trained(asked.model, normalised, work, asked.trained)
+    runs = {name: begin(METHODS[name], asked, weights) for name in names}
     for turn in range(asked.rounds + 1):
         for run in runs.values():
-            run.turn(x, target, asked.period, counted=turn > 0)
+            # Every method sees the same batches.
+            generator = torch.Generator().manual_seed(turn)
+            run.turn(work, generator, asked.period, counted=turn > 0)
         print(f"turn {turn} of {asked.rounds}", file=sys.stderr, flush=True)
     given = sys.argv[1:] if arguments is None else arguments
     print(f"python -m benchmarks.step_time {' '.join(given)}")
     print(
         f"{platform.machine()}, {asked.threads} threads, {asked.device}, "
         f"torch {torch.__version__}, Python {platform.python_version()}; T = {asked.period}, "
-        f"N_s = {asked.samples}, ε = {asked.damping}, batch {asked.batch}, {asked.model}\n"
+        f"N_s = {asked.samples}, ε = {asked.damping}, batch {asked.batch}, {asked.model}, "
+        f"{'real' if asked.images else 'random'} inputs, {asked.trained} updates beforehand\n"
     )
     print(table(runs))
     print("\nShampoo, SOAP and K-FAC: not measured, torch has none.")

@@ -122,16 +122,18 @@ class NaturalLinear(torch.autograd.Function):
         damping: Float[Tensor, " 1"] | None,
     ) -> Float[Tensor, "*batch out"]:
         """The dense layer's output."""
-        ctx.save_for_backward(input, weight, mean, precision, damping)
         ctx.biased = bias is not None
-        return F.linear(input, weight, plain_bias(weight, bias, mean, False))
+        # Fewer rows than outputs: h − c touches less memory than W c would.
+        centred = input if bias is None else input - mean[0].to(input.dtype)
+        ctx.save_for_backward(centred, weight, mean, precision, damping)
+        return F.linear(centred, weight, bias)
 
     @staticmethod
     def backward(
         ctx: Any, gradient: Float[Tensor, "*batch out"]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         """Gradients of the input and of d, and the natural gradient of W."""
-        input, weight, mean, precision, damping = ctx.saved_tensors
+        centred, weight, mean, precision, damping = ctx.saved_tensors
         of_input = natural = of_bias = None
         rows = gradient.reshape(-1, gradient.shape[-1])
         if ctx.needs_input_grad[0]:
@@ -141,10 +143,8 @@ class NaturalLinear(torch.autograd.Function):
                 passed, _ = NaturalGradient.apply(weight, None, mean, precision, damping, False)  # type: ignore[no-untyped-call]
             of_input = gradient @ passed
         if ctx.needs_input_grad[1]:
-            centred = input.reshape(-1, input.shape[-1])
-            if ctx.biased:
-                centred = centred - mean[0]
-            natural = rows.T @ times(centred.unsqueeze(0), precision, damping)[0]
+            flat = centred.reshape(1, -1, centred.shape[-1])
+            natural = rows.T @ times(flat, precision, damping)[0]
         if ctx.biased and ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
         return of_input, natural, of_bias, None, None, None

@@ -168,7 +168,8 @@ def find_precision(
     frame = Frame(matrix)
     condition, error = fit(old, frame, shift if unit.centred else None)
     outcome.put(condition_before=condition, whitening_error_before=error)
-    if whitening.refit is not None:
+    # A whole P that leading directions may replace is not worth keeping.
+    if whitening.refit is not None and (whitening.leading is None or old.damping is not None):
         condition, error = fit(old, frame, None)
         if bool(error <= whitening.refit):
             outcome.put(skipped=1)

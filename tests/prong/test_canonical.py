@@ -149,7 +149,7 @@ def test_a_gradient_penalty_takes_the_path_of_the_folded_layers(batch):
 
 
 @pytest.mark.parametrize("rule", ["gradient", "velocity", "reset"])
-@pytest.mark.parametrize("leading_share", [None, 0.1])
+@pytest.mark.parametrize("leading_share", [None, 3.0])
 def test_a_basis_that_fits_stays_and_the_path_is_that_of_the_folded_layers(rule, leading_share):
     states = []
     for mode in ("fold", "canonical"):

@@ -6,13 +6,24 @@ import json
 
 import torch
 
-from benchmarks import step_time
+from benchmarks import step_time, workloads
 
 
 def test_every_method_has_a_row_and_bytes_are_counted(capsys, tmp_path):
     threads = torch.get_num_threads()
     out = tmp_path / "raw.json"
-    options = ["--model", "tiny", "--batch", "8", "--period", "3", "--rounds", "2"]
+    options = [
+        "--model",
+        "tiny",
+        "--batch",
+        "8",
+        "--period",
+        "3",
+        "--rounds",
+        "2",
+        "--trained",
+        "3",
+    ]
     assert step_time.main([*options, "--threads", str(threads), "--json", str(out)]) == 0
     text = capsys.readouterr().out
     raw = json.loads(out.read_text())
@@ -28,6 +39,7 @@ def test_live_bytes_of_sgd_are_parameters_gradients_and_momentum():
     model = torch.nn.Linear(5, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     run = step_time.Run(model, [optimizer], None)
-    run.turn(torch.randn(3, 5), torch.zeros(3, 4), 2, counted=False)
+    work = workloads.Workload(torch.randn(9, 5), None, 3, torch.randn(1, 5))
+    run.turn(work, torch.Generator(), 2, counted=False)
     assert run.live == 3 * 4 * (5 * 4 + 4)
     assert run.steps == []
