@@ -6,7 +6,8 @@ loss; K-FAC's clip (Ba et al. 2017) scales the gradients of all whitened layers 
 directions of small variance by up to ε^−½.
 
 A canonical layer holds the natural gradient n = G P, and its prediction is ⟨n P⁻¹, n⟩. That product
-costs M N², so it is formed only if the bound ‖P⁻¹‖ ‖n‖² leaves it open whether κ is exceeded.
+costs M N², or M N k with k leading directions, so it is formed only if the bound ‖P⁻¹‖ ‖n‖² leaves
+it open whether κ is exceeded; a dense layer's last backward pass gives it for B M k.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prong.layout import weight_to_canonical
+from prong.natural import LastPass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,6 +43,10 @@ class StepClip:
         """Watch the parameters of `units`."""
         self.limit = limit
         self.scale: Tensor | None = None
+        units = list(units)
+        for unit in units:
+            for layer in unit.layers:
+                layer.last_pass = None if limit is None else LastPass()
         self._owner = {id(p): unit for unit in units for p in unit.parameters}
         self._inverses: dict[str, tuple[Tensor, int, Tensor, Tensor]] = {}
 
@@ -78,13 +84,18 @@ class StepClip:
         scale = 1.0 if loss_scale is None else float(loss_scale) ** 2
         if canonical:
             rest = gradients[0].new_zeros(()) if predicted is None else predicted
-            bound = rest + sum(self._bound(unit, g) * rate for unit, g, rate in canonical)
+            squares = [_square(natural) for _, natural, _ in canonical]
+            bound = rest
+            for (unit, _, rate), square in zip(canonical, squares, strict=True):
+                bound = bound + self._inverse(unit)[1].max() * square * rate
             if float(bound) / scale <= self.limit:
+                for unit, natural, _ in canonical:
+                    _factors(unit, natural)
                 self.scale = torch.ones_like(gradients[0][..., :1].reshape(-1)[0])
                 return
             predicted = rest
-            for unit, natural, rate in canonical:
-                predicted = predicted + self._exact(unit, natural) * rate
+            for (unit, natural, rate), square in zip(canonical, squares, strict=True):
+                predicted = predicted + self._exact(unit, natural, square) * rate
         assert predicted is not None
         self.scale = torch.sqrt(self.limit * scale / predicted).clamp(max=1.0)
         torch._foreach_mul_(gradients, self.scale)
@@ -121,13 +132,17 @@ class StepClip:
             )
         return held[2], held[3]
 
-    def _bound(self, unit: Unit, natural: Tensor) -> Tensor:
-        largest = self._inverse(unit)[1].max()
-        return largest * natural.to(largest.dtype).square().sum()
-
-    def _exact(self, unit: Unit, natural: Tensor) -> Tensor:
+    def _exact(self, unit: Unit, natural: Tensor, square: Tensor) -> Tensor:
         inverse = self._inverse(unit)[0]
         layer = unit.layer
+        if layer.precision_damping is not None:
+            factors = _factors(unit, natural)
+            if factors is not None:
+                rows, projected = factors
+                # n F, but for 1 − s, whose square meets the 1/(1 − s) of P⁻¹.
+                leading = (rows.T @ projected).square().sum(0) / inverse[0]
+                damping = layer.precision_damping[0]
+                return damping * square + leading.sum() / damping
         rows = weight_to_canonical(
             natural.to(inverse.dtype), layer.feature_groups, layer.TRANSPOSED
         ).flatten(1, 2)
@@ -136,3 +151,15 @@ class StepClip:
         assert layer.precision_matrix is not None
         leading = ((rows @ layer.precision_matrix).square() * inverse.unsqueeze(1)).sum((1, 2))
         return (layer.precision_damping * (rows.square().sum((1, 2)) + leading)).sum()
+
+
+def _factors(unit: Unit, natural: Tensor) -> tuple[Tensor, Tensor] | None:
+    """What a dense layer's backward pass kept, if `natural` came of it; it is let go."""
+    taken = [layer.last_pass.take(natural) for layer in unit.layers if layer.last_pass is not None]
+    return taken[0] if len(taken) == 1 else None
+
+
+def _square(gradient: Tensor) -> Tensor:
+    """‖gradient‖² in float32 at least, and without a copy of the gradient's size."""
+    dtype = torch.promote_types(gradient.dtype, torch.float32)
+    return torch.linalg.vector_norm(gradient, dtype=dtype).square()

@@ -30,7 +30,13 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
         rows, precision = math.prod(input.shape[:-1]), self.precision_matrix
         if precision is not None and rows < self.out_features and self._exact(input, precision):
             output: Tensor = NaturalLinear.apply(  # type: ignore[no-untyped-call]
-                input, self.weight, self.bias, self.mean, precision, self.precision_damping
+                input,
+                self.weight,
+                self.bias,
+                self.mean,
+                precision,
+                self.precision_damping,
+                None if torch.compiler.is_compiling() else self.last_pass,
             )
             return output
         if self.whitens_activations(input, rows):
@@ -203,7 +209,7 @@ def adopt(layer: nn.Module) -> Whitened:
     layer.register_buffer("output_whitener", None)
     layer.register_buffer("precision_matrix", None)
     layer.register_buffer("precision_damping", None)
-    layer.activations = False
+    layer.activations, layer.last_pass = False, None
     layer.moments = layer.backward_moments = layer.variances = None
     layer.gradients_wanted, layer.positions = False, None
     return layer
@@ -225,6 +231,6 @@ def release(layers: list[Whitened]) -> None:
             del layer._buffers[name]
         for name in ("moments", "backward_moments", "variances", "gradients_wanted"):
             del layer.__dict__[name]
-        for name in ("positions", "activations"):
+        for name in ("positions", "activations", "last_pass"):
             del layer.__dict__[name]
         layer.__class__ = layer.PLAIN  # type: ignore[assignment]

@@ -70,6 +70,42 @@ def dense_precision(
     return times(identity.expand(len(precision), -1, -1), precision, damping)
 
 
+class LastPass:
+    """What the step clip needs of the last backward pass through a dense layer: n F in factors.
+
+    With n = rᵀ X P and leading directions F, n F = rᵀ (X F diag(1 − s)/ε): B·M·k multiply-adds
+    where n F itself takes M·N·k. Only the gradient that this pass gave, unchanged, has this n F, so
+    it is recognised by its place in memory, its version and some of its numbers.
+    """
+
+    def __init__(self) -> None:
+        """Remember nothing."""
+        self._factors: tuple[Tensor, Tensor] | None = None
+        self._place = (0, 0)
+        self._some: Tensor | None = None
+
+    def keep(self, rows: Tensor, projected: Tensor, natural: Tensor) -> None:
+        """Remember r `[rows, out]` and X F `[rows, k]` of the pass that gave `natural`."""
+        self._factors = (rows, projected)
+        self._place = (natural.data_ptr(), natural._version)
+        self._some = self._sample(natural).clone()
+
+    def take(self, natural: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Give r and X F, once, if `natural` is the gradient of that pass."""
+        factors, some = self._factors, self._some
+        self._factors = self._some = None
+        if factors is None or some is None or not natural.is_contiguous():
+            return None
+        if self._place != (natural.data_ptr(), natural._version):
+            return None
+        return factors if torch.equal(some, self._sample(natural)) else None
+
+    @staticmethod
+    def _sample(natural: Tensor) -> Tensor:
+        flat = natural.reshape(-1)
+        return flat[:: max(1, len(flat) // 61)]
+
+
 class NaturalGradient(torch.autograd.Function):
     """(W, d) → (W, d − Σ_taps W c), whose backward pass turns (g_W, g_b) into natural gradients.
 
@@ -120,8 +156,10 @@ class NaturalLinear(torch.autograd.Function):
         mean: Float[Tensor, "1 in"],
         precision: Float[Tensor, "1 in columns"],
         damping: Float[Tensor, " 1"] | None,
+        last: LastPass | None,
     ) -> Float[Tensor, "*batch out"]:
-        """The dense layer's output."""
+        """The dense layer's output; `last` is to remember its backward pass."""
+        ctx.last = last
         ctx.biased = bias is not None
         # Fewer rows than outputs: h − c touches less memory than W c would.
         centred = input if bias is None else input - mean[0].to(input.dtype)
@@ -131,7 +169,7 @@ class NaturalLinear(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, gradient: Float[Tensor, "*batch out"]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
         """Gradients of the input and of d, and the natural gradient of W."""
         centred, weight, mean, precision, damping = ctx.saved_tensors
         of_input = natural = of_bias = None
@@ -144,10 +182,16 @@ class NaturalLinear(torch.autograd.Function):
             of_input = gradient @ passed
         if ctx.needs_input_grad[1]:
             flat = centred.reshape(1, -1, centred.shape[-1])
-            natural = rows.T @ times(flat, precision, damping)[0]
+            if damping is None or ctx.last is None or torch.is_grad_enabled():
+                natural = rows.T @ times(flat, precision, damping)[0]
+            else:
+                projected = flat @ precision
+                left = torch.baddbmm(flat, projected, precision.transpose(1, 2), alpha=-1)
+                natural = rows.T @ left[0].div_(damping)
+                ctx.last.keep(rows, projected[0], natural)
         if ctx.biased and ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
-        return of_input, natural, of_bias, None, None, None
+        return of_input, natural, of_bias, None, None, None, None
 
 
 def plain_bias(

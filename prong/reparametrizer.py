@@ -390,7 +390,7 @@ class Reparametrizer:
         self._hooks = []
         self._stop_gathering()
         for layer in self._layers():
-            layer.variances = None
+            layer.variances = layer.last_pass = None
 
     def _layers(self) -> list[Whitened]:
         return [layer for unit in self.units for layer in unit.layers]

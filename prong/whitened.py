@@ -23,7 +23,7 @@ from prong.backward import ObserveGradient
 from prong.diagonal import UnitVariances
 from prong.layout import weight_from_canonical, weight_to_canonical
 from prong.moments import Moments, product_dtype
-from prong.natural import NaturalGradient, dense_precision, plain_bias
+from prong.natural import LastPass, NaturalGradient, dense_precision, plain_bias
 from prong.projection import Phi, to_canonical
 from prong.roots import root_of_precision
 
@@ -50,6 +50,7 @@ class Whitened(nn.Module):
         moments: where the input's statistics go, or None while none are wanted.
         backward_moments: where the statistics of the output's gradient go, or None.
         gradients_wanted: whether the gradients that pass now count.
+        last_pass: where a canonical dense layer keeps what the step clip needs, or None.
         variances: where the whitened units' variances of this step go, for the per-batch D, or
             None.
         activations: whether the inputs are whitened instead of the weights folded, where a layer
@@ -78,6 +79,7 @@ class Whitened(nn.Module):
     moments: Moments | None
     backward_moments: Moments | None
     gradients_wanted: bool
+    last_pass: LastPass | None
     variances: UnitVariances | None
     positions: int | None
 

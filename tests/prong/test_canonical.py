@@ -223,3 +223,35 @@ def test_natural_gradients_are_no_jacobians():
         prong.exact_fisher(model, x, "gaussian", ["2.weight"])
     natural.convert("fold")
     assert prong.exact_fisher(model, x, "gaussian", ["2.bias"]).matrix.shape == (60, 60)
+
+
+@pytest.mark.parametrize("change", ["none", "scaled", "accumulated", "replaced", "one row more"])
+def test_the_clip_predicts_the_change_of_the_gradient_that_is_used(change):
+    """The factors of the last backward pass count only for the gradient that it gave."""
+    model, optimizer, natural = start(1e-14, leading=0.1)
+    advance(model, optimizer, natural, 0, 4)
+    layer = model[0]
+    assert layer.precision_damping is not None
+    nn.functional.mse_loss(model(correlated(16, WIDTHS[0], 1)), correlated(16, 60, 2)).backward()
+    if change == "scaled":
+        nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    elif change == "accumulated":
+        model(correlated(16, WIDTHS[0], 5)).square().mean().backward()
+    elif change == "replaced":
+        layer.weight.grad = layer.weight.grad * 2
+    elif change == "one row more":
+        with torch.no_grad():
+            layer.weight.grad[-1] += 1
+    expected = 0.0
+    for each in (model[0], model[2]):
+        whole = dense_precision(each.precision_matrix, each.precision_damping)[0]
+        gradient = each.weight.grad
+        expected += float(((gradient @ torch.linalg.inv(whole)) * gradient).sum())
+        expected += float(each.bias.grad.square().sum())
+    optimizer.step()
+    wanted = (1e-14 / (expected * 0.01**2)) ** 0.5
+    assert wanted < 1
+    assert float(natural.clip.scale) == pytest.approx(wanted, rel=1e-8)
+    assert layer.last_pass._factors is None
+    natural.detach()
+    assert layer.last_pass is None
