@@ -92,20 +92,17 @@ class Moments:
         with torch.autocast(samples.device.type, enabled=False):
             number = samples.shape[1]
             values = samples.detach().to(product_dtype(samples.dtype, samples.device))
-            mean = values.mean(1)
-            centred = values - mean.unsqueeze(1)
+            total = self.count + number
+            # Rows about a point between the old mean and the batch's, so chosen that their product
+            # holds δδᵀ n₁n₂/n besides the batch's own scatter: no term of its own, no copy.
+            share = (1 - (self.count / total).sqrt()).to(self.mean.dtype)
+            shift = values.mean(1).to(self.mean.dtype) - self.mean
+            rows = values - (self.mean + share * shift).unsqueeze(1).to(values.dtype)
             # Decided on the device: reading the answer back would make the GPU wait at every batch.
-            # NaN and inf survive the sum, and so does a square that leaves the type's range.
-            good = torch.isfinite(centred.square().sum())
-            mean = torch.where(good, mean, 0).to(self.mean.dtype)
-            centred = torch.where(good, centred, 0)
+            # NaN and inf survive the norm, and so does a square that leaves the type's range.
+            good = torch.isfinite(torch.linalg.vector_norm(rows).square())
+            rows = rows.masked_fill_(~good, 0)
             added = good.to(self.count.dtype) * number
-            total = (self.count + added).clamp(min=1)
-            shift = mean - self.mean
-            between = (self.count * added / total).to(self.scatter.dtype)
-            # δδᵀ n₁n₂/n comes in as one more sample: a single product, added in place.
-            last = (shift * between.sqrt()).unsqueeze(1).to(centred.dtype)
-            rows = torch.cat([centred, last], 1)
             columns = rows.transpose(1, 2)
             for start, end in _stripes(rows.shape[2]):
                 stripe = self.scatter[:, start:end, start:]
@@ -113,7 +110,8 @@ class Moments:
                     stripe.baddbmm_(columns[:, start:end], rows[..., start:])
                 else:
                     stripe.add_((columns[:, start:end] @ rows[..., start:]).to(stripe.dtype))
-            self.mean.add_(shift * (added / total).to(self.mean.dtype))
+            shift = torch.where(good, shift, 0)
+            self.mean.add_(shift * (number / total).to(self.mean.dtype))
             self.count.add_(added)
             self.examples.add_(good.to(self.count.dtype) * examples)
             self.rejected.add_((~good).to(self.count.dtype))

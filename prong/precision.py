@@ -38,7 +38,8 @@ _PROBES = 4
 _FIRST = 32
 _SPARE = 8
 _SHARE = 3  # With more than in/3 directions, 2 k products an input row cost about what P does.
-_LANCZOS = 12
+_BLOCKS = 5
+_TINY = 1e4
 
 
 @dataclass(frozen=True)
@@ -300,22 +301,30 @@ def _spectrum(
     """Largest over smallest eigenvalue, and ‖C − I‖_F/√size, off the vectors in `basis`."""
     nothing = len(basis)
     probes = fixed_signs(columns, _PROBES, like.dtype, like.device).expand(groups, -1, -1)
-    missed = operator(probes) - probes
-    total = missed.square().sum(1).mean() - nothing
+    block, product = probes, operator(probes)
+    total = (product - probes).square().sum(1).mean() - nothing
     error = (total.clamp(min=0) / size).sqrt()
-    vector = probes[..., :1]
-    for _step in range(min(size, _LANCZOS)):
-        before = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
-        for _ in range(2):  # Once would leave rounding errors that look like new directions.
-            for other in basis:
-                vector = vector - other * (other * vector).sum(1, keepdim=True)
-        length = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
-        if not bool((length > 100 * torch.finfo(length.dtype).eps * before).all()):
+    # Block Krylov space, every product with a vector made once: W = C B for an orthonormal B.
+    kept = torch.cat(basis, 2) if basis else like.new_zeros(groups, columns, 0)
+    images = operator(kept) if basis else kept
+    smallest = _TINY * torch.finfo(like.dtype).eps
+    for _step in range(_BLOCKS):
+        if kept.shape[2] - nothing >= size:
             break
-        basis.append(vector / length)
-        vector = operator(basis[-1])
-    stacked = torch.cat(basis[nothing:], 2)
-    projected = stacked.transpose(1, 2) @ operator(stacked)
+        block = block[..., : size + nothing - kept.shape[2]]
+        for _ in range(2):  # Once would leave rounding errors that look like new directions.
+            block = block - kept @ (kept.transpose(1, 2) @ block)
+        before = torch.linalg.vector_norm(block, dim=1).amax()
+        block, corner = torch.linalg.qr(block)
+        found = corner.diagonal(dim1=1, dim2=2).abs().amin(0) > smallest * before
+        block = block[..., found] if before > 0 else block[..., :0]
+        if not block.shape[2]:
+            break
+        block = block - kept @ (kept.transpose(1, 2) @ block)
+        image = operator(block)
+        kept, images = torch.cat([kept, block], 2), torch.cat([images, image], 2)
+        block = image
+    projected = kept[..., nothing:].transpose(1, 2) @ images[..., nothing:]
     values = torch.linalg.eigvalsh((projected + projected.transpose(1, 2)) / 2)
     worst = (values[:, -1] / values[:, 0].clamp(min=0)).max()
     return worst, error
