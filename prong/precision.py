@@ -38,7 +38,8 @@ _PROBES = 4
 _FIRST = 32
 _SPARE = 8
 _SHARE = 3  # With more than in/3 directions, 2 k products an input row cost about what P does.
-_BLOCKS = 5
+_BEFORE = 4
+_AFTER = 2  # C is close to I there, and its extremes show at once.
 _TINY = 1e4
 
 
@@ -171,7 +172,7 @@ def find_precision(
     outcome.put(condition_before=condition, whitening_error_before=error)
     # A whole P that leading directions may replace is not worth keeping.
     if whitening.refit is not None and (whitening.leading is None or old.damping is not None):
-        condition, error = fit(old, frame, None)
+        condition, error = fit(old, frame, None, _AFTER)
         if bool(error <= whitening.refit):
             outcome.put(skipped=1)
     try:
@@ -182,7 +183,7 @@ def find_precision(
         outcome.put(reason=2, fallback=3)
         return outcome, None, mean
     if not outcome.skipped:
-        condition, error = fit(precision, frame, None)
+        condition, error = fit(precision, frame, None, _AFTER)
     outcome.put(condition_after=condition, whitening_error=error)
     if precision.damping is None:
         trace = precision.matrix.diagonal(dim1=1, dim2=2).sum(1)
@@ -244,7 +245,10 @@ class Frame:
 
 
 def fit(
-    precision: Precision, frame: Frame, shift: Float[Tensor, "groups in"] | None
+    precision: Precision,
+    frame: Frame,
+    shift: Float[Tensor, "groups in"] | None,
+    blocks: int = _BEFORE,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Condition number and whitening error of C = U A Uᵀ, from P = UᵀU by products with vectors.
 
@@ -257,6 +261,7 @@ def fit(
         precision: P.
         frame: Σ + εI.
         shift: the samples' mean minus c, or None for none.
+        blocks: products of C with as many vectors as there are probes; more bring the bound closer.
 
     Returns:
         The condition number (a lower bound; the worst of the groups) and ‖C − I‖_F/√in; not a
@@ -287,7 +292,7 @@ def fit(
         def operator(vectors: Tensor) -> Tensor:
             return wide.transpose(1, 2) @ precision.times(wide @ vectors)
 
-    return _spectrum(operator, len(precision.matrix), size, columns, basis, frame.matrix)
+    return _spectrum(operator, len(precision.matrix), size, columns, basis, frame.matrix, blocks)
 
 
 def _spectrum(
@@ -297,6 +302,7 @@ def _spectrum(
     columns: int,
     basis: list[Tensor],
     like: Tensor,
+    blocks: int,
 ) -> tuple[Tensor, Tensor]:
     """Largest over smallest eigenvalue, and ‖C − I‖_F/√size, off the vectors in `basis`."""
     nothing = len(basis)
@@ -308,7 +314,7 @@ def _spectrum(
     kept = torch.cat(basis, 2) if basis else like.new_zeros(groups, columns, 0)
     images = operator(kept) if basis else kept
     smallest = _TINY * torch.finfo(like.dtype).eps
-    for _step in range(_BLOCKS):
+    for step in range(blocks):
         if kept.shape[2] - nothing >= size:
             break
         block = block[..., : size + nothing - kept.shape[2]]
@@ -320,8 +326,11 @@ def _spectrum(
         block = block[..., found] if before > 0 else block[..., :0]
         if not block.shape[2]:
             break
-        block = block - kept @ (kept.transpose(1, 2) @ block)
-        image = operator(block)
+        if step or nothing or not bool(found.all()):
+            block = block - kept @ (kept.transpose(1, 2) @ block)
+            image = operator(block)
+        else:  # The probes themselves: their product is known.
+            image = torch.linalg.solve_triangular(corner, product, upper=True, left=False)
         kept, images = torch.cat([kept, block], 2), torch.cat([images, image], 2)
         block = image
     projected = kept[..., nothing:].transpose(1, 2) @ images[..., nothing:]
