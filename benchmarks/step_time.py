@@ -75,6 +75,7 @@ METHODS = {
     "prong leading": Method(options=LEADING),
     "prong leading, no clip": Method(options={**LEADING, "clip": None}),
     "prong leading, refit": Method(options={**LEADING, "refit": 0.3}),
+    "prong leading, refit, no clip": Method(options={**LEADING, "refit": 0.3, "clip": None}),
     "prong+": Method(options={"mode": "canonical"}, normalised=True),
     "prong+ leading, refit": Method(options={**LEADING, "refit": 0.3}, normalised=True),
     "two-sided": Method(options={"two_sided": "empirical"}),
@@ -149,12 +150,16 @@ def live_bytes(run: Run) -> int:
 
 
 def begin(method: Method, asked: argparse.Namespace, weights: dict[bool, dict[str, Tensor]]) -> Run:
-    """Build a method's network, optimizers and Reparametrizer."""
+    """Build a method's network, and attach the method to it."""
     torch.manual_seed(0)
     model = workloads.network(asked.model, method.normalised)
     if weights:
         model.load_state_dict(weights[method.normalised])
-    model.to(asked.device)
+    return attach(method, model.to(asked.device), asked)
+
+
+def attach(method: Method, model: nn.Module, asked: argparse.Namespace) -> Run:
+    """Give a network the method's optimizers and Reparametrizer."""
     if method.options is None:
         return Run(model, method.optimizers(model), None)
     model = prong.whiten(model)

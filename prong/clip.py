@@ -86,11 +86,11 @@ class StepClip:
             rest = gradients[0].new_zeros(()) if predicted is None else predicted
             squares = [_square(natural) for _, natural, _ in canonical]
             bound = rest
-            for (unit, _, rate), square in zip(canonical, squares, strict=True):
+            for (unit, _natural, rate), square in zip(canonical, squares, strict=True):
                 bound = bound + self._inverse(unit)[1].max() * square * rate
             if float(bound) / scale <= self.limit:
-                for unit, natural, _ in canonical:
-                    _factors(unit, natural)
+                for unit, gradient, _rate in canonical:
+                    _factors(unit, gradient)
                 self.scale = torch.ones_like(gradients[0][..., :1].reshape(-1)[0])
                 return
             predicted = rest
@@ -162,4 +162,5 @@ def _factors(unit: Unit, natural: Tensor) -> tuple[Tensor, Tensor] | None:
 def _square(gradient: Tensor) -> Tensor:
     """‖gradient‖² in float32 at least, and without a copy of the gradient's size."""
     dtype = torch.promote_types(gradient.dtype, torch.float32)
-    return torch.linalg.vector_norm(gradient, dtype=dtype).square()
+    norm: Tensor = torch.linalg.vector_norm(gradient, dtype=dtype)
+    return norm.square()
