@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,16 @@ Optimizers = Callable[[nn.Module], list[torch.optim.Optimizer]]
 
 def _sgd(model: nn.Module) -> list[torch.optim.Optimizer]:
     return [torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)]
+
+
+def _third_party(name: str, **options: object) -> Optimizers:
+    """Return an optimizer of the package pytorch-optimizer (`pip install prong[benchmarks]`)."""
+
+    def build(model: nn.Module) -> list[torch.optim.Optimizer]:
+        made = getattr(importlib.import_module("pytorch_optimizer"), name)
+        return [made(model.parameters(), lr=1e-4, **options)]
+
+    return build
 
 
 def _muon(model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -63,6 +75,8 @@ METHODS = {
     "rmsprop": Method(lambda m: [torch.optim.RMSprop(m.parameters(), lr=1e-4)]),
     "adam": Method(lambda m: [torch.optim.Adam(m.parameters(), lr=1e-4)]),
     "muon": Method(_muon),
+    "shampoo": Method(_third_party("ScalableShampoo", preconditioning_compute_steps=100)),
+    "soap": Method(_third_party("SOAP")),
     "bn+sgd": Method(normalised=True),
     "prong fold": Method(options={"mode": "fold"}),
     "prong activations": Method(options={"mode": "activations"}),
@@ -80,6 +94,9 @@ METHODS = {
     "prong+ leading, refit": Method(options={**LEADING, "refit": 0.3}, normalised=True),
     "two-sided": Method(options={"two_sided": "empirical"}),
 }
+
+THIRD_PARTY = ("shampoo", "soap") if find_spec("pytorch_optimizer") is None else ()
+INSTALLED = [name for name in METHODS if name not in THIRD_PARTY]
 
 
 @dataclass
@@ -208,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description="What a step costs beside SGD with momentum.")
     parser.add_argument("--model", choices=MODELS, default="autoencoder")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=INSTALLED, default=INSTALLED)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--period", type=int, default=100)
     parser.add_argument("--samples", type=int, default=2000)
@@ -249,7 +266,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{'real' if asked.images else 'random'} inputs, {asked.trained} updates beforehand\n"
     )
     print(table(runs))
-    print("\nShampoo, SOAP and K-FAC: not measured, torch has none.")
+    if THIRD_PARTY:
+        print(f"\nNot measured without prong[benchmarks]: {', '.join(THIRD_PARTY)}.")
+    print("\nK-FAC: not measured, no maintained package for this torch was found.")
     if asked.json is not None:
         raw = {name: {"steps": run.steps, "turns": run.turns} for name, run in runs.items()}
         partial = asked.json.with_suffix(".partial")
