@@ -48,7 +48,7 @@ def refresh_unit(
         init: "preserve" keeps the function, "whitened" and "scaled" the numbers in V.
     """
     start = time.perf_counter()
-    own = unit.layer.canonical and init == "preserve"
+    own = unit.layer.canonical and init == "preserve" and whitening.kind == "full"
     moments = unit.moments(widened=not own)
     if not unit.weight.requires_grad:
         return LayerReport(unit.name, False, "frozen")
@@ -58,7 +58,7 @@ def refresh_unit(
     deltas = unit.moments("backward_moments")
     if deltas is not None:
         ranks.merge_(deltas)
-    if unit.layer.canonical and init == "preserve" and whitening.kind == "full":
+    if own:
         outcome = _refresh_precision(unit, moments, whitening, ranks, optimizers)
         return outcome.report(unit.name, time.perf_counter() - start)
     outcome = Outcome.empty(moments.mean.device)

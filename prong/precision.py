@@ -326,7 +326,7 @@ def _spectrum(
         block = block[..., found] if before > 0 else block[..., :0]
         if not block.shape[2]:
             break
-        if step or nothing or not bool(found.all()):
+        if step or nothing or block.shape[2] < product.shape[2]:
             block = block - kept @ (kept.transpose(1, 2) @ block)
             image = operator(block)
         else:  # The probes themselves: their product is known.

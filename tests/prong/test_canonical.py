@@ -255,3 +255,14 @@ def test_the_clip_predicts_the_change_of_the_gradient_that_is_used(change):
     assert layer.last_pass._factors is None
     natural.detach()
     assert layer.last_pass is None
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+@pytest.mark.parametrize("whitening", ["full", "diagonal", "centring"])
+def test_narrow_layers_in_float32(width, whitening):
+    model = prong.whiten(nn.Sequential(nn.Linear(width, 2)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    natural = prong.Reparametrizer(model, optimizer, mode="canonical", whitening=whitening)
+    report = natural.initialize([torch.randn(50, width)], "preserve")
+    assert report.layers["0"].updated
+    assert report.layers["0"].condition_after == pytest.approx(1, abs=2)
