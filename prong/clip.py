@@ -7,7 +7,7 @@ directions of small variance by up to ε^−½.
 
 A canonical layer holds the natural gradient n = G P, and its prediction is ⟨n P⁻¹, n⟩. That product
 costs M N², or M N k with k leading directions, so it is formed only if the bound ‖P⁻¹‖ ‖n‖² leaves
-it open whether κ is exceeded; a dense layer's last backward pass gives it for B M k.
+it open whether κ is exceeded; a dense layer's last backward pass gives it for B² (M + N) or B M k.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prong.layout import weight_to_canonical
-from prong.natural import LastPass
+from prong.natural import Factors, LastPass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -133,16 +133,18 @@ class StepClip:
         return held[2], held[3]
 
     def _exact(self, unit: Unit, natural: Tensor, square: Tensor) -> Tensor:
-        inverse = self._inverse(unit)[0]
         layer = unit.layer
-        if layer.precision_damping is not None:
-            factors = _factors(unit, natural)
-            if factors is not None:
-                rows, projected = factors
-                # n F, but for 1 − s, whose square meets the 1/(1 − s) of P⁻¹.
-                leading = (rows.T @ projected).square().sum(0) / inverse[0]
-                damping = layer.precision_damping[0]
-                return damping * square + leading.sum() / damping
+        factors = _factors(unit, natural)
+        if factors is not None:
+            rows, inner, left = factors
+            if left is not None:
+                return ((rows @ rows.T) * (inner @ left.T)).sum()
+            assert layer.precision_damping is not None
+            # n F, but for 1 − s, whose square meets the 1/(1 − s) of P⁻¹.
+            leading = (rows.T @ inner).square().sum(0) / self._inverse(unit)[0][0]
+            damping = layer.precision_damping[0]
+            return damping * square + leading.sum() / damping
+        inverse = self._inverse(unit)[0]
         rows = weight_to_canonical(
             natural.to(inverse.dtype), layer.feature_groups, layer.TRANSPOSED
         ).flatten(1, 2)
@@ -153,7 +155,7 @@ class StepClip:
         return (layer.precision_damping * (rows.square().sum((1, 2)) + leading)).sum()
 
 
-def _factors(unit: Unit, natural: Tensor) -> tuple[Tensor, Tensor] | None:
+def _factors(unit: Unit, natural: Tensor) -> Factors | None:
     """What a dense layer's backward pass kept, if `natural` came of it; it is let go."""
     taken = [layer.last_pass.take(natural) for layer in unit.layers if layer.last_pass is not None]
     return taken[0] if len(taken) == 1 else None

@@ -70,28 +70,44 @@ def dense_precision(
     return times(identity.expand(len(precision), -1, -1), precision, damping)
 
 
-class LastPass:
-    """What the step clip needs of the last backward pass through a dense layer: n F in factors.
+Factors = tuple["Tensor", "Tensor", "Tensor | None"]
 
-    With n = rᵀ X P and leading directions F, n F = rᵀ (X F diag(1 − s)/ε): B·M·k multiply-adds
-    where n F itself takes M·N·k. Only the gradient that this pass gave, unchanged, has this n F, so
-    it is recognised by its place in memory, its version and some of its numbers.
+
+class LastPass:
+    """What the step clip needs of the last backward pass through a dense layer: n in factors.
+
+    n = rᵀ X P. With leading directions F, n F = rᵀ (X F diag(1 − s)/ε): B M k multiply-adds where
+    n F itself takes M N k. With a whole P, ⟨n P⁻¹, n⟩ = Σ (r rᵀ) ∘ (X P Xᵀ): B² (M + N) instead of
+    M N². Only the gradient that this pass gave, unchanged, has these factors, so it is recognised
+    by its place in memory, its version and some of its numbers.
     """
 
     def __init__(self) -> None:
         """Remember nothing."""
-        self._factors: tuple[Tensor, Tensor] | None = None
+        self._factors: Factors | None = None
         self._place = (0, 0)
         self._some: Tensor | None = None
 
-    def keep(self, rows: Tensor, projected: Tensor, natural: Tensor) -> None:
-        """Remember r `[rows, out]` and X F `[rows, k]` of the pass that gave `natural`."""
-        self._factors = (rows, projected)
+    def keep(self, rows: Tensor, inner: Tensor, left: Tensor | None, natural: Tensor) -> None:
+        """Remember r, and X F, or X and X P, of the pass that gave `natural`, if that is cheaper.
+
+        Args:
+            rows: r, `[rows, out]`.
+            inner: X F `[rows, k]`, or X `[rows, in]`.
+            left: X P `[rows, in]` for a whole P, else None.
+            natural: n, `[out, in]`.
+        """
+        batch, (out, features) = len(rows), natural.shape
+        if left is None and batch >= features:
+            return
+        if left is not None and batch**2 * (out + features) >= out * features**2:
+            return
+        self._factors = (rows, inner, left)
         self._place = (natural.data_ptr(), natural._version)
         self._some = self._sample(natural).clone()
 
-    def take(self, natural: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Give r and X F, once, if `natural` is the gradient of that pass."""
+    def take(self, natural: Tensor) -> Factors | None:
+        """Give what was remembered, once, if `natural` is the gradient of that pass."""
         factors, some = self._factors, self._some
         self._factors = self._some = None
         if factors is None or some is None or not natural.is_contiguous():
@@ -182,13 +198,17 @@ class NaturalLinear(torch.autograd.Function):
             of_input = gradient @ passed
         if ctx.needs_input_grad[1]:
             flat = centred.reshape(1, -1, centred.shape[-1])
-            if damping is None or ctx.last is None or torch.is_grad_enabled():
+            if ctx.last is None or torch.is_grad_enabled():
                 natural = rows.T @ times(flat, precision, damping)[0]
+            elif damping is None:
+                left = flat @ precision
+                natural = rows.T @ left[0]
+                ctx.last.keep(rows, flat[0], left[0], natural)
             else:
                 projected = flat @ precision
                 left = torch.baddbmm(flat, projected, precision.transpose(1, 2), alpha=-1)
                 natural = rows.T @ left[0].div_(damping)
-                ctx.last.keep(rows, projected[0], natural)
+                ctx.last.keep(rows, projected[0], None, natural)
         if ctx.biased and ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
         return of_input, natural, of_bias, None, None, None, None

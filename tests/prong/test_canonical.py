@@ -225,13 +225,14 @@ def test_natural_gradients_are_no_jacobians():
     assert prong.exact_fisher(model, x, "gaussian", ["2.bias"]).matrix.shape == (60, 60)
 
 
+@pytest.mark.parametrize("share", [None, 0.1])
 @pytest.mark.parametrize("change", ["none", "scaled", "accumulated", "replaced", "one row more"])
-def test_the_clip_predicts_the_change_of_the_gradient_that_is_used(change):
+def test_the_clip_predicts_the_change_of_the_gradient_that_is_used(change, share):
     """The factors of the last backward pass count only for the gradient that it gave."""
-    model, optimizer, natural = start(1e-14, leading=0.1)
+    model, optimizer, natural = start(1e-14, leading=share)
     advance(model, optimizer, natural, 0, 4)
     layer = model[0]
-    assert layer.precision_damping is not None
+    assert (layer.precision_damping is None) == (share is None)
     nn.functional.mse_loss(model(correlated(16, WIDTHS[0], 1)), correlated(16, 60, 2)).backward()
     if change == "scaled":
         nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
@@ -242,6 +243,8 @@ def test_the_clip_predicts_the_change_of_the_gradient_that_is_used(change):
     elif change == "one row more":
         with torch.no_grad():
             layer.weight.grad[-1] += 1
+    if change == "none":
+        assert layer.last_pass._factors is not None
     expected = 0.0
     for each in (model[0], model[2]):
         whole = dense_precision(each.precision_matrix, each.precision_damping)[0]
