@@ -39,14 +39,14 @@ class StepClip:
         scale: ν of the last step, a scalar tensor, or None before the first.
     """
 
-    def __init__(self, units: Iterable[Unit], limit: float | None) -> None:
-        """Watch the parameters of `units`."""
+    def __init__(self, units: Iterable[Unit], limit: float | None, *, alone: bool = True) -> None:
+        """Watch the parameters of `units`; `alone` if no other rank's gradients are added."""
         self.limit = limit
         self.scale: Tensor | None = None
         units = list(units)
         for unit in units:
             for layer in unit.layers:
-                layer.last_pass = None if limit is None else LastPass()
+                layer.last_pass = LastPass() if alone and limit is not None else None
         self._owner = {id(p): unit for unit in units for p in unit.parameters}
         self._inverses: dict[str, tuple[Tensor, int, Tensor, Tensor]] = {}
 

@@ -179,7 +179,7 @@ class Reparametrizer:
         self.batches, self.forward = batches, forward
         self.spread = bool(spread)
         self.ranks = Ranks(process_group)
-        self.clip = StepClip(self.units, clip)
+        self.clip = StepClip(self.units, clip, alone=self.ranks.size == 1)
         self.canonical_refusal = refusal(self.optimizers, batch_diagonal, two_sided)
         self.convert(mode)
         self.report: RefreshReport | None = None

@@ -53,4 +53,5 @@ def reparametrizer(
         samples=config.samples,
         damping=config.damping,
         clip=config.clip or None,
+        mode="auto",
     )
