@@ -157,7 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(asked.threads)
     given = sys.argv[1:] if arguments is None else arguments
     print(f"python -m benchmarks.scaling {' '.join(given)}")
-    print(f"{platform.machine()}, {asked.threads} threads, torch {torch.__version__}; {Setting()}")
+    print(
+        f"{platform.machine()}, {asked.threads} threads, torch {torch.__version__}; "
+        f"elsewhere {Setting(width=asked.width)}"
+    )
     points: dict[str, list[Point]] = {}
     for name in asked.sweeps:
         chosen = [v for v in SWEEPS[name] if asked.most is None or v <= asked.most]
