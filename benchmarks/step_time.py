@@ -18,6 +18,7 @@ import importlib
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -258,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run.turn(work, generator, asked.period, counted=turn > 0)
         print(f"turn {turn} of {asked.rounds}", file=sys.stderr, flush=True)
     given = sys.argv[1:] if arguments is None else arguments
-    print(f"python -m benchmarks.step_time {' '.join(given)}")
+    print(f"python -m benchmarks.step_time {shlex.join(given)}")
     print(
         f"{platform.machine()}, {asked.threads} threads, {asked.device}, "
         f"torch {torch.__version__}, Python {platform.python_version()}; T = {asked.period}, "
