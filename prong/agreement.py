@@ -70,6 +70,8 @@ def refresh_unit(
             outcome.apply(unit, old, init)
     ranks.broadcast_([outcome.numbers])
     if outcome.updated:
+        if unit.layer.canonical:
+            _agree_on_shape(unit, ranks)
         phi = [buffer for layer in unit.layers for buffer in layer.phi_buffers()]
         ranks.broadcast_([*phi, *(p.data for p in unit.parameters)])
         new = unit.wide_phi() if outcome.phi is None else outcome.phi

@@ -320,10 +320,11 @@ def _rank(rank, size, port, folder, options):
     model = prong.whiten(network(torch.float64))
     parallel = nn.parallel.DistributedDataParallel(model) if size > 1 else model
     optimizer = sgd(model.parameters())
+    init = "whitened" if "leading" in options else "preserve"
     natural = prong.Reparametrizer(parallel, optimizer, period=3, samples=16, **options)
     share = slice(rank * 8 // size, (rank + 1) * 8 // size)
     model[1].eval()  # batch statistics would differ between world sizes, whatever the method
-    natural.initialize([batch(99, dtype=torch.float64)[0][share]], "preserve")
+    natural.initialize([batch(99, dtype=torch.float64)[0][share]], init)
     for step in range(8):
         x, y = batch(step, dtype=torch.float64)
         model.train()
