@@ -18,7 +18,7 @@ from ruamel.yaml.error import YAMLError
 from pipelines.errors import UserError
 from pipelines.files import sha256_json, write_text
 
-_UNRECORDED = ("schedule", "alerts", "store")
+_UNRECORDED = ("schedule", "alerts", "supervision", "store")
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 Source = Literal["digits", "mnist", "cifar10", "images"]
@@ -65,6 +65,8 @@ class TrainConfig:
     seed: Seed
     epochs: Positive
     batch: Positive
+    accumulate: Positive
+    batch_norm: Literal["synchronised", "rank"]
     lr: Rate | Literal["auto"]
     momentum: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
@@ -146,6 +148,25 @@ class AlertsConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class SupervisionConfig:
+    """How a training is watched and where it meets; none of it changes what comes out."""
+
+    checkpoint: Positive
+    keep: Positive
+    restarts: Annotated[int, Field(ge=0, le=100)]
+    timeout: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    nodes: Positive
+    rendezvous: Annotated[str, Field(pattern=r"^([^\s:]+:[0-9]{1,5})?$")]
+
+    def __post_init__(self) -> None:
+        if self.nodes > 1 and not self.rendezvous:
+            raise ValueError(
+                f"supervision.rendezvous = '': with supervision.nodes = {self.nodes} it must be "
+                "the host:port where the machines meet"
+            )
+
+
+@dataclass(frozen=True, config=_STRICT)
 class StoreConfig:
     """Where DVC keeps what the stages made beyond this machine."""
 
@@ -165,6 +186,7 @@ class Params:
     gates: GatesConfig
     schedule: ScheduleConfig
     alerts: AlertsConfig
+    supervision: SupervisionConfig
     store: StoreConfig
 
     @property
@@ -185,8 +207,8 @@ class Params:
     def recorded(self) -> dict[str, dict[str, Any]]:
         """Return the sections that say something of a model, as plain values.
 
-        When runs are made, whom they tell and where copies are kept does not; and an alert's
-        address may hold a secret.
+        When runs are made, whom they tell, how they are watched and where copies are kept does not;
+        and an alert's address may hold a secret.
         """
         sections: dict[str, dict[str, Any]] = asdict(self)
         return {name: v for name, v in sections.items() if name not in _UNRECORDED}
@@ -247,6 +269,7 @@ _SECTIONS: dict[str, type] = {
     "gates": GatesConfig,
     "schedule": ScheduleConfig,
     "alerts": AlertsConfig,
+    "supervision": SupervisionConfig,
     "store": StoreConfig,
 }
 

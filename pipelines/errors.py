@@ -29,6 +29,10 @@ class Failed(Exception):
     exit_code = 1
 
 
+class Interrupted(Failed):
+    """Somebody ended a child process from outside; what it had done is kept."""
+
+
 class Unavailable(UserError):
     """An outside system did not answer after retries; work already finished is kept."""
 

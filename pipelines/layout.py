@@ -66,6 +66,11 @@ class Layout:
         return self.root / "data/prepared"
 
     @property
+    def trainings(self) -> Path:
+        """Trainings in progress: their checkpoints, out of reach of what DVC removes."""
+        return self.root / ".prong/trainings"
+
+    @property
     def trained(self) -> Path:
         """Output of `train`: network.json and network.safetensors."""
         return self.root / "models/trained"

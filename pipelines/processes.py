@@ -15,7 +15,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,6 +37,13 @@ def process_start(pid: int) -> str | None:
         return None
     state, *rest = stat.rpartition(")")[2].split()  # the name before may hold anything
     return None if state in "ZX" else rest[18]
+
+
+@cache
+def machine() -> str:
+    """Return what tells one boot of one machine, and one process namespace, from all others."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
 
 
 def kept(env: Mapping[str, str]) -> dict[str, str]:
@@ -71,6 +79,8 @@ def run_group(
     cwd: Path,
     env: Mapping[str, str],
     tick: Callable[[], None] | None = None,
+    output: Path | None = None,
+    grace: float = GRACE,
 ) -> int:
     """Run `command` in a process group of its own and return its exit code.
 
@@ -80,18 +90,24 @@ def run_group(
         command: Program and arguments.
         cwd: Working directory.
         env: The whole environment.
-        tick: Called about ten times a second while the command runs.
+        tick: Called about ten times a second while the command runs; an exception ends it.
+        output: File to which all that the group prints is appended; else it prints here.
+        grace: Seconds between SIGTERM and SIGKILL.
     """
-    process = subprocess.Popen(command, cwd=cwd, env=kept(env), start_new_session=True)
-    try:
-        while True:
-            try:
-                return process.wait(timeout=0.1 if tick else None)
-            except subprocess.TimeoutExpired:
-                if tick:
-                    tick()
-    finally:
-        end_group(process)  # a no-op after a clean end without stragglers
+    with ExitStack() as stack:
+        sink = stack.enter_context(output.open("ab")) if output else None
+        process = subprocess.Popen(
+            command, cwd=cwd, env=kept(env), start_new_session=True, stdout=sink, stderr=sink
+        )
+        try:
+            while True:
+                try:
+                    return process.wait(timeout=0.1 if tick else None)
+                except subprocess.TimeoutExpired:
+                    if tick:
+                        tick()
+        finally:
+            end_group(process, grace)  # a no-op after a clean end without stragglers
 
 
 def _terminated(signum: int, _frame: object) -> NoReturn:

@@ -24,6 +24,10 @@ from pipelines.processes import end_with_keeper, exit_on_sigterm
 RECORD = "PRONG_STAGE_RECORD"
 """Environment variable: the file in which a stage says that it ran and how it ended."""
 
+AFRESH = "PRONG_AFRESH"
+"""Environment variable: not empty if the stage was forced, so that a finished training does not
+stand in for a new one. One that was broken off goes on all the same."""
+
 
 def prepare(layout: Layout, params: Params) -> None:
     """Make `data/prepared`: the splits, the data card and its pictures."""
@@ -38,7 +42,7 @@ def train(layout: Layout, params: Params) -> None:
     """Make `models/trained`, `reports/train.json`, `reports/history.csv` and `conditioning.csv`."""
     from pipelines.training.launch import train
 
-    train(layout, params)
+    train(layout, params, afresh=bool(os.environ.get(AFRESH)))
 
 
 def evaluate(layout: Layout, params: Params) -> None:

@@ -37,7 +37,7 @@ from pipelines.errors import Failed, Unavailable, UserError, disk_error
 from pipelines.files import read_json, write_json
 from pipelines.layout import Layout
 from pipelines.processes import end_with_keeper, exit_on_sigterm, process_start, run_group
-from pipelines.stages import RECORD
+from pipelines.stages import AFRESH, RECORD
 
 T = TypeVar("T")
 
@@ -282,7 +282,7 @@ def _run(root: Path, stage: str, force: bool) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="prong-") as folder:
         record = Path(folder) / "record.json"
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        env = {**os.environ, "PATH": path, RECORD: str(record)}
+        env = {**os.environ, "PATH": path, RECORD: str(record), AFRESH: "1" if force else ""}
         command = [sys.executable, "-m", "pipelines.versioning", str(root), stage]
         code = run_group(command + ["force"] * force, cwd=root, env=env)
         said: dict[str, Any] = read_json(record) if record.exists() else {}

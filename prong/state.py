@@ -8,7 +8,7 @@ from prong.gathering import new_backward_moments, new_moments
 from prong.moments import Moments
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -53,3 +53,28 @@ def unpack_moments(
             layer.backward_moments = new_backward_moments(layer)
             layer.backward_moments.load(found[owner, "backward_moments"])
             layer.gradients_wanted = gradients_wanted
+
+
+def merge_moments(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The union of what `pack_moments` took on several ranks, exactly.
+
+    Args:
+        parts: of each rank, the same names everywhere.
+    """
+    merged = {name: value.clone() for name, value in parts[0].items()}
+    stems = sorted({name.rpartition(".")[0] for name in merged if name.endswith(".scatter")})
+    for stem in stems:
+        total = _moments(parts[0], stem)
+        for part in parts[1:]:
+            total.merge(_moments(part, stem))
+        for name, value in total.tensors().items():
+            merged[f"{stem}.{name}"] = value
+    return merged
+
+
+def _moments(tensors: Mapping[str, Tensor], stem: str) -> Moments:
+    scatter = tensors[f"{stem}.scatter"]
+    groups, features = scatter.shape[:2]
+    moments = Moments(groups, features, dtype=scatter.dtype, device=scatter.device)
+    moments.load({name: tensors[f"{stem}.{name}"] for name in Moments.TENSORS})
+    return moments

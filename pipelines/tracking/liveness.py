@@ -6,10 +6,9 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 from pipelines.layout import Layout
-from pipelines.processes import process_start
+from pipelines.processes import machine, process_start
 from pipelines.tracking.store import answering, connect
 
 HEARTBEAT = "prong.heartbeat"
@@ -19,18 +18,12 @@ STALE = 15 * 60
 _HOST, _PID, _KERNEL, _START = "prong.host", "prong.pid", "prong.kernel", "prong.process_start"
 
 
-def _kernel() -> str:
-    """Return what tells one boot of one machine, and one process namespace, from all others."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-
-
 def identity() -> dict[str, str]:
     """Return the tags by which this process can be looked for later."""
     return {
         _HOST: socket.gethostname(),
         _PID: str(os.getpid()),
-        _KERNEL: _kernel(),
+        _KERNEL: machine(),
         _START: process_start(os.getpid()) or "",
         HEARTBEAT: f"{time.time():.0f}",
     }
@@ -41,7 +34,7 @@ def gone(tags: Mapping[str, str]) -> bool:
 
     False as well if it ran elsewhere: it cannot be seen from here.
     """
-    return tags[_KERNEL] == _kernel() and process_start(int(tags[_PID])) != tags[_START]
+    return tags[_KERNEL] == machine() and process_start(int(tags[_PID])) != tags[_START]
 
 
 def dead(tags: Mapping[str, str]) -> bool:
@@ -50,7 +43,7 @@ def dead(tags: Mapping[str, str]) -> bool:
     Args:
         tags: What `identity` returned there, `HEARTBEAT` renewed since.
     """
-    if tags[_KERNEL] == _kernel():
+    if tags[_KERNEL] == machine():
         return gone(tags)
     # Another machine, container or boot: its process cannot be seen from here.
     return time.time() - float(tags.get(HEARTBEAT, "0")) > STALE

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from pipelines.errors import Interrupted
 from pipelines.layout import Layout
 from pipelines.tracking.liveness import HEARTBEAT, identity
 from pipelines.tracking.store import answering, connect, experiment_id, reason
@@ -50,8 +51,24 @@ class TrainingRun:
         run_id: MLflow's id of the run.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, *, period: float = 2.0) -> None:
+    def __init__(
+        self,
+        client: MlflowClient,
+        run_id: str,
+        *,
+        known: Iterable[tuple[str, int]] = (),
+        period: float = 2.0,
+    ) -> None:
+        """Begin to bring points.
+
+        Args:
+            client: Of the store.
+            run_id: MLflow's id of the run.
+            known: Names and steps of points that the run has already.
+            period: Seconds between two deliveries.
+        """
         self.run_id = run_id
+        self._known = set(known)
         self._client, self._period = client, period
         self._lock, self._ending = threading.Lock(), threading.Event()
         self._metrics: list[Metric] = []
@@ -62,7 +79,7 @@ class TrainingRun:
         self._thread.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Take points; returns at once.
+        """Take points; returns at once. A point that the run has is not taken again.
 
         Args:
             metrics: By name; characters that MLflow does not take become `_`.
@@ -71,7 +88,10 @@ class TrainingRun:
         now = int(time.time() * 1000)
         points = [Metric(metric_name(k), float(v), now, int(step)) for k, v in metrics.items()]
         with self._lock:
-            self._metrics += points
+            for point in points:
+                if (point.key, point.step) not in self._known:
+                    self._known.add((point.key, point.step))
+                    self._metrics.append(point)
 
     def tag(self, key: str, value: str) -> None:
         """Take a tag; returns at once."""
@@ -149,8 +169,11 @@ def training_run(
     experiment: str,
     params: Mapping[str, object],
     tags: Mapping[str, str],
+    resume: str | None = None,
 ) -> Iterator[TrainingRun]:
     """Open a run for a training and end it as FINISHED, FAILED or KILLED.
+
+    `Interrupted`, SIGINT and SIGTERM end it as KILLED.
 
     SIGTERM, where nothing else handles it, becomes SystemExit inside the block. A store that goes
     away after the start costs a warning, not the training.
@@ -160,6 +183,7 @@ def training_run(
         experiment: Its name; made if absent.
         params: Knobs by full name.
         tags: Besides those that identify this process.
+        resume: The run to go on with, if the store has it; its points are not sent again.
 
     Raises:
         UserError: If the store cannot be used.
@@ -167,8 +191,13 @@ def training_run(
     """
     client = connect(layout)
     with answering(layout):
-        run_id = _create(layout, client, experiment, params, {**tags, **identity()})
-    run = TrainingRun(client, run_id)
+        named = {**tags, **identity()}
+        known = _reopened(client, resume, named) if resume else None
+        if resume and known is not None:
+            run_id = resume
+        else:
+            run_id, known = _create(layout, client, experiment, params, named), set()
+    run = TrainingRun(client, run_id, known=known)
     main = threading.current_thread() is threading.main_thread()
     handle = main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if handle:
@@ -177,13 +206,39 @@ def training_run(
     try:
         yield run
         status, patience = "FINISHED", 20.0
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, Interrupted):
         status, patience = "KILLED", 4.0  # whoever sent SIGTERM will not wait long
         raise
     finally:
         run.end(status, patience)
         if handle:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _reopened(
+    client: MlflowClient, run_id: str, tags: Mapping[str, str]
+) -> set[tuple[str, int]] | None:
+    """Let a run go on in this process; return the names and steps of its points.
+
+    None if the store has no such run, or it was deleted.
+    """
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
+    if run.info.lifecycle_stage != "active":
+        return None
+    for key, value in tags.items():  # who it is before it runs: else it could be taken for dead
+        client.set_tag(run_id, key, str(value)[:LONGEST_TAG])
+    client.set_tag(run_id, HISTORY_TAG, "")
+    client.update_run(run_id, status="RUNNING")
+    return {
+        (name, point.step)
+        for name in run.data.metrics
+        for point in client.get_metric_history(run_id, name)
+    }
 
 
 def _create(

@@ -66,6 +66,7 @@ def epoch(
     number: int,
     rank: int = 0,
     ranks: int = 1,
+    first: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Yield a rank's share of the batches of one epoch.
 
@@ -81,13 +82,14 @@ def epoch(
         number: Of the epoch, from 0.
         rank: This rank.
         ranks: All ranks.
+        first: Batches of the epoch to pass over.
 
     Yields:
         Images and labels of this rank, and the size of the global batch.
     """
     count = len(images)
     order = torch.randperm(count, generator=_generator(seed, number))
-    for step in range(steps_per_epoch(count, batch)):
+    for step in range(first, steps_per_epoch(count, batch)):
         chosen = order[step * batch : (step + 1) * batch]
         generator = _generator(seed, number, step + 1)
         varied = shifted(images[chosen], augment, flip, generator)

@@ -1,7 +1,8 @@
 """What a training says while it runs: one JSON object a line, written by rank 0.
 
 The ranks know nothing of progress bars, CSV files or MLflow. Whoever started them follows the
-file, so that a rank that dies takes none of the record with it.
+file, so that a rank that dies takes none of the record with it. The file stays beside the
+checkpoints, so that a run that was killed as a whole loses nothing either.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,14 +41,46 @@ Event = dict[str, Any]
 
 
 class EventWriter:
-    """Appends events to a file, each visible to readers at once."""
+    """Appends events to a file, each visible to readers at once.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+    A training that goes on from a checkpoint begins with a `resume` event: what came behind the
+    first `keep` events was not reached, and comes again.
+
+    Attributes:
+        count: Events so far that count, those of `resume` apart.
+    """
+
+    def __init__(self, path: Path, keep: int = 0) -> None:
+        """Open the file for more.
+
+        Args:
+            path: The file; made if absent.
+            keep: How many of its events still count.
+        """
+        self._file = path.open("ab", buffering=0)
+        _cut_torn_line(path)
+        self.count = keep
+        self._write({"kind": "resume", "keep": keep})
 
     def __call__(self, kind: str, **values: object) -> None:
         """Append one event."""
-        self._file.write(json.dumps({"kind": kind, **values}) + "\n")
+        self._write({"kind": kind, **values})
+        self.count += 1
+
+    def sync(self) -> None:
+        """Wait until all events are on the disk."""
+        os.fsync(self._file.fileno())
+
+    def _write(self, event: Event) -> None:
+        self._file.write(json.dumps(event).encode() + b"\n")
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Remove a last line that its writer did not live to end."""
+    with path.open("r+b") as file:
+        data = file.read()
+        if data and not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
 
 
 class EventReader:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pipelines import tracking
 from pipelines.config import Params, TrainConfig
+from pipelines.data.prepared import load_card
 from pipelines.errors import Failed, UserError
-from pipelines.files import atomic_directory, sha256_file, write_json
+from pipelines.files import atomic_directory, sha256_file, sweep, write_json
 from pipelines.layout import Layout
-from pipelines.processes import run_group
-from pipelines.training import methods
+from pipelines.training import checkpoint, methods
 from pipelines.training.events import CONDITIONING, HISTORY, Event, EventReader, write_table
+from pipelines.training.folder import TrainingFolder, name, tidy
 from pipelines.training.rank import Job
+from pipelines.training.supervision import Machines, supervise, with_attempt, without_signs
 
 
 def device(config: TrainConfig) -> str:
@@ -43,7 +45,7 @@ def processes(config: TrainConfig, device: str) -> int:
     """Return the number of ranks, `auto` resolved: one per GPU, else 1.
 
     Raises:
-        UserError: If there are more ranks than GPUs, or too few images a step for them.
+        UserError: If there are more ranks than GPUs.
     """
     if config.processes == "auto":
         count = torch.cuda.device_count() if device == "cuda" else 1
@@ -54,12 +56,21 @@ def processes(config: TrainConfig, device: str) -> int:
             f"train.processes = {count}: there are {torch.cuda.device_count()} CUDA devices; "
             "one process per device is allowed"
         )
-    if config.batch < 2 * count:
-        raise UserError(
-            f"train.batch = {config.batch}: at least 2 images for each of the {count} processes "
-            "are needed"
-        )
     return count
+
+
+def check_batch(config: TrainConfig, ranks: int) -> None:
+    """Refuse a batch that leaves a rank, or one of its parts, less than two images.
+
+    Raises:
+        UserError: If it does.
+    """
+    parts = ranks * config.accumulate
+    if config.batch < 2 * parts:
+        raise UserError(
+            f"train.batch = {config.batch}: at least 2 images for each of {parts} parts are "
+            f"needed ({ranks} processes × train.accumulate = {config.accumulate})"
+        )
 
 
 def _threads(count: int) -> int:
@@ -72,35 +83,58 @@ class _Follower:
     def __init__(self, events: Path, run: tracking.TrainingRun, progress: Progress) -> None:
         self._read, self._run, self._progress = EventReader(events), run, progress
         self._task = progress.add_task("train", total=None, note="starting the ranks")
-        self.history: list[Event] = []
-        self.conditioning: list[Event] = []
-        self.error: str | None = None
-        self.end: Event = {}
+        self._kept: list[Event] = []
 
     def __call__(self) -> None:
         for event in self._read():
-            match event.pop("kind"):
+            if event["kind"] == "resume":
+                del self._kept[event["keep"] :]
+                continue
+            self._kept.append(event)
+            match event["kind"]:
                 case "start":
-                    self._progress.update(self._task, total=event["steps"], note="")
+                    self._progress.update(
+                        self._task, total=event["steps"], completed=event["step"], note=""
+                    )
                 case "step":
-                    self.history.append(event)
                     self._log(event)
                     note = f"loss {event['train_loss']:.4f}  {event['samples_per_second']:.0f}/s"
                     self._progress.update(self._task, completed=event["step"], note=note)
                 case "evaluation":
-                    self.history.append(event)
                     self._log(event)
                 case "refresh":
                     for layer in event["layers"]:
-                        self.conditioning.append({"step": event["step"], **layer})
                         self._log_layer(event["step"], layer)
-                case "error":
-                    self.error = event["message"]
-                case "end":
-                    self.end = event
+
+    @property
+    def history(self) -> list[Event]:
+        """Logged points and evaluations, in order."""
+        return [event for event in self._kept if event["kind"] in ("step", "evaluation")]
+
+    @property
+    def conditioning(self) -> list[Event]:
+        """A row for each layer of each reparametrisation, in order."""
+        return [
+            {"step": event["step"], **layer}
+            for event in self._kept
+            if event["kind"] == "refresh"
+            for layer in event["layers"]
+        ]
+
+    @property
+    def resumptions(self) -> int:
+        """How often the training went on from a checkpoint."""
+        return len([event for event in self._kept if event["kind"] == "start"]) - 1
+
+    @property
+    def end(self) -> Event:
+        """What the ranks said when they had finished."""
+        last = self._kept[-1] if self._kept else {}
+        return last if last.get("kind") == "end" else {}
 
     def _log(self, event: Event) -> None:
-        self._run.log({k: v for k, v in event.items() if k != "step"}, step=event["step"])
+        points = {k: v for k, v in event.items() if k not in ("step", "kind")}
+        self._run.log(points, step=event["step"])
 
     def _log_layer(self, step: int, layer: Event) -> None:
         name = layer["layer"]
@@ -108,49 +142,148 @@ class _Follower:
         self._run.log({f"{key}/{name}": layer[key] for key in keys}, step=step)
 
 
-def train(layout: Layout, params: Params) -> None:
+def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
     """Train the network and write `models/trained` and the tables of its history.
+
+    A training that was broken off goes on from its last checkpoint, in the same MLflow run.
 
     Args:
         layout: The checkout.
         params: All parameters; `train` decides the training, the rest is recorded.
+        afresh: Whether to train again what was trained to the end already.
 
     Raises:
-        UserError: If CUDA is absent, the loss diverges, or the registry does not answer.
-        Failed: If a rank crashed.
+        UserError: If CUDA is absent, memory runs out, the loss diverges, or the registry does not
+            answer.
+        Failed: If a rank crashed or hung.
     """
-    config = params.train
+    config, watch = params.train, params.supervision
     place = device(config)
     count = processes(config, place)
-    values = {f"{s}.{k}": v for s, d in params.recorded().items() for k, v in d.items()}
-    values["train.lr"] = methods.learning_rate(config)
-    tags = {"prong.method": config.method, "prong.device": place, "prong.processes": str(count)}
-    start = time.monotonic()
-    tracking.close_dead_runs(layout)
-    with (
-        tracking.training_run(
-            layout, experiment=params.model_name, params=values, tags=tags
-        ) as run,
-        tempfile.TemporaryDirectory(prefix="prong-train-") as scratch,
-        atomic_directory(layout.trained) as out,
-        _progress() as progress,
-    ):
-        events = Path(scratch) / "events.jsonl"
-        follow = _Follower(events, run, progress)
-        job = Job(config, str(layout.prepared), str(out), str(events), place, _threads(count))
-        job.write(Path(scratch) / "job.json")
-        _torchrun(Path(scratch) / "job.json", count, _threads(count), layout.root, follow)
-        weights = sha256_file(out / "network.safetensors")
-        write_table(layout.reports / "history.csv", HISTORY, follow.history)
-        write_table(layout.reports / "conditioning.csv", CONDITIONING, follow.conditioning)
-        figures = _figures(follow, params, place, count, time.monotonic() - start)
-        write_json(layout.reports / "train.json", figures)
-        run.tag(tracking.WEIGHTS_TAG, weights)
+    world = count * watch.nodes
+    check_batch(config, world)
+    folder = _folder(layout, config)
+    with folder.held():
+        tidy(layout.trainings, folder.path.name)
+        sweep(layout.trained)
+        before = checkpoint.newest(folder.checkpoints)
+        if not _goes_on(before, world, place, folder.remembered(), afresh):
+            folder.forget()
+        folder.signs.mkdir(exist_ok=True)
+        job = with_attempt(_job(layout, params, folder, place, world))
+        tracking.close_dead_runs(layout)
+        values = {f"{s}.{k}": v for s, d in params.recorded().items() for k, v in d.items()}
+        values["train.lr"] = methods.learning_rate(config)
+        tags = {"prong.method": config.method, "prong.device": place, "prong.processes": str(world)}
+        with (
+            tracking.training_run(
+                layout,
+                experiment=params.model_name,
+                params=values,
+                tags=tags,
+                resume=folder.remembered().get("run_id"),
+            ) as run,
+            _progress() as progress,
+        ):
+            folder.remember(run_id=run.run_id, ranks=world, device=place)
+            follow = _Follower(folder.events, run, progress)
+            without_signs(folder)
+            job.write(folder.job)
+            machines = Machines(count, watch.nodes, watch.rendezvous)
+            supervise(job, folder, machines, root=layout.root, restarts=watch.restarts, tick=follow)
+            if not follow.end:
+                raise Failed("the ranks ended without a word of how the training went")
+            with atomic_directory(layout.trained) as out:
+                shutil.copytree(folder.network, out, dirs_exist_ok=True)
+            weights = sha256_file(layout.trained / "network.safetensors")
+            write_table(layout.reports / "history.csv", HISTORY, follow.history)
+            write_table(layout.reports / "conditioning.csv", CONDITIONING, follow.conditioning)
+            write_json(layout.reports / "train.json", _figures(follow, params, place, world))
+            run.tag(tracking.WEIGHTS_TAG, weights)
 
 
-def _figures(
-    follow: _Follower, params: Params, place: str, count: int, seconds: float
-) -> dict[str, Any]:
+def join(layout: Layout, params: Params) -> None:
+    """Train as one more machine of the training that the first machine has begun.
+
+    Args:
+        layout: The same checkout as the first machine's, on a file system that both see.
+        params: The same parameters.
+
+    Raises:
+        UserError: If there is one machine only, or no training begins.
+        Failed: If a rank crashed or hung.
+    """
+    config, watch = params.train, params.supervision
+    if watch.nodes == 1:
+        raise UserError(
+            "supervision.nodes = 1: there is nothing to join; set it, and supervision.rendezvous, "
+            "to the number of machines"
+        )
+    place = device(config)
+    count = processes(config, place)
+    folder = _folder(layout, config)
+    before = Job.read(folder.job).attempt if folder.job.is_file() else ""
+    job = _begun(folder, before, watch.timeout)
+    machines = Machines(count, watch.nodes, watch.rendezvous, first=False)
+    local = TrainingFolder(folder.path)
+    supervise(job, local, machines, root=layout.root, restarts=watch.restarts, tick=lambda: None)
+
+
+def _begun(folder: TrainingFolder, before: str, patience: float) -> Job:
+    """Return the job of the attempt that is at work or begins."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if folder.job.is_file():
+            job = Job.read(folder.job)
+            if job.attempt != before or folder.busy():
+                return job
+        time.sleep(0.2)
+    raise UserError(
+        f"{folder.path}: no training with these parameters began within {patience:g} s "
+        "(supervision.timeout); start it on the first machine"
+    )
+
+
+def _folder(layout: Layout, config: TrainConfig) -> TrainingFolder:
+    card = load_card(layout.prepared)
+    return TrainingFolder(layout.trainings / name(config, card.data_hash, layout.root))
+
+
+def _goes_on(
+    saved: checkpoint.Checkpoint | None,
+    world: int,
+    place: str,
+    remembered: dict[str, Any],
+    afresh: bool,
+) -> bool:
+    """Say whether what an earlier attempt left counts.
+
+    One that was broken off does, whatever ranks and device it had. What was trained to the end
+    stands in only for the very same training: whoever asks for other ranks wants it trained.
+    """
+    if saved is None or not saved.meta["finished"]:
+        return True
+    same = remembered.get("ranks") == world and remembered.get("device") == place
+    return same and not afresh
+
+
+def _job(layout: Layout, params: Params, folder: TrainingFolder, place: str, world: int) -> Job:
+    watch = params.supervision
+    return Job(
+        config=params.train,
+        prepared=str(layout.prepared),
+        folder=str(folder.path),
+        device=place,
+        threads=_threads(world // watch.nodes),
+        checkpoint=watch.checkpoint,
+        keep=watch.keep,
+        timeout=watch.timeout,
+        ranks=world,
+        attempt="",
+    )
+
+
+def _figures(follow: _Follower, params: Params, place: str, count: int) -> dict[str, Any]:
     steps = [row for row in follow.history if "train_loss" in row]
     evaluations = [row for row in follow.history if "validation_error" in row]
     return {
@@ -161,7 +294,8 @@ def _figures(
         "seed": params.train.seed,
         "lr": methods.learning_rate(params.train),
         "steps": follow.end["steps"],
-        "seconds": round(seconds, 2),
+        "seconds": round(follow.end["seconds"], 2),
+        "resumptions": follow.resumptions,
         "train_loss": steps[-1]["train_loss"],
         "validation_error": evaluations[-1]["validation_error"],
         "validation_loss": evaluations[-1]["validation_loss"],
@@ -186,22 +320,6 @@ def _accelerator(place: str) -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "driver": found[1] if found else "unknown",
     }
-
-
-def _torchrun(job: Path, count: int, threads: int, root: Path, follow: _Follower) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count)]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    command += ["--log-dir", str(job.parent / "logs")]  # else one stays in /tmp for good
-    command += ["--max-restarts", "0", "-m", "pipelines.training.rank", str(job)]
-    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    try:
-        code = run_group(command, cwd=root, env=env, tick=follow)
-    finally:
-        follow()
-    if follow.error:
-        raise UserError(follow.error)
-    if code != 0 or not follow.end:
-        raise Failed(f"torchrun ended with exit code {code}; the rank's output says why")
 
 
 def _progress() -> Progress:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import prong
+from pipelines import faults
 from pipelines.config import TrainConfig
 from pipelines.data.prepared import Card, load_card, load_split
 from pipelines.errors import UserError
-from pipelines.training import batches, methods, network
+from pipelines.training import batches, methods, network, state
+from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.events import EventWriter
-from pipelines.training.parallel import Ranks
+from pipelines.training.parallel import Ranks, unreduced
 from pipelines.training.schedule import Waterfall
 
 LOG_EVERY = 10
 """Steps behind each logged average of training loss and error."""
+_SCORED = 256
+"""Images that are scored at a time."""
 
 
 @dataclass
@@ -35,6 +41,32 @@ class _Window:
     start: float = field(default_factory=time.perf_counter)
 
 
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds of a rank; see `checkpoint.write`.
+
+    Attributes:
+        meta: Plain numbers that all ranks share.
+        shared: Tensors that all ranks share, by file and name.
+        numbers: Plain numbers that are the rank's own.
+        own: Tensors that are the rank's own.
+    """
+
+    meta: dict[str, Any]
+    shared: dict[str, state.Tensors]
+    numbers: dict[str, Any]
+    own: state.Tensors
+
+
+Between = Callable[["Loop", str], None]
+"""Called between two steps, and two parts of an evaluation, with what the loop is at: the same
+number of times on every rank. It may raise; the loop's state is whole then."""
+
+
+def _nothing(_loop: Loop, _phase: str) -> None:
+    """Let the loop go on."""
+
+
 class Loop:
     """A training in progress on one rank.
 
@@ -43,18 +75,25 @@ class Loop:
         prepared: Directory of prepared images.
         ranks: This process among its peers.
         emit: Where events go; only rank 0 speaks.
+        between: See `Between`.
     """
 
     def __init__(
-        self, config: TrainConfig, prepared: Path, ranks: Ranks, emit: EventWriter | None
+        self,
+        config: TrainConfig,
+        prepared: Path,
+        ranks: Ranks,
+        emit: EventWriter | None,
+        between: Between = _nothing,
     ) -> None:
-        self.config, self.ranks, self.emit = config, ranks, emit
+        self.config, self.ranks, self.emit, self.between = config, ranks, emit, between
         card = load_card(prepared)
         self.spec = _spec(config, card)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         self.network = network.build(self.spec).to(ranks.device)
         self.optimizer = methods.optimizer(config, self.network)
         self.natural = methods.reparametrizer(config, self.network, self.optimizer)
+        self.parallel = ranks.parallel(self.network, config)
         train, validation = load_split(prepared, "train"), load_split(prepared, "validation")
         self.images, self.labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
         self.validation = (
@@ -72,13 +111,20 @@ class Loop:
         self.step = 0
         self.refreshes = 0
         self.best: dict[str, float] = {}
+        self.unscored = False  # an epoch has ended and was not scored yet
+        self._window = self._new_window()
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return batches.steps_per_epoch(len(self.images), self.config.batch)
 
     @property
     def steps(self) -> int:
         """Steps of the whole training."""
-        return self.config.epochs * batches.steps_per_epoch(len(self.images), self.config.batch)
+        return self.config.epochs * self.per_epoch
 
-    def _epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, int]]:
+    def _epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, int]]:
         config, ranks = self.config, self.ranks
         for images, labels, size in batches.epoch(
             self.images,
@@ -90,50 +136,76 @@ class Loop:
             number=number,
             rank=ranks.rank,
             ranks=ranks.size,
+            first=first,
         ):
             yield images.to(ranks.device), labels.to(ranks.device), size
 
     def run(self) -> dict[str, float]:
-        """Train for all epochs and return the best validation figures.
+        """Train from the present step to the last and return the best validation figures.
 
         Raises:
             UserError: If the loss is no longer a number.
         """
-        if self.natural is not None:
+        if self.step == 0 and self.natural is not None:
+            self.between(self, "initialising")
             samples = (images for images, _, _ in self._epoch(0))
             self._refreshed(self.natural.initialize(samples, init=self.config.init))
-        for number in range(self.config.epochs):
-            self._train(number)
-            self._evaluate(number)
+            faults.point("train.initialised")
+        if self.unscored:
+            self._evaluate()
+        self.between(self, "training")
+        self._window = self._resumed_window()
+        while self.step < self.steps:
+            self._train(*divmod(self.step, self.per_epoch))
         return self.best
 
-    def _train(self, number: int) -> None:
+    def _train(self, number: int, first: int) -> None:
+        """Make the steps of one epoch, from its batch `first` on, and score it."""
         self.network.train()
-        window = self._window()
-        for images, labels, size in self._epoch(number):
+        for images, labels, size in self._epoch(number, first):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.schedule.rate(self.step)
-            logits = self.network(images)
-            # Divided by the global batch: the ranks' gradients add up to the whole batch's.
-            loss = functional.cross_entropy(logits, labels, reduction="sum") / size
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.ranks.reduce_gradients(self.network.parameters())
+            self._backward(images, labels, size)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1
             if self.natural is not None:
                 self._refreshed(self.natural.step())
-            window.loss += loss.detach() * size
-            window.wrong += (logits.detach().argmax(1) != labels).sum()
-            window.images += size
             if self.step % LOG_EVERY == 0 or self.step == self.steps:
-                window = self._log(window, number)
+                self._log()
+            if self.step % self.per_epoch == 0:
+                if self.config.batch_norm == "rank":
+                    self.ranks.average_buffers(self.network)
+                self.unscored = True
+                self._evaluate()
+            faults.point("train.step")
+            self.between(self, "training")
 
-    def _window(self) -> _Window:
+    def _backward(self, images: Tensor, labels: Tensor, size: int) -> None:
+        """Leave the gradients of one batch of `size` images over all ranks, part by part."""
+        parts = self.config.accumulate
+        pairs = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
+        for index, (part, answers) in enumerate(pairs, 1):
+            with nullcontext() if index == parts else unreduced(self.parallel):
+                logits = self.parallel(part)
+                # Divided by the global batch: what all parts and ranks give adds up to its mean.
+                loss = functional.cross_entropy(logits, answers, reduction="sum") / size
+                loss.backward()  # type: ignore[no-untyped-call]
+            self._window.loss += loss.detach() * size
+            self._window.wrong += (logits.detach().argmax(1) != answers).sum()
+        self._window.images += size
+
+    def _new_window(self) -> _Window:
         zero = torch.zeros((), device=self.ranks.device)
         return _Window(zero.clone(), zero.clone())
 
-    def _log(self, window: _Window, number: int) -> _Window:
+    def _resumed_window(self) -> _Window:
+        """Return the window with its clock started: what came before was another process's."""
+        window = self._window
+        return _Window(window.loss, window.wrong, window.images)
+
+    def _log(self) -> None:
+        window, number = self._window, (self.step - 1) // self.per_epoch
         totals = self.ranks.sum_(torch.stack([window.loss, window.wrong])) / window.images
         loss, error = totals.tolist()
         if not math.isfinite(loss):
@@ -151,36 +223,96 @@ class Loop:
             lr=self.schedule.rate(self.step - 1),
             samples_per_second=round(window.images / seconds, 1),
         )
-        return self._window()
+        self._window = self._new_window()
 
     @torch.no_grad()
-    def _evaluate(self, number: int) -> None:
+    def _evaluate(self) -> None:
         """Score the validation split, feed the schedule, and remember the best figures."""
-        self.ranks.average_buffers(self.network)
+        number = self.step // self.per_epoch
         self.network.eval()
         images, labels = self.validation
         mine = batches.slice_of(len(images), self.ranks.rank, self.ranks.size)
         sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
-        for part, answer in zip(
-            torch.split(images[mine], 256), torch.split(labels[mine], 256), strict=True
-        ):
-            logits = self.network(part.to(self.ranks.device))
-            answer = answer.to(self.ranks.device)
-            sums[0] += functional.cross_entropy(logits, answer, reduction="sum")
-            sums[1] += (logits.argmax(1) != answer).sum()
+        most = -(-len(images) // self.ranks.size)  # so that every rank has as many turns
+        for start in range(0, most, _SCORED):
+            self.between(self, "evaluating")
+            part = images[mine][start : start + _SCORED].to(self.ranks.device)
+            answer = labels[mine][start : start + _SCORED].to(self.ranks.device)
+            if len(part):
+                logits = self.network(part)
+                sums[0] += functional.cross_entropy(logits, answer, reduction="sum")
+                sums[1] += (logits.argmax(1) != answer).sum()
         loss, error = (self.ranks.sum_(sums) / len(images)).tolist()
         figures = {
             "validation_loss": round(loss, 6),
             "validation_error": round(100 * error, 4),
         }
         if self.schedule.evaluated(error, loss):
-            self.best = {**figures, "epoch": number + 1}
-        self._say("evaluation", step=self.step, epoch=number + 1, **figures)
+            self.best = {**figures, "epoch": number}
+        self.unscored = False
+        self._say("evaluation", step=self.step, epoch=number, **figures)
+        self.network.train()
+
+    def state(self) -> State:
+        """Return all that decides how the training goes on; tensors are its own, not copies."""
+        optimizer, slots = state.pack_optimizer(self.optimizer)
+        generators, own = state.pack_generators(self.ranks.device)
+        window = {"loss": self._window.loss, "wrong": self._window.wrong}
+        own |= state.with_prefix("window", window)
+        own |= state.with_prefix("statistics", state.running_statistics(self.network))
+        meta: dict[str, Any] = {
+            "step": self.step,
+            "refreshes": self.refreshes,
+            "best": self.best,
+            "unscored": self.unscored,
+            "images": self._window.images,
+            "schedule": {k: asdict(self.schedule)[k] for k in ("falls", "stale", "best")},
+            "optimizer": optimizer,
+        }
+        if self.natural is not None:
+            natural = self.natural.state_dict()
+            meta["natural"] = natural["meta"]
+            own |= state.with_prefix("natural", natural["tensors"])
+        shared = {"network": dict(self.network.state_dict()), "optimizer": slots}
+        return State(meta, shared, generators, own)
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Take over a checkpoint, also one of another number of ranks."""
+        meta, rank = saved.meta, self.ranks.rank
+        everybody = saved.ranks == self.ranks.size
+        parts = [saved.own(r) for r in ([rank] if everybody else range(saved.ranks))]
+        tensors = [part for _, part in parts]
+        self.network.load_state_dict(saved.shared("network"), strict=True)
+        state.unpack_optimizer(self.optimizer, meta["optimizer"], saved.shared("optimizer"))
+        statistics = [state.under("statistics", part) for part in tensors]
+        windows = [state.under("window", part) for part in tensors]
+        with torch.no_grad():
+            for name, value in state.running_statistics(self.network).items():
+                value.copy_((statistics[0] if everybody else state.average(statistics))[name])
+            for name, value in (("loss", self._window.loss), ("wrong", self._window.wrong)):
+                if everybody or rank == 0:
+                    value.copy_(torch.stack([window[name] for window in windows]).sum(0))
+        if self.natural is not None:
+            moments = [state.under("natural", part) for part in tensors]
+            taken = moments[0] if everybody else state.shared_moments(moments, rank)
+            self.natural.load_state_dict({"meta": meta["natural"], "tensors": taken})
+        if everybody or rank < saved.ranks:
+            numbers, own = parts[0 if everybody else rank]
+            state.unpack_generators(numbers, own, self.ranks.device)
+        else:
+            torch.manual_seed(self.config.seed + rank)
+        self.step, self.refreshes = int(meta["step"]), int(meta["refreshes"])
+        self.best, self.unscored = dict(meta["best"]), bool(meta["unscored"])
+        self._window.images = int(meta["images"])
+        schedule, best = meta["schedule"], meta["schedule"]["best"]
+        self.schedule.falls, self.schedule.stale = int(schedule["falls"]), int(schedule["stale"])
+        self.schedule.best = None if best is None else (float(best[0]), float(best[1]))
 
     def _refreshed(self, report: prong.RefreshReport | None) -> None:
         if report is not None:
             self.refreshes += 1
             self._say("refresh", step=self.step, layers=_conditioning(report))
+            faults.point("train.refreshed")
 
     def _say(self, kind: str, **values: object) -> None:
         if self.emit is not None:

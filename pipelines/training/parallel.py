@@ -1,4 +1,4 @@
-"""Several ranks as one: the process group under torchrun, sums of gradients and of counts.
+"""Several ranks as one: the process group under torchrun, gradients, sums, and agreement.
 
 With one rank every collective is a no-op, so the loop reads the same for one process and many.
 """
@@ -6,13 +6,18 @@ With one rank every collective is a no-op, so the loop reads the same for one pr
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import prong
+from pipelines.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,13 @@ class Ranks:
         rank: Position, from 0.
         size: Number of processes.
         device: Where this rank computes.
+        control: The group of all ranks whose messages lie in the CPU's memory, or None alone.
     """
 
     rank: int
     size: int
     device: torch.device
+    control: dist.ProcessGroup | None = None
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Replace `tensor` by its sum over all ranks and return it."""
@@ -35,19 +42,44 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over ranks, in one flat transfer of fixed order."""
+    def largest_(self, tensor: Tensor) -> Tensor:
+        """Replace a CPU `tensor` by its elementwise maximum over all ranks and return it."""
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.control)
+        return tensor
+
+    def told(self, number: int) -> int:
+        """Return the first rank's number, ≥ −1, on every rank."""
+        return int(self.largest_(torch.tensor([-1 if self.rank else number]))[0])
+
+    def barrier(self) -> None:
+        """Return once every rank has come here."""
+        self.largest_(torch.zeros(1))
+
+    def parallel(self, network: nn.Module, config: TrainConfig) -> nn.Module:
+        """Return what to run a batch through: gradients are summed over ranks in its backward pass.
+
+        Batch normalisation is synchronised, in place, where `train.batch_norm` asks for it. The
+        sum of one parameter's gradients depends on nothing but these: not on the bucket that it
+        travels in, so that a resumed run rounds as the first one did.
+        """
         if self.size == 1:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = self.sum_(torch.cat([g.reshape(-1) for g in gradients]))
-        for gradient, part in zip(
-            gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True
-        ):
-            gradient.copy_(part.view_as(gradient))
+            return network
+        if config.batch_norm == "synchronised":
+            prong.synchronise_batch_norm(network)
+        wrapped = DistributedDataParallel(
+            network,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,  # each rank's running statistics are its own
+            gradient_as_bucket_view=True,
+        )
+        wrapped.register_comm_hook(None, prong.sum_by_parameter)
+        return wrapped
 
     def average_buffers(self, network: nn.Module) -> None:
         """Average the running statistics of batch normalisation over ranks."""
+        if self.size == 1:
+            return
         for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 for buffer in (module.running_mean, module.running_var):
@@ -55,12 +87,22 @@ class Ranks:
                         self.sum_(buffer).div_(self.size)
 
 
+def unreduced(network: nn.Module) -> AbstractContextManager[None]:
+    """Let gradients add up in this rank alone: all parts of a batch but the last (`no_sync`)."""
+    if isinstance(network, DistributedDataParallel):
+        return network.no_sync()
+    return nullcontext()
+
+
 @contextmanager
-def ranks(device: str) -> Iterator[Ranks]:
+def ranks(device: str, timeout: float) -> Iterator[Ranks]:
     """Join the process group that torchrun set up; leave it at the end.
+
+    After an exception the group is not left: its other ranks may be gone, and would be waited for.
 
     Args:
         device: `cpu` or `cuda`; with `cuda` each rank takes the device of its local rank.
+        timeout: Seconds that a collective may take.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     place = torch.device(device)
@@ -70,8 +112,10 @@ def ranks(device: str) -> Iterator[Ranks]:
     if size == 1:
         yield Ranks(0, 1, place)
         return
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    try:
-        yield Ranks(rank, size, place)
-    finally:
-        dist.destroy_process_group()
+    limit = timedelta(seconds=timeout)
+    if device == "cuda":
+        dist.init_process_group("nccl", timeout=limit, device_id=place)
+    else:
+        dist.init_process_group("gloo", timeout=limit)
+    yield Ranks(rank, size, place, dist.new_group(backend="gloo", timeout=limit))
+    dist.destroy_process_group()

@@ -5,16 +5,33 @@ Torch and what needs it are imported late: a rank must notice at once that its r
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+import time
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
+from pipelines import faults
 from pipelines.config import TrainConfig
 from pipelines.errors import UserError
 from pipelines.files import write_json
 from pipelines.processes import end_with_keeper, exit_on_sigterm
+from pipelines.training.pulse import Pulse
+
+if TYPE_CHECKING:
+    from pipelines.training.events import EventWriter
+    from pipelines.training.folder import TrainingFolder
+    from pipelines.training.loop import Loop
+    from pipelines.training.parallel import Ranks
+    from pipelines.training.stopping import Stop
+
+_SHORT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.I)
+_PEER = re.compile(r"gloo|nccl|Connection (closed|reset)|Broken pipe|TCPStore|heartbeat", re.I)
 
 
 @dataclass(frozen=True)
@@ -24,18 +41,26 @@ class Job:
     Attributes:
         config: The `train` section of the parameters.
         prepared: Directory of prepared images.
-        out: Directory in which the trained network is left.
-        events: File to which rank 0 appends what happens.
+        folder: The training's folder; see `TrainingFolder`.
         device: `cpu` or `cuda`.
         threads: Threads of torch in each rank.
+        checkpoint: Steps between checkpoints.
+        keep: Checkpoints that stay.
+        timeout: Seconds without progress after which a rank counts as hung.
+        ranks: All ranks, over all machines.
+        attempt: Names this attempt among those at the same training.
     """
 
     config: TrainConfig
     prepared: str
-    out: str
-    events: str
+    folder: str
     device: str
     threads: int
+    checkpoint: int
+    keep: int
+    timeout: float
+    ranks: int
+    attempt: str
 
     def write(self, path: Path) -> None:
         """Write the job as JSON."""
@@ -47,33 +72,171 @@ class Job:
         return TypeAdapter(cls).validate_json(path.read_bytes())
 
 
+class Between:
+    """What a rank does between two steps: gives a sign, asks whether to stop, saves."""
+
+    def __init__(
+        self,
+        job: Job,
+        folder: TrainingFolder,
+        peers: Ranks,
+        pulse: Pulse,
+        stop: Stop,
+        emit: EventWriter | None,
+    ) -> None:
+        self._job, self._folder, self._peers = job, folder, peers
+        self._pulse, self._stop, self._emit = pulse, stop, emit
+        self._saved: tuple[int, bool] | None = None
+        self._elapsed, self._start = 0.0, time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds spent on the training, earlier attempts included as far as they were saved."""
+        return self._elapsed + time.monotonic() - self._start
+
+    def __call__(self, loop: Loop, phase: str) -> None:
+        """Raise `Stopped` after a checkpoint if the ranks agree to stop; else save when due."""
+        from pipelines.training.stopping import Stopped
+
+        self._pulse(phase, loop.step)
+        signum = self._stop.agreed(now=phase != "training")
+        due = phase == "training" and loop.step % self._job.checkpoint == 0
+        if (signum or due) and loop.step:
+            self.save(loop)
+        if signum:
+            raise Stopped(signum)
+
+    def save(self, loop: Loop, *, finished: bool = False) -> None:
+        """Write a checkpoint, unless the last one says the same."""
+        from pipelines.training import checkpoint
+
+        if self._saved == (loop.step, loop.unscored) and not finished:
+            return
+        self._pulse("saving", loop.step)
+        if self._emit:
+            self._emit.sync()
+        state = loop.state()
+        state.meta["events"] = self._emit.count if self._emit else 0
+        state.meta["elapsed"] = self.elapsed
+        state.meta["finished"] = finished
+        checkpoint.write(
+            self._folder.checkpoints,
+            loop.step,
+            rank=self._peers.rank,
+            ranks=self._peers.size,
+            barrier=self._peers.barrier,
+            meta=state.meta,
+            shared=state.shared,
+            numbers=state.numbers,
+            own=state.own,
+            keep=self._job.keep,
+        )
+        self._saved = (loop.step, loop.unscored)
+
+    def resumed(self, loop: Loop, elapsed: float) -> None:
+        """Take note that the present state was read from a checkpoint."""
+        self._saved, self._elapsed = (loop.step, loop.unscored), elapsed
+
+
 def main(path: Path) -> int:
-    """Train as one rank; rank 0 reports and saves."""
+    """Train as one rank, and leave a record of how it ended."""
     exit_on_sigterm()
     end_with_keeper()
+    job = Job.read(path)
+    from pipelines.training.folder import TrainingFolder
+
+    folder = TrainingFolder(Path(job.folder))
+    lock = folder.hold_as_rank()
+    pulse = Pulse(folder.signs, int(os.environ.get("RANK", "0")))
+    try:
+        code = _train(job, folder, pulse)
+    except (KeyboardInterrupt, SystemExit):
+        pulse.end("stopped", time=time.time())
+        code = 143
+    except UserError as error:
+        pulse.end("error", kind="user", message=str(error), time=time.time())
+        code = UserError.exit_code
+    except BaseException as error:
+        pulse.end("error", **_explained(error, job, pulse), time=time.time())
+        code = 1
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # what is left of the process group may wait for ranks that are gone
+    pulse.end("done", time=time.time())
+    lock.close()
+    return 0
+
+
+def _train(job: Job, folder: TrainingFolder, pulse: Pulse) -> int:
     import torch
 
+    from pipelines.training import checkpoint
     from pipelines.training.events import EventWriter
     from pipelines.training.loop import Loop, save
     from pipelines.training.parallel import ranks
+    from pipelines.training.stopping import Stop, Stopped
 
-    job = Job.read(path)
     torch.set_num_threads(job.threads)
-    with ranks(job.device) as peers:
-        emit = EventWriter(Path(job.events)) if peers.rank == 0 else None
-        try:
-            loop = Loop(job.config, Path(job.prepared), peers, emit)
-            if emit:
-                emit("start", steps=loop.steps, epochs=job.config.epochs, processes=peers.size)
-            best = loop.run()
-        except UserError as error:
-            if emit:
-                emit("error", message=str(error))
-            return UserError.exit_code
+    pulse("joining")
+    # The watch over the ranks is to find a hung one before the others give it up.
+    with ranks(job.device, 2 * job.timeout + 60) as peers:
+        pulse("loading data")
+        saved = checkpoint.agreed(folder.checkpoints, peers.rank, peers.told)
+        emit = None
+        if peers.rank == 0:
+            emit = EventWriter(folder.events, int(saved.meta["events"]) if saved else 0)
+        stop = Stop(peers)
+        between = Between(job, folder, peers, pulse, stop, emit)
+        loop = Loop(job.config, Path(job.prepared), peers, emit, between)
+        if saved:
+            loop.restore(saved)
+            between.resumed(loop, float(saved.meta["elapsed"]))
+        stop.listen()
         if emit:
-            save(Path(job.out), loop.spec, loop.network)
-            emit("end", steps=loop.step, refreshes=loop.refreshes, best=best)
+            said = {"steps": loop.steps, "epochs": job.config.epochs, "processes": peers.size}
+            emit("start", **said, step=loop.step)
+        try:
+            best = loop.run()
+            between.save(loop, finished=True)
+            faults.point("train.finished")
+        except Stopped as stopped:
+            pulse.end("stopped", signal=stopped.signum, time=time.time())
+            return 128 + stopped.signum
+        if emit:
+            save(folder.network, loop.spec, loop.network)
+            emit(
+                "end",
+                steps=loop.step,
+                refreshes=loop.refreshes,
+                best=best,
+                seconds=between.elapsed,
+            )
+            faults.point("train.saved")
     return 0
+
+
+def _explained(error: BaseException, job: Job, pulse: Pulse) -> dict[str, object]:
+    """Return what the record of a failed rank says."""
+    text = " ".join(str(error).split())
+    last, config = pulse.last, job.config
+    if isinstance(error, MemoryError) or _SHORT_OF_MEMORY.search(text):
+        place = "the GPU" if job.device == "cuda" else "this machine"
+        return {
+            "kind": "user",
+            "message": (
+                f"out of memory on {place}, rank {last.rank} of {job.ranks}, {last.phase} at step "
+                f"{last.step}: lower train.batch (now {config.batch}), or raise train.accumulate "
+                f"(now {config.accumulate}) to take a batch in more parts; train.width "
+                f"({config.width}), train.hidden ({config.hidden}) and train.samples "
+                f"({config.samples}) cost memory too ({text[:200]})"
+            ),
+        }
+    return {
+        "kind": "peer" if _PEER.search(text) else "crash",
+        "message": f"{type(error).__name__}: {text}",
+        "traceback": traceback.format_exc(),
+    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,264 @@
+"""The ranks of a training under torchrun: started, watched, and ended, every one of them.
+
+torchrun puts each rank into a session of its own, so ending torchrun's group is not enough: the
+ranks are known by their signs of life and ended by process id.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import Failed, Interrupted, UserError
+from pipelines.processes import run_group
+from pipelines.training import pulse
+from pipelines.training.folder import TrainingFolder
+from pipelines.training.pulse import Sign
+from pipelines.training.rank import Job
+
+GRACE = 6.0
+"""Seconds that ranks have for their last checkpoint before SIGKILL."""
+_ANSWER = 2.0  # seconds that a hung rank has to say where it is
+_ORDER = ("loading", "joining", "loading data", "initialising", "training", "evaluating", "saving")
+_NEWS = 1500  # characters of a stack or log that a message shows
+_EXIT = re.compile(r"rank\s*:\s*(\d+) .*?exitcode\s*:\s*(-?\d+)", re.S)
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Which part of the ranks is started here.
+
+    Attributes:
+        processes: Ranks on this machine.
+        nodes: Machines in all.
+        rendezvous: host:port where they meet; empty for this machine alone.
+        first: Whether this is the machine of the stage, and so of rank 0.
+    """
+
+    processes: int
+    nodes: int = 1
+    rendezvous: str = ""
+    first: bool = True
+
+
+def supervise(
+    job: Job,
+    folder: TrainingFolder,
+    machines: Machines,
+    *,
+    root: Path,
+    restarts: int,
+    tick: Callable[[], None],
+) -> None:
+    """Run the ranks of a job to their end.
+
+    Args:
+        job: What the ranks are told; written to the folder already.
+        folder: The training's.
+        machines: Which ranks are started here.
+        root: The checkout.
+        restarts: How often the ranks may be started again after one failed.
+        tick: Called about ten times a second.
+
+    Raises:
+        UserError: If a rank says that a setting, the data or the memory is at fault.
+        Interrupted: If the ranks were told to end, but not by this process.
+        Failed: If a rank crashed, was killed, or hung; the message begins with what it said.
+    """
+    watch = _Watch(folder, job.timeout)
+
+    def both() -> None:
+        tick()
+        watch()
+
+    hung: Hung | None = None
+    code = 0
+    try:
+        code = run_group(
+            _command(job, folder, machines, restarts),
+            cwd=root,
+            env={**os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONUNBUFFERED": "1"},
+            tick=both,
+            output=folder.log,
+            grace=GRACE,
+        )
+    except Hung as found:
+        hung = found
+    finally:
+        end_ranks(folder, GRACE)
+        tick()
+    if hung:
+        raise Failed(hung.message)
+    if code:
+        raise _failure(job, folder, code)
+
+
+def _command(job: Job, folder: TrainingFolder, machines: Machines, restarts: int) -> list[str]:
+    where = machines.rendezvous or "127.0.0.1:0"
+    command = [sys.executable, "-m", "torch.distributed.run"]
+    command += ["--nnodes", str(machines.nodes), "--nproc-per-node", str(machines.processes)]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", where, "--rdzv-id", job.attempt]
+    if machines.nodes > 1:
+        # Names may resolve to an address that this machine does not know as its own.
+        command += ["--rdzv-conf", f"is_host={int(machines.first)}"]
+    command += ["--log-dir", str(folder.path / "logs")]  # else one stays in /tmp for good
+    command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
+    command += ["--shutdown-timeout", str(int(GRACE) - 1)]
+    return [*command, "-m", "pipelines.training.rank", str(folder.job)]
+
+
+def end_ranks(folder: TrainingFolder, grace: float) -> None:
+    """Make sure that no rank of this machine is left: SIGTERM, up to `grace` seconds, SIGKILL."""
+    left = [sign for sign in pulse.signs(folder.signs) if sign.alive]
+    for sign in left:
+        sign.send(signal.SIGTERM)
+        sign.send(signal.SIGCONT)  # a stopped process would not hear it
+    deadline = time.monotonic() + grace
+    while any(sign.alive for sign in left) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for sign in left:
+        sign.send(signal.SIGKILL)
+    while any(sign.alive for sign in left):  # the kernel takes a moment
+        time.sleep(0.02)
+
+
+class Hung(Exception):
+    """A rank gave no sign for too long.
+
+    Attributes:
+        message: Which, since when, and where it was.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class _Watch:
+    """Looks for a rank that gives no sign while others wait for it."""
+
+    def __init__(self, folder: TrainingFolder, timeout: float) -> None:
+        self._folder, self._timeout = folder, timeout
+        self._seen: dict[int, tuple[Sign, float]] = {}
+        self._start = time.monotonic()
+
+    def __call__(self) -> None:
+        """Raise `Hung` if no rank has moved for `timeout` seconds.
+
+        One that hangs soon stops all others, which wait for it in the next collective: it is the
+        one that is furthest behind, or that does not even answer when asked where it is.
+        """
+        now = time.monotonic()
+        for sign in pulse.signs(self._folder.signs):
+            before = self._seen.get(sign.rank)
+            if before is None or before[0] != sign:
+                self._seen[sign.rank] = sign, now
+        at_work = [(s, t) for s, t in self._seen.values() if s.phase != "ended"]
+        if self._seen and not at_work:
+            return
+        if now - max([self._start, *(t for _, t in at_work)]) < self._timeout:
+            return
+        if not at_work:
+            raise Hung(f"no rank gave a sign for {self._timeout:g} s (supervision.timeout)")
+        raise Hung(self._accuse([sign for sign, _ in at_work]))
+
+    def _accuse(self, ranks: list[Sign]) -> str:
+        for sign in ranks:
+            sign.send(signal.SIGUSR1)
+        deadline = time.monotonic() + _ANSWER
+        stacks: dict[int, str] = {}
+        while time.monotonic() < deadline and len(stacks) < len(ranks):
+            time.sleep(0.1)
+            found = {sign.rank: pulse.stack(self._folder.signs, sign) for sign in ranks}
+            stacks = {rank: text for rank, text in found.items() if text}
+        silent = [sign for sign in ranks if sign.here and sign.rank not in stacks]
+        behind = min(ranks, key=lambda sign: (sign.step, _order(sign.phase)))
+        suspect = silent[0] if silent else behind
+        where = (
+            "it does not answer, as a stopped process does"
+            if suspect in silent
+            else f"it was in\n{stacks.get(suspect.rank, '')[-_NEWS:].rstrip()}"
+        )
+        return (
+            f"rank {suspect.rank} hung: no sign for {self._timeout:g} s "
+            f"(supervision.timeout), {suspect.phase} at step {suspect.step}; {where}"
+        )
+
+
+def _order(phase: str) -> int:
+    return _ORDER.index(phase) if phase in _ORDER else 0
+
+
+def _failure(job: Job, folder: TrainingFolder, code: int) -> Exception:
+    """Return what to raise for ranks that ended with an error: the first cause in front."""
+    ends = pulse.ends(folder.signs)
+    errors = sorted((e for e in ends.values() if e["how"] == "error"), key=lambda e: e["time"])
+    told = [e for e in errors if e["kind"] == "user"]
+    if told:
+        return UserError(str(told[0]["message"]))
+    # Those whose peer was lost say so; the loss itself is the cause.
+    crashed = [e for e in errors if e["kind"] == "crash"]
+    if crashed:
+        return Failed(f"{_place(crashed[0], job)}: {crashed[0]['message']}\n{_trace(crashed[0])}")
+    silent = [s for s in pulse.signs(folder.signs) if s.rank not in ends and s.phase != "ended"]
+    if silent:
+        return Failed(_killed(silent[0], job, folder))
+    stopped = [e for e in ends.values() if e["how"] == "stopped"]
+    if stopped and not errors:
+        step = max(int(e["step"]) for e in stopped)
+        return Interrupted(
+            f"the ranks were told to end at step {step}; the same command goes on from there"
+        )
+    if errors:
+        return Failed(f"{_place(errors[0], job)}: {errors[0]['message']}\n{_trace(errors[0])}")
+    return Failed(
+        f"torchrun ended with exit code {code} before a rank said anything\n{_tail(folder)}"
+    )
+
+
+def _killed(sign: Sign, job: Job, folder: TrainingFolder) -> str:
+    codes = {int(rank): int(code) for rank, code in _EXIT.findall(_tail(folder, 20_000))}
+    code = codes.get(sign.rank)
+    said = f"rank {sign.rank} of {job.ranks} died without a word, {sign.phase} at step {sign.step}"
+    if code is not None and code < 0:
+        said += f" (signal {signal.Signals(-code).name})"
+    if code in (None, -signal.SIGKILL):
+        config = job.config
+        said += (
+            "; the kernel ends processes like that when memory runs out: then lower train.batch "
+            f"(now {config.batch}) or raise train.accumulate (now {config.accumulate})"
+        )
+    return said
+
+
+def _place(end: dict[str, Any], job: Job) -> str:
+    return f"rank {end['rank']} of {job.ranks} failed, {end['phase']} at step {end['step']}"
+
+
+def _trace(end: dict[str, Any]) -> str:
+    return str(end.get("traceback", "")).rstrip()
+
+
+def _tail(folder: TrainingFolder, characters: int = _NEWS) -> str:
+    if not folder.log.is_file():
+        return ""
+    return folder.log.read_text(encoding="utf-8", errors="replace")[-characters:].rstrip()
+
+
+def without_signs(folder: TrainingFolder) -> None:
+    """Remove the signs and records of an earlier attempt's ranks, which are gone."""
+    for path in folder.signs.iterdir():
+        path.unlink()
+    folder.log.unlink(missing_ok=True)
+
+
+def with_attempt(job: Job) -> Job:
+    """Return the job under a name that no other attempt has."""
+    return replace(job, attempt=f"{os.getpid()}-{time.time_ns()}")
