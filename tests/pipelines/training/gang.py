@@ -1,0 +1,136 @@
+"""Ranks as torchrun would start them, but one by one, so that a test knows each process.
+
+Run as a program it is one rank, with what a test wants beside `pipelines.training.rank`: another
+floating type, a loss of every step, or a fault.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pipelines.config import TrainConfig
+from pipelines.processes import kept
+from pipelines.training.folder import TrainingFolder
+from pipelines.training.rank import Job
+
+ROOT = Path(__file__).parents[3]
+
+
+@dataclass
+class Gang:
+    """The ranks of one training.
+
+    Attributes:
+        prepared: Directory of prepared images.
+        folder: The training's folder.
+        config: Its settings.
+        ranks: How many.
+        options: `float64`, `every` (a loss of every step): words to the ranks.
+        checkpoint: Steps between checkpoints.
+        keep: Checkpoints that stay.
+        more: Environment variables.
+    """
+
+    prepared: Path
+    folder: Path
+    config: TrainConfig
+    ranks: int = 1
+    options: tuple[str, ...] = ()
+    checkpoint: int = 1000
+    keep: int = 2
+    more: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> TrainingFolder:
+        """The folder's parts."""
+        return TrainingFolder(self.folder)
+
+    def start(self) -> list[subprocess.Popen[str]]:
+        """Start every rank."""
+        self.paths.signs.mkdir(parents=True, exist_ok=True)
+        job = Job(
+            config=self.config,
+            prepared=str(self.prepared),
+            folder=str(self.folder),
+            device="cpu",
+            threads=1,
+            checkpoint=self.checkpoint,
+            keep=self.keep,
+            timeout=60.0,
+            ranks=self.ranks,
+            attempt="test",
+        )
+        job.write(self.paths.job)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        started = []
+        for rank in range(self.ranks):
+            env = {
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(self.ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                **self.more,
+            }
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, __file__, str(self.paths.job), *self.options],
+                    cwd=ROOT,
+                    env=kept(env),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        return started
+
+    def run(self, seconds: float = 240) -> list[int]:
+        """Run every rank to its end and return the exit codes."""
+        started = self.start()
+        try:
+            self.said = [process.communicate(timeout=seconds)[0] for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        return [process.returncode for process in started]
+
+    def train(self) -> bytes:
+        """Run to a good end and return the bytes of the trained network."""
+        codes = self.run()
+        assert codes == [0] * self.ranks, "\n".join(self.said)
+        return self.weights()
+
+    def weights(self) -> bytes:
+        """Return the bytes of the trained network."""
+        return (self.paths.network / "network.safetensors").read_bytes()
+
+    def another(self, folder: str, **changes: object) -> Gang:
+        """Return a gang for another folder beside this one's."""
+        return replace(self, folder=self.folder.with_name(folder), **changes)  # type: ignore[arg-type]
+
+
+def _main(job: Path, options: set[str]) -> int:
+    from pipelines.training import rank
+
+    if "float64" in options:
+        import torch
+
+        torch.set_default_dtype(torch.float64)
+    if "every" in options:
+        from pipelines.training import loop
+
+        loop.LOG_EVERY = 1
+    return rank.main(job)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    sys.exit(_main(Path(sys.argv[1]), set(sys.argv[2:])))
