@@ -34,6 +34,8 @@ class Gang:
         checkpoint: Steps between checkpoints.
         keep: Checkpoints that stay.
         more: Environment variables.
+        timeout: Seconds without a sign after which a rank counts as hung.
+        restarts: How often torchrun may start the ranks again.
     """
 
     prepared: Path
@@ -44,14 +46,16 @@ class Gang:
     checkpoint: int = 1000
     keep: int = 2
     more: dict[str, str] = field(default_factory=dict)
+    timeout: float = 60.0
+    restarts: int = 0
 
     @property
     def paths(self) -> TrainingFolder:
         """The folder's parts."""
         return TrainingFolder(self.folder)
 
-    def start(self) -> list[subprocess.Popen[str]]:
-        """Start every rank."""
+    def job(self) -> Job:
+        """Write and return what the ranks are told."""
         self.paths.signs.mkdir(parents=True, exist_ok=True)
         job = Job(
             config=self.config,
@@ -61,11 +65,16 @@ class Gang:
             threads=1,
             checkpoint=self.checkpoint,
             keep=self.keep,
-            timeout=60.0,
+            timeout=self.timeout,
             ranks=self.ranks,
             attempt="test",
         )
         job.write(self.paths.job)
+        return job
+
+    def start(self) -> list[subprocess.Popen[str]]:
+        """Start every rank."""
+        self.job()
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -92,6 +101,19 @@ class Gang:
             )
         return started
 
+    def supervised(self) -> subprocess.Popen[str]:
+        """Start a process that supervises the ranks under torchrun, as the stage does."""
+        self.job()
+        words = [str(self.paths.job), "supervise", str(self.restarts)]
+        return subprocess.Popen(
+            [sys.executable, __file__, *words],
+            cwd=ROOT,
+            env={**os.environ, **self.more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
     def run(self, seconds: float = 240) -> list[int]:
         """Run every rank to its end and return the exit codes."""
         started = self.start()
@@ -117,9 +139,34 @@ class Gang:
         return replace(self, folder=self.folder.with_name(folder), **changes)  # type: ignore[arg-type]
 
 
+def _supervise(path: Path, restarts: int) -> int:
+    from pipelines.errors import Failed, Interrupted, UserError
+    from pipelines.processes import exit_on_sigterm
+    from pipelines.training.supervision import Machines, supervise
+
+    exit_on_sigterm()
+    job = Job.read(path)
+    folder = TrainingFolder(path.parent)
+    try:
+        supervise(
+            job, folder, Machines(job.ranks), root=ROOT, restarts=restarts, tick=lambda: None
+        )
+    except (UserError, Failed, Interrupted) as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        return error.exit_code
+    return 0
+
+
 def _main(job: Path, options: set[str]) -> int:
     from pipelines.training import rank
 
+    if "little memory" in options:
+        import resource
+
+        import torch  # noqa: F401  # what it maps is not the training's
+
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**31, mapped + 2**31))
     if "float64" in options:
         import torch
 
@@ -133,4 +180,6 @@ def _main(job: Path, options: set[str]) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
+    if sys.argv[2:3] == ["supervise"]:
+        sys.exit(_supervise(Path(sys.argv[1]), int(sys.argv[3])))
     sys.exit(_main(Path(sys.argv[1]), set(sys.argv[2:])))
