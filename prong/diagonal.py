@@ -55,6 +55,8 @@ class UnitVariances:
         whitener: Float[Tensor, "groups in in"],
     ) -> None:
         """Add a batch; one with a NaN or an infinity is kept out whole."""
+        if samples.shape[1] == 0:
+            return
         with torch.autocast(samples.device.type, enabled=False):
             centred = samples.detach().to(whitener.dtype) - mean.unsqueeze(1)
             units = centred @ whitener.transpose(1, 2)

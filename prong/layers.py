@@ -101,7 +101,8 @@ class _WhitenedForward(_WhitenedConvolution):
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
         padded = F.pad(batched, self._reversed_padding_repeated_twice, mode=mode)  # type: ignore[arg-type]
         groups = self.feature_groups
-        split = padded.reshape(len(padded), groups, -1, math.prod(padded.shape[2:]))
+        features, pixels = padded.shape[1] // groups, math.prod(padded.shape[2:])
+        split = padded.reshape(len(padded), groups, features, pixels)
         if self.centred:
             split = split - self.mean[None, :, :, None]
         white = (self.whitener @ split).reshape(padded.shape)

@@ -75,9 +75,10 @@ def dense_samples(
         rows = input.reshape(1, -1, features)
         return rows, rows.shape[1]
     examples = input.shape[0]
-    shared = input.reshape(examples, -1, features)
+    # Not −1: a batch without examples leaves it open.
+    shared = input.reshape(examples, math.prod(input.shape[1:-1]), features)
     stride = sampling_stride(shared.shape[1], input.shape[-2], cap)
-    return shared[:, ::stride].reshape(1, -1, features), examples
+    return shared[:, ::stride].flatten(0, 1).unsqueeze(0), examples
 
 
 def convolution_samples(
@@ -95,7 +96,8 @@ def convolution_samples(
     """
     batched = input if input.dim() == spatial + 2 else input.unsqueeze(0)
     examples, channels = batched.shape[:2]
-    pixels = batched.reshape(examples, groups, channels // groups, -1)
+    number = math.prod(batched.shape[2:])
+    pixels = batched.reshape(examples, groups, channels // groups, number)
     stride = sampling_stride(pixels.shape[-1], batched.shape[-1], cap)
     kept = pixels[..., ::stride].permute(1, 0, 3, 2)
-    return kept.reshape(groups, -1, channels // groups), examples
+    return kept.flatten(1, 2), examples

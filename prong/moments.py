@@ -83,12 +83,14 @@ class Moments:
 
     @torch.no_grad()
     def add(self, samples: Float[Tensor, "groups samples in"], examples: int) -> None:
-        """Add a batch; one with a NaN or an infinity is kept out whole.
+        """Add a batch; one with a NaN or an infinity is kept out whole, an empty one adds nothing.
 
         Args:
             samples: the batch in the canonical layout, of any floating type.
             examples: how many examples the batch holds.
         """
+        if samples.shape[1] == 0:
+            return
         with torch.autocast(samples.device.type, enabled=False):
             number = samples.shape[1]
             values = samples.detach().to(product_dtype(samples.dtype, samples.device))

@@ -84,7 +84,24 @@ def _zca(covariance: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     values, rows = spectrum(covariance)
     scale = (values + damping[:, None]).sqrt()
     columns = rows.transpose(1, 2)
-    return (columns / scale.unsqueeze(1)) @ rows, (columns * scale.unsqueeze(1)) @ rows
+    whitener, inverse = (columns / scale.unsqueeze(1)) @ rows, (columns * scale.unsqueeze(1)) @ rows
+    return symmetrised(whitener), symmetrised(inverse)
+
+
+def symmetrised(matrix: Float[Tensor, "groups in in"]) -> Float[Tensor, "groups in in"]:
+    """The symmetric part, equal to its transpose in every bit."""
+    return (matrix + matrix.transpose(1, 2)) / 2
+
+
+def _triangular(covariance: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """The lower triangular root where Cholesky's factorisation does not get through."""
+    whitener, _ = _pca(covariance, damping)
+    # With J the reversal, W J = Q R gives WᵀW = (J R J)ᵀ(J R J), and J R J is lower triangular.
+    factor = torch.linalg.qr(whitener.flip(2), mode="r")[1].flip(1, 2)
+    signs = torch.sign(factor.diagonal(dim1=1, dim2=2))
+    lower = factor * torch.where(signs == 0, 1, signs).unsqueeze(-1)
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
+    return lower, torch.linalg.solve_triangular(lower, identity.expand_as(lower), upper=False)
 
 
 def damped(
@@ -130,10 +147,12 @@ def _newton_schulz(covariance: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]
         previous = error
         step = 1.5 * identity - 0.5 * product
         root, inverse = root @ step, step @ inverse
-    return inverse / scale.sqrt(), root * scale.sqrt()
+    return symmetrised(inverse / scale.sqrt()), symmetrised(root * scale.sqrt())
 
 
 _METHODS = {"pca": _pca, "zca": _zca, "cholesky": _cholesky, "newton-schulz": _newton_schulz}
+# The last attempt, by eigenvalues, gives the same root as the first would have.
+_BY_EIGENVALUES = {"pca": _pca, "zca": _zca, "cholesky": _triangular, "newton-schulz": _zca}
 
 
 def whitening_root(
@@ -145,7 +164,8 @@ def whitening_root(
     """U with UᵀU = (Σ + εI)⁻¹, for every group.
 
     A failure in `precision` is followed by a try in float64, then by the eigendecomposition in
-    float64 on the CPU.
+    float64 on the CPU. Whichever succeeds, "cholesky" gives a lower triangular U, "zca" and
+    "newton-schulz" one that equals its transpose in every bit.
 
     Args:
         covariance: Σ.
@@ -157,17 +177,18 @@ def whitening_root(
         RootFailure: if none of them whitens; the caller keeps the last good Φ.
     """
     wide = wide_dtype(covariance.device)
-    attempts = [("", root, precision, covariance.device)]
+    method = _METHODS[root]
+    attempts = [("", method, precision, covariance.device)]
     if precision != wide:
-        attempts.append(("float64", root, wide, covariance.device))
-    attempts.append(("eigh", root if root == "zca" else "pca", wide, torch.device("cpu")))
+        attempts.append(("float64", method, wide, covariance.device))
+    attempts.append(("eigh", _BY_EIGENVALUES[root], wide, torch.device("cpu")))
     failure = RootFailure("the covariance is not finite")
     if not bool(torch.isfinite(covariance).all()):
         raise failure
     for fallback, method, dtype, device in attempts:
         matrix, epsilon = covariance.to(device, dtype), damping.to(device, dtype)
         try:
-            whitener, inverse = _METHODS[method](matrix, epsilon)
+            whitener, inverse = method(matrix, epsilon)
             _check(whitener, damped(matrix, epsilon))
         except RootFailure as error:
             failure = error
