@@ -157,8 +157,9 @@ def main(path: Path) -> int:
         pulse.end("error", kind="user", message=str(error), time=time.time())
         code = UserError.exit_code
     except BaseException as error:
-        pulse.end("error", **_explained(error, job, pulse), time=time.time())
-        code = 1
+        said = _explained(error, job, pulse)
+        pulse.end("error", **said, time=time.time())
+        code = UserError.exit_code if said["kind"] == "user" else 1
     if code:
         sys.stdout.flush()
         sys.stderr.flush()

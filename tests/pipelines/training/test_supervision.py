@@ -48,7 +48,9 @@ def _at_work(gang: Gang) -> Iterator[tuple[psutil.Popen, list[Sign]]]:
             with suppress(psutil.Error):
                 one.kill()
         process.kill()
-        process.communicate()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
 
 
 def _said(process: psutil.Popen) -> str:
@@ -152,7 +154,7 @@ def test_a_lack_of_memory_says_what_to_lower(
 ) -> None:
     settings = replace(small, width=512, hidden=65536)
     gang = Gang(prepared, tmp_path / "large", settings, options=("little memory",))
-    assert gang.run() == [2]
+    assert gang.run() == [2], gang.said
     (end,) = pulse.ends(gang.paths.signs).values()
     assert end["kind"] == "user"
     for word in ("out of memory on this machine, rank 0 of 1", "train.batch (now 32)",
