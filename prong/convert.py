@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from prong.layers import TWINS, adopt, release
+from prong.sharding import plain_kind, refuse_flat, refuse_shards
 from prong.whitened import Whitened
 
 Selector = str | Iterable[str] | Callable[[str, nn.Module], bool]
@@ -53,22 +54,29 @@ def whiten(
 
     Raises:
         TypeError: if `model` is no module, or a selector is neither names nor a predicate.
-        ValueError: if a name matches no module, or nothing is left to whiten.
+        ValueError: if a name matches no module, nothing is left to whiten, or a weight that would
+            be whitened is sharded (FSDP, tensor parallelism).
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r}: a torch.nn.Module is needed")
     if any(isinstance(module, Whitened) for module in model.modules()):
         raise ValueError("model: it is whitened already; fold it first")
+    refuse_flat(model)
     names = [name for name, _ in model.named_modules()]
     chosen, left_out = _predicate("include", include, names), _predicate("exclude", exclude, names)
     for name, module in model.named_modules():
-        if type(module) not in TWINS:
+        if plain_kind(module) not in TWINS:
             continue
         if include is not None and not chosen(name, module):
             setattr(module, _REASON, "not among the included layers")
         elif exclude is not None and left_out(name, module):
             setattr(module, _REASON, "excluded")
+        elif type(module) not in TWINS:
+            refuse_shards(_parameters(name, module))
     reasons = _reasons(model)
+    for name, module in model.named_modules():
+        if reasons.get(name) == "":
+            refuse_shards(_parameters(name, module))
     ready = [module for name, module in model.named_modules() if reasons.get(name) == ""]
     if not ready:
         listed = "; ".join(f"{name or 'model'}: {reason}" for name, reason in reasons.items())
@@ -119,6 +127,11 @@ def coverage(model: nn.Module) -> list[LayerStatus]:
         for name, module in model.named_modules()
         if name in reasons
     ]
+
+
+def _parameters(name: str, module: nn.Module) -> list[tuple[str, nn.Parameter | None]]:
+    prefix = f"{name}." if name else ""
+    return [(prefix + own, parameter) for own, parameter in module._parameters.items()]
 
 
 def _predicate(
@@ -177,6 +190,8 @@ def _own_reason(module: nn.Module, fast: bool) -> str:
     if type(weight).__name__ == "UninitializedParameter":
         return "its weight has no shape yet; run one batch before whitening"
     if kind not in TWINS:
+        if plain_kind(module) in TWINS:
+            return str(module.__dict__.get(_REASON, "its weight is sharded by fully_shard"))
         if isinstance(module, tuple(TWINS)):
             if nn.utils.parametrize.is_parametrized(module):
                 return "its weight is computed from other parameters (a parametrization)"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from prong.moments import Moments
+from prong.ranks import Ranks
 from prong.whitened import Whitened
 
 Forward = Callable[[nn.Module, Any], object]
@@ -61,22 +62,33 @@ def _examples(batch: Any) -> int:
     raise TypeError(f"batches: a batch of type {type(batch).__name__} holds no tensor")
 
 
-def enough(batches: Iterable[Any], examples: int, device: torch.device) -> list[Any]:
+def enough(
+    batches: Iterable[Any], examples: int, device: torch.device, ranks: Ranks | None = None
+) -> list[Any]:
     """Move the first batches that hold `examples` examples to `device`; fewer if there are no more.
+
+    Several ranks take equally many batches, one each at a time, until all of theirs together hold
+    so many examples or one of them has no more: what they take is what one process would take of
+    the batches put together.
 
     Raises:
         TypeError: if a batch holds no tensor.
-        ValueError: if there is no batch.
+        ValueError: if there is no batch, on one rank at least; it is raised on all.
     """
+    ranks = Ranks() if ranks is None else ranks
     kept: list[Any] = []
-    number = 0
-    for batch in batches:
-        kept.append(_moved(batch, device))
-        number += _examples(batch)
-        if number >= examples:
+    number, source = 0.0, iter(batches)
+    while number < examples:
+        batch = next(source, source)
+        ended = batch is source
+        missing, found = ranks.together([ended, 0 if ended else _examples(batch)], device)
+        if missing:
             break
+        kept.append(_moved(batch, device))
+        number += found
     if not kept:
-        raise ValueError("batches: there is none; at least one is needed")
+        several = "" if ranks.size == 1 else " on at least one of the ranks"
+        raise ValueError(f"batches: there is none{several}; at least one is needed")
     return kept
 
 

@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 if TYPE_CHECKING or dist.is_available():
-    from torch.distributed import GradBucket, ProcessGroup
+    from torch._C._distributed_c10d import GradBucket
+    from torch.distributed import ProcessGroup
 else:  # prong can still be imported; there is nothing to register a hook with
     GradBucket = ProcessGroup = object
 

@@ -81,6 +81,25 @@ class Moments:
         self.mean = torch.zeros(groups, features, dtype=dtype, device=device)
         self.scatter = torch.zeros(groups, features, features, dtype=dtype, device=device)
 
+    @classmethod
+    def of(
+        cls,
+        counts: Float[Tensor, "3"],
+        mean: Float[Tensor, "groups in"],
+        scatter: Float[Tensor, "groups in in"],
+    ) -> Moments:
+        """Moments that hold these tensors themselves.
+
+        Args:
+            counts: samples, examples and rejected batches.
+            mean: `mean`.
+            scatter: `scatter`, in the type of `mean`.
+        """
+        made = cls(len(mean), 0, dtype=mean.dtype, device=mean.device)
+        made.count, made.examples, made.rejected = torch.split(counts.clone(), 1)
+        made.mean, made.scatter = mean, scatter
+        return made
+
     @torch.no_grad()
     def add(self, samples: Float[Tensor, "groups samples in"], examples: int) -> None:
         """Add a batch; one with a NaN or an infinity is kept out whole, an empty one adds nothing.

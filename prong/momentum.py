@@ -58,26 +58,44 @@ def carry_state(
     Returns:
         Notes about state that could only be reset, although `rule` asks for transport.
     """
-    notes = []
     for optimizer in optimizers:
-        states = [optimizer.state[p] for p in unit.parameters if p in optimizer.state]
-        if not states:
-            continue
         if rule == "reset":
             reset_state(optimizer, unit.parameters)
             continue
-        names = {key for state in states for key, value in state.items() if torch.is_tensor(value)}
+        names = _names(optimizer, unit)
         for key in sorted(names & set(LINEAR)):
             _carry_linear(optimizer, unit, old, new, rule, key)
         for key in sorted(names & set(SQUARED)):
             _carry_squared(optimizer, unit, old, new, key)
-        for key in sorted(names - set(LINEAR) - set(SQUARED) - {"step"}):
-            for parameter in unit.parameters:
-                value = optimizer.state.get(parameter, {}).get(key)
-                if torch.is_tensor(value) and value.shape == parameter.shape:
-                    value.zero_()
-                    notes.append(f"{unit.name}: optimizer state {key!r} was reset")
-    return notes
+    if rule == "reset":
+        return []
+    lost = _lost(optimizers, unit)
+    for _, value in lost:
+        value.zero_()
+    return [note for note, _ in lost]
+
+
+def lost_state(optimizers: Sequence[Optimizer], unit: Unit, rule: str) -> list[str]:
+    """The notes that `carry_state` gives, on a rank that was sent its result."""
+    return [] if rule == "reset" else [note for note, _ in _lost(optimizers, unit)]
+
+
+def _names(optimizer: Optimizer, unit: Unit) -> set[str]:
+    """Names of the tensors that an optimizer holds for a unit."""
+    states = [optimizer.state[p] for p in unit.parameters if p in optimizer.state]
+    return {key for state in states for key, value in state.items() if torch.is_tensor(value)}
+
+
+def _lost(optimizers: Sequence[Optimizer], unit: Unit) -> list[tuple[str, Tensor]]:
+    """State that no rule carries, with a note about each tensor."""
+    return [
+        (f"{unit.name}: optimizer state {key!r} was reset", value)
+        for optimizer in optimizers
+        for key in sorted(_names(optimizer, unit) - set(LINEAR) - set(SQUARED) - {"step"})
+        for parameter in unit.parameters
+        if torch.is_tensor(value := optimizer.state.get(parameter, {}).get(key))
+        and value.shape == parameter.shape
+    ]
 
 
 def carried_tensors(optimizers: Sequence[Optimizer], unit: Unit) -> list[Tensor]:

@@ -112,6 +112,11 @@ class Outcome:
         "fallback",
         "output_condition",
         "skipped",
+        "output_fresh",
+        "seconds",
+        "rank",
+        "columns",
+        "own",
     )
 
     @classmethod
@@ -129,6 +134,16 @@ class Outcome:
     def skipped(self) -> bool:
         """Whether the old U was found to fit."""
         return self.get("skipped") == 1
+
+    @property
+    def kept_precision(self) -> bool:
+        """Whether a canonical unit's P is that of before, in every bit."""
+        return self.skipped and self.get("own") == 1
+
+    @property
+    def columns(self) -> int:
+        """How many leading directions a canonical unit's P is made of; −1 for a whole P."""
+        return int(self.get("columns"))
 
     def put(self, **values: float | Tensor) -> None:
         """Write some of the numbers."""
@@ -152,7 +167,7 @@ class Outcome:
             with torch.no_grad():
                 unit.weight.mul_((features / max(self.get("effective_dimension"), 1e-12)) ** 0.5)
 
-    def report(self, name: str, seconds: float) -> LayerReport:
+    def report(self, name: str) -> LayerReport:
         """The numbers as a report."""
         return LayerReport(
             name=name,
@@ -170,7 +185,8 @@ class Outcome:
             fallback=FALLBACKS[int(self.get("fallback"))],
             output_condition=self.get("output_condition"),
             skipped=self.skipped,
-            seconds=seconds,
+            seconds=self.get("seconds"),
+            rank=int(self.get("rank")),
         )
 
 
@@ -243,6 +259,7 @@ def find_phi(
         outcome.phi = Phi(mean, whitener, inverse, old.output)
     else:
         outcome.phi = Phi(mean, whitener, inverse, outer.whitener, outer.inverse)
+        outcome.put(output_fresh=1)
     if not outcome.skipped:
         condition, error = conditioning(whitener, fresh)
     outcome.put(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from prong.agreement import refresh_unit
+from prong.agreement import Refresh, assignment
 from prong.arguments import check_held, check_positive, optimizers_of
 from prong.backward import sampled_loss
 from prong.clip import StepClip
@@ -27,6 +27,7 @@ from prong.modes import chosen_mode, convert, refusal
 from prong.ranks import Ranks
 from prong.refresh import Whitening
 from prong.report import LayerReport, RefreshReport
+from prong.sharding import refuse_flat, refuse_shards
 from prong.state import pack_moments, unpack_moments
 from prong.units import Unit, units_of
 from prong.whitened import Whitened
@@ -117,7 +118,8 @@ class Reparametrizer:
                 instead of the training batches.
             forward: how to run a batch of `batches` or `initialize`; by default `model(batch)`, or
                 `model(batch[0])` for a sequence, or `model(**batch)` for a mapping.
-            process_group: the ranks whose statistics are merged; the default group if None.
+            process_group: the ranks whose statistics are merged, and which share the
+                decompositions; the default group if None.
             mode: how the layers run: "fold" forms W = V U in every forward pass, "activations"
                 whitens the inputs where that is cheaper, "canonical" keeps W and d as parameters
                 and puts the natural gradient into `.grad` (`torch.optim.SGD` only), "auto" is
@@ -133,8 +135,8 @@ class Reparametrizer:
 
         Raises:
             TypeError: if an argument has the wrong type.
-            ValueError: if an argument is out of range, the model is not whitened, or the optimizer
-                holds none of its whitened weights.
+            ValueError: if an argument is out of range, the model is not whitened, a whitened layer
+                is sharded, or the optimizer holds none of the whitened weights.
         """
         check_positive("period", period, int)
         check_positive("samples", samples, int)
@@ -155,7 +157,14 @@ class Reparametrizer:
             check_positive("positions", positions, int)
         self.model = unwrap(model)
         self.optimizers = optimizers_of(optimizer)
+        refuse_flat(self.model)
         self.units = units_of(self.model)
+        refuse_shards(
+            (f"{layer_name}.{own}", parameter)
+            for layer_name, layer in self.model.named_modules()
+            if isinstance(layer, Whitened)
+            for own, parameter in layer.named_parameters(recurse=False)
+        )
         check_held(self.optimizers, self.units)
         plain_sgd = all(type(each) is torch.optim.SGD for each in self.optimizers)
         if root == "auto":
@@ -238,12 +247,7 @@ class Reparametrizer:
             gather(self.model, trainable, self._kept(self.batches), self.forward)
         elif self._gathered and self._per_step is None:
             self._learn_batch_size()
-        layers: dict[str, LayerReport] = {}
-        notes: list[str] = []
-        for unit in units:
-            layers[unit.name] = self._refresh_unit(unit, notes)
-            stop_gathering(unit.layers)
-        return self._finish(start, layers, notes)
+        return self._finish(start, *self._reparametrised(units))
 
     def initialize(self, batches: Iterable[Any], init: str = "whitened") -> RefreshReport:
         """Reparametrise at t = 0, layer by layer in the order of the forward pass.
@@ -255,14 +259,15 @@ class Reparametrizer:
 
         Args:
             batches: training data; as many batches are used as hold `samples` examples. Under
-                several ranks each hands over its share.
+                several ranks each hands over its share of every batch, and all take equally many,
+                until they hold `samples` together or one has no more.
             init: "whitened", "preserve" or "scaled".
 
         Returns:
             The report of the reparametrisation.
 
         Raises:
-            ValueError: if `init` is unknown or there is no batch.
+            ValueError: if `init` is unknown, or some rank has no batch.
         """
         if init not in INITS:
             raise ValueError(f"init={init!r}: allowed are {', '.join(INITS)}")
@@ -272,18 +277,16 @@ class Reparametrizer:
         notes: list[str] = []
         if init == "preserve":
             gather(self.model, self._trainable(), kept, self.forward)
-            for unit in self.units:
-                layers[unit.name] = self._refresh_unit(unit, notes)
+            layers, notes = self._reparametrised(self.units)
         else:
-            order = call_order(self.model, self._layers(), kept[0], self.forward)
-            rank = {layer: index for index, layer in enumerate(order)}
-            for unit in sorted(
-                self.units, key=lambda u: min(rank.get(layer, len(rank)) for layer in u.layers)
-            ):
-                wanted = [layer for layer in unit.layers if layer in rank]
+            place = self._call_order(kept[0])
+            for unit in sorted(self.units, key=lambda u: min(place[layer] for layer in u.layers)):
+                wanted = [layer for layer in unit.layers if place[layer] < len(place)]
                 if wanted and unit.weight.requires_grad:
                     gather(self.model, wanted, kept, self.forward, only_these=True)
-                layers[unit.name] = self._refresh_unit(unit, notes, init)
+                found, lost = self._reparametrised([unit], init)
+                layers.update(found)
+                notes += lost
         self._stop_gathering()
         self._schedule()
         return self._finish(start, layers, notes)
@@ -450,13 +453,24 @@ class Reparametrizer:
         self._per_step = examples_per_step(self.units, self.ranks, self._gathered)
 
     def _kept(self, batches: Iterable[Any]) -> list[Any]:
-        share = math.ceil(self.samples / self.ranks.size)
-        return enough(batches, share, self.units[0].weight.device)
+        return enough(batches, self.samples, self.units[0].weight.device, self.ranks)
 
-    def _refresh_unit(self, unit: Unit, notes: list[str], init: str = "preserve") -> LayerReport:
-        return refresh_unit(
-            unit, self.whitening, self.ranks, self.optimizers, self.diagonal, notes, init
-        )
+    def _call_order(self, batch: Any) -> dict[Whitened, int]:
+        """Each layer's place in a forward pass of the first rank; their number if never called."""
+        layers = self._layers()
+        order = call_order(self.model, layers, batch, self.forward)
+        places = [order.index(layer) if layer in order else len(layers) for layer in layers]
+        agreed = torch.tensor(places, device=self.units[0].weight.device)
+        self.ranks.broadcast_([agreed])
+        return dict(zip(layers, agreed.tolist(), strict=True))
+
+    def _reparametrised(
+        self, units: Sequence[Unit], init: str = "preserve"
+    ) -> tuple[dict[str, LayerReport], list[str]]:
+        refresh = Refresh(self.whitening, self.ranks, self.optimizers, self.diagonal, init)
+        # Over all units also where a few are due: layers that take turns share out the period.
+        owners = assignment(self.units, self.whitening, self.ranks.size)
+        return refresh(units, owners, self.units)
 
     def _finish(
         self, start: float, layers: dict[str, LayerReport], notes: list[str]

@@ -32,8 +32,9 @@ class LayerReport:
         fallback: "" if the first attempt succeeded; "float64" or "eigh" if only that one did;
             "kept" if none did and the last good Φ was kept.
         output_condition: condition number of E[δδᵀ] + γI, for two-sided whitening; else NaN.
-        seconds: wall-clock time spent on this layer.
+        seconds: wall-clock time that its rank spent on this layer.
         skipped: whether U stayed because it still fitted, and c alone was renewed.
+        rank: which rank of the process group did this layer's work.
     """
 
     name: str
@@ -52,15 +53,16 @@ class LayerReport:
     output_condition: float = float("nan")
     seconds: float = 0.0
     skipped: bool = False
+    rank: int = 0
 
 
 @dataclass(frozen=True)
 class RefreshReport:
-    """One reparametrisation of the whole model.
+    """One reparametrisation of the whole model; the same on all ranks, but for `seconds`.
 
     Attributes:
         step: number of optimizer steps made before it.
-        seconds: wall-clock time of the reparametrisation.
+        seconds: wall-clock time of the reparametrisation on this rank, waiting included.
         layers: what happened to each layer, by name.
         notes: optimizer state that could not follow the basis and was reset, and the like.
     """

@@ -1,0 +1,73 @@
+"""Refusal of parameters of which a rank holds a part only.
+
+Folding, whitening and the step clip multiply whole weights by whole matrices. A shard would pass
+through most of them with a wrong result, so it is refused by name.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor, nn
+
+_INSTEAD = (
+    "use torch.nn.parallel.DistributedDataParallel, where every rank holds the whole weight, or "
+    "leave the layer out (whiten's exclude=) and shard only modules that stay canonical"
+)
+
+
+def plain_kind(module: nn.Module) -> type[nn.Module]:
+    """The class that a module had before FSDP2 put itself in front of it."""
+    kind = type(module)
+    sharding = _loaded("torch.distributed.fsdp", "FSDPModule")
+    if sharding is not None and kind.__bases__[0] is sharding and len(kind.__bases__) == 2:
+        return kind.__bases__[1]
+    return kind
+
+
+def refuse_flat(model: nn.Module) -> None:
+    """Refuse FSDP1, whose flat parameters hold parts of many layers.
+
+    Raises:
+        ValueError: if the model, or a module in it, is wrapped by FullyShardedDataParallel.
+    """
+    wrapper = _loaded("torch.distributed.fsdp", "FullyShardedDataParallel")
+    if wrapper is None:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, wrapper):
+            raise ValueError(
+                f"model: {name or 'it'} is wrapped by FullyShardedDataParallel, whose flat "
+                f"parameters are parts of many weights; {_INSTEAD}"
+            )
+
+
+def refuse_shards(parameters: Iterable[tuple[str, Tensor | None]]) -> None:
+    """Refuse parameters of whitened layers that are DTensors.
+
+    Args:
+        parameters: names and parameters; None is passed over.
+
+    Raises:
+        ValueError: if one of them is a DTensor: of FSDP2 or of tensor parallelism.
+    """
+    kind = _loaded("torch.distributed.tensor", "DTensor")
+    if kind is None:
+        return
+    for name, parameter in parameters:
+        if isinstance(parameter, kind):
+            found: Any = parameter
+            placements = ", ".join(str(placement) for placement in found.placements)
+            raise ValueError(
+                f"model: {name} is a DTensor ({placements}), as fully_shard and tensor parallelism "
+                f"make them; {_INSTEAD}"
+            )
+
+
+def _loaded(module: str, name: str) -> Any:
+    """A class of torch, if anybody has imported it: without it there is no object of it either."""
+    return getattr(sys.modules.get(module), name, None)
