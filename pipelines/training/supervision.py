@@ -28,7 +28,7 @@ GRACE = 6.0
 _ANSWER = 2.0  # seconds that a hung rank has to say where it is
 _ORDER = ("loading", "joining", "loading data", "initialising", "training", "evaluating", "saving")
 _NEWS = 1500  # characters of a stack or log that a message shows
-_EXIT = re.compile(r"rank\s*:\s*(\d+) .*?exitcode\s*:\s*(-?\d+)", re.S)
+_EXIT = re.compile(r"\brank\s*: (\d+) \(local_rank: \d+\)\s*exitcode\s*: (-?\d+)")
 
 
 @dataclass(frozen=True)
