@@ -6,17 +6,23 @@ floating type, a loss of every step, or a fault.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.config import TrainConfig
 from pipelines.processes import kept
 from pipelines.training.folder import TrainingFolder
 from pipelines.training.rank import Job
+
+if TYPE_CHECKING:
+    from pipelines.training.loop import Loop
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,7 +36,8 @@ class Gang:
         folder: The training's folder.
         config: Its settings.
         ranks: How many.
-        options: `float64`, `every` (a loss of every step): words to the ranks.
+        options: Words to the ranks: `float64`, `every` (a loss of every step), `hash` (each leaves
+            a hash of what all are to hold alike), `little memory`.
         checkpoint: Steps between checkpoints.
         keep: Checkpoints that stay.
         more: Environment variables.
@@ -175,7 +182,32 @@ def _main(job: Path, options: set[str]) -> int:
         from pipelines.training import loop
 
         loop.LOG_EVERY = 1
+    if "hash" in options:
+        _leave_hash(job.parent)
     return rank.main(job)
+
+
+def _leave_hash(folder: Path) -> None:
+    """Let the rank write what it holds when it has finished."""
+    from pipelines.training.rank import Between
+
+    save = Between.save
+
+    def and_hash(self: Between, loop: Loop, *, finished: bool = False) -> None:
+        save(self, loop, finished=finished)
+        if finished:
+            digest = hashlib.sha256()
+            state = loop.state()
+            for part in ("network", "optimizer"):
+                for name, value in sorted(state.shared[part].items()):
+                    if loop.config.batch_norm == "rank" and "running" in name:
+                        continue
+                    digest.update(f"{name} {tuple(value.shape)}".encode())
+                    digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(json.dumps(state.meta["optimizer"], sort_keys=True).encode())
+            (folder / f"hash-{loop.ranks.rank}").write_text(digest.hexdigest())
+
+    Between.save = and_hash  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

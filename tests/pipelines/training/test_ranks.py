@@ -1,0 +1,141 @@
+"""1, 2 and 4 ranks come to one answer: the same bits within a run, rounding across their number."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from gang import Gang
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pipelines.config import TrainConfig
+from pipelines.training import checkpoint
+
+Tensors = dict[str, Tensor]
+
+
+def _losses(gang: Gang) -> list[float]:
+    events = [json.loads(line) for line in gang.paths.events.read_text().splitlines()]
+    return [event["train_loss"] for event in events if event["kind"] == "step"]
+
+
+def _network(gang: Gang) -> Tensors:
+    return load_file(gang.paths.network / "network.safetensors")
+
+
+def _spread(one: Tensors, other: Tensors) -> float:
+    """Return the largest difference, relative to the largest number of its tensor."""
+    assert one.keys() == other.keys()
+    return max(
+        float((one[k].double() - other[k].double()).abs().max() / one[k].abs().max().clamp(min=1))
+        for k in one
+        if one[k].numel() and one[k].is_floating_point()
+    )
+
+
+def _same_bits(gang: Gang) -> None:
+    """Each rank left a hash of weights, Φ and momentum; see `gang`."""
+    found = sorted(gang.folder.glob("hash-*"))
+    assert len(found) == gang.ranks
+    assert len({path.read_text() for path in found}) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "batch_norm"), [("prong+", "synchronised"), ("prong", "synchronised")]
+)
+def test_float64_agrees_over_50_steps(
+    train: TrainConfig, prepared: Path, tmp_path: Path, method: str, batch_norm: str
+) -> None:
+    """At the tuned rate; 400 digits, 10 epochs of 5 batches."""
+    settings = replace(
+        train, method=method, batch_norm=batch_norm, width=8, hidden=32, epochs=10, period=10,
+        batch=48, samples=240,
+    )  # fmt: skip
+    gang = Gang(prepared, tmp_path / "1", settings, options=("float64", "every", "hash"))
+    gang.train()
+    one, losses = _network(gang), _losses(gang)
+    assert len(losses) == 50
+    assert next(iter(one.values())).dtype == torch.float64
+    for ranks in (2, 4):
+        several = gang.another(str(ranks), ranks=ranks)
+        several.train()
+        _same_bits(several)
+        assert _spread(one, _network(several)) <= 1e-10
+        assert max(abs(a - b) for a, b in zip(losses, _losses(several), strict=True)) <= 2e-6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_float32_agrees_at_the_first_step_and_at_the_200th(
+    train: TrainConfig, all_digits: Path, tmp_path: Path
+) -> None:
+    """The main job as it is shipped, all digits, its tuned rate; losses are written to 1e-6."""
+    settings = replace(train, epochs=4)
+    gang = Gang(all_digits, tmp_path / "1", settings, options=("every", "hash"))
+    gang.train()
+    one = _losses(gang)
+    assert len(one) >= 200
+    for ranks in (2, 4):
+        several = gang.another(str(ranks), ranks=ranks)
+        several.train()
+        _same_bits(several)
+        two = _losses(several)
+        print(f"{ranks} ranks: step 1 {abs(one[0] - two[0]):.1e}, "
+              f"step 200 {abs(one[199] - two[199]):.1e}, "
+              f"largest {max(abs(a - b) for a, b in zip(one, two, strict=True)):.1e}")  # fmt: skip
+        assert abs(one[0] - two[0]) <= 1e-5
+        assert abs(one[199] - two[199]) <= 1e-3
+
+
+def test_parts_and_uneven_shares_give_the_same_batch(
+    small: TrainConfig, prepared: Path, tmp_path: Path
+) -> None:
+    """31 images over two ranks, each in three parts: PRONG without batch normalisation."""
+    settings = replace(small, method="prong", batch=31, lr=0.01)
+    gang = Gang(prepared, tmp_path / "whole", settings, options=("float64", "hash"))
+    gang.train()
+    parts = gang.another("parts", config=replace(settings, accumulate=3), ranks=2)
+    parts.train()
+    _same_bits(parts)
+    assert _spread(_network(gang), _network(parts)) <= 1e-10
+
+
+@pytest.mark.parametrize("batch_norm", ["rank", "synchronised"])
+def test_three_ranks_resume_to_the_bit(
+    small: TrainConfig, prepared: Path, tmp_path: Path, batch_norm: str
+) -> None:
+    """Three: where the order of a sum shows."""
+    settings = replace(small, batch_norm=batch_norm)
+    gang = Gang(prepared, tmp_path / "whole", settings, ranks=3, checkpoint=4, options=("hash",))
+    weights = gang.train()
+    _same_bits(gang)
+    killed = gang.another("killed", more={"PRONG_FAULT": "train.step@1#10"})
+    codes = killed.run()
+    assert codes[1] == -9
+    assert all(codes)
+    killed.more = {}
+    assert killed.train() == weights
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1), (2, 3)])
+def test_another_number_of_ranks_goes_on_within_rounding(
+    small: TrainConfig, prepared: Path, tmp_path: Path, before: int, after: int
+) -> None:
+    """In mid-window: what the ranks had gathered is merged exactly."""
+    gang = Gang(prepared, tmp_path / "whole", small, options=("float64", "hash"), checkpoint=13)
+    gang.train()
+    killed = gang.another(
+        "killed", ranks=before, more={"PRONG_FAULT": f"train.step@{before - 1}#14"}
+    )
+    assert any(killed.run())
+    saved = checkpoint.newest(killed.paths.checkpoints)
+    assert saved is not None
+    assert (saved.step, saved.ranks) == (13, before)
+    killed.more, killed.ranks = {}, after
+    killed.train()
+    _same_bits(killed)
+    assert _spread(_network(gang), _network(killed)) <= 1e-10
