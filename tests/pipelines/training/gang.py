@@ -155,9 +155,7 @@ def _supervise(path: Path, restarts: int) -> int:
     job = Job.read(path)
     folder = TrainingFolder(path.parent)
     try:
-        supervise(
-            job, folder, Machines(job.ranks), root=ROOT, restarts=restarts, tick=lambda: None
-        )
+        supervise(job, folder, Machines(job.ranks), root=ROOT, restarts=restarts, tick=lambda: None)
     except (UserError, Failed, Interrupted) as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         return error.exit_code

@@ -12,7 +12,7 @@ from gang import Gang
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipelines.config import TrainConfig
+from pipelines.config import Method, TrainConfig
 from pipelines.training import checkpoint
 
 Tensors = dict[str, Tensor]
@@ -44,22 +44,20 @@ def _same_bits(gang: Gang) -> None:
     assert len({path.read_text() for path in found}) == 1
 
 
-@pytest.mark.parametrize(
-    ("method", "batch_norm"), [("prong+", "synchronised"), ("prong", "synchronised")]
-)
+@pytest.mark.parametrize("method", ["prong+", pytest.param("prong", marks=pytest.mark.slow)])
 def test_float64_agrees_over_50_steps(
-    train: TrainConfig, prepared: Path, tmp_path: Path, method: str, batch_norm: str
+    train: TrainConfig, prepared: Path, tmp_path: Path, method: Method
 ) -> None:
     """At the tuned rate; 400 digits, 10 epochs of 5 batches."""
     settings = replace(
-        train, method=method, batch_norm=batch_norm, width=8, hidden=32, epochs=10, period=10,
+        train, method=method, width=8, hidden=32, epochs=10, period=10,
         batch=48, samples=240,
     )  # fmt: skip
     gang = Gang(prepared, tmp_path / "1", settings, options=("float64", "every", "hash"))
     gang.train()
     one, losses = _network(gang), _losses(gang)
     assert len(losses) == 50
-    assert next(iter(one.values())).dtype == torch.float64
+    assert one["head.1.weight"].dtype == torch.float64
     for ranks in (2, 4):
         several = gang.another(str(ranks), ranks=ranks)
         several.train()
@@ -104,6 +102,7 @@ def test_parts_and_uneven_shares_give_the_same_batch(
     assert _spread(_network(gang), _network(parts)) <= 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", ["rank", "synchronised"])
 def test_three_ranks_resume_to_the_bit(
     small: TrainConfig, prepared: Path, tmp_path: Path, batch_norm: str
@@ -121,7 +120,14 @@ def test_three_ranks_resume_to_the_bit(
     assert killed.train() == weights
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1), (2, 3)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(1, 2, marks=pytest.mark.slow),
+        (2, 1),
+        pytest.param(2, 3, marks=pytest.mark.slow),
+    ],
+)
 def test_another_number_of_ranks_goes_on_within_rounding(
     small: TrainConfig, prepared: Path, tmp_path: Path, before: int, after: int
 ) -> None:

@@ -204,7 +204,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Gang:
     return gang
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_makes_a_checkpoint_and_an_end(
     small: TrainConfig, prepared: Path, tmp_path: Path, how: signal.Signals
 ) -> None:

@@ -17,7 +17,7 @@ from pipelines.config import TrainConfig
 from pipelines.training import checkpoint, pulse, supervision
 from pipelines.training.pulse import Sign
 
-RANKS = [1, 2]
+RANKS = [pytest.param(1, marks=pytest.mark.slow), 2]
 
 
 @pytest.fixture
@@ -58,7 +58,11 @@ def _said(process: psutil.Popen) -> str:
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGKILL", "torchrun SIGKILL"])
+@pytest.mark.parametrize(
+    "how",
+    ["SIGTERM", *(pytest.param(how, marks=pytest.mark.slow)
+                  for how in ("SIGINT", "SIGKILL", "torchrun SIGKILL"))],
+)  # fmt: skip
 def test_an_end_from_outside_ends_every_rank_with_a_checkpoint(
     gang: Gang, ranks: int, how: str
 ) -> None:
@@ -112,7 +116,8 @@ def test_a_failed_rank_is_in_front(gang: Gang, ranks: int) -> None:
     assert any("in _train" in line for line in rest)
 
 
-@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_hung_rank_is_found_and_ended(gang: Gang, ranks: int) -> None:
     gang = replace(gang, ranks=ranks, timeout=4.0)
     with _at_work(gang) as (process, signs):
@@ -134,6 +139,7 @@ def test_the_hung_rank_is_the_one_furthest_behind(tmp_path: Path) -> None:
     assert said.startswith("rank 1 hung: no sign for 0 s (supervision.timeout), training at step 7")
 
 
+@pytest.mark.slow
 def test_ranks_are_started_again_and_go_on(
     small: TrainConfig, prepared: Path, tmp_path: Path
 ) -> None:
