@@ -1,0 +1,422 @@
+"""Ranks share a reparametrisation: the same bits on all, the answer of one process, few numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+from processes import groups, run, share
+from torch import nn
+
+import prong
+from prong import roots
+from prong.agreement import assignment
+from prong.gathering import enough
+from prong.merging import scatter_about, sums
+from prong.moments import Moments
+from prong.ranks import Ranks
+from prong.refresh import Outcome
+from prong.triangle import triangle_size, unpack_upper
+
+STEPS, BATCH, WIDE = 7, 12, torch.float64
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def adam(parameters):
+    # Directions without samples have a gradient of rounding errors, which a small ε would scale up.
+    return torch.optim.Adam(parameters, lr=0.01, eps=1e-2)
+
+
+def rprop(parameters):
+    return torch.optim.Rprop(parameters, lr=0.01)
+
+
+# Options, the optimizer, and whether the path is the same for any number of ranks: not where the
+# basis of directions without samples decides (pca), or where samples do not weigh the same.
+QUICK = {
+    "fold": ({"root": "pca", "damping": 0.1}, sgd, True),
+    "activations": ({"mode": "activations", "root": "zca", "momentum": "velocity"}, adam, True),
+    "canonical": ({"mode": "canonical"}, sgd, True),
+    "leading": ({"mode": "canonical", "leading": 1.0, "refit": 0.5}, sgd, True),
+    "reset": ({"momentum": "reset"}, sgd, True),
+    "newton-schulz": ({"root": "newton-schulz", "damping": 0.5, "refit": 0.3}, sgd, True),
+    "two-sided": ({"two_sided": "empirical", "root": "cholesky"}, sgd, False),
+    "batch diagonal": ({"batch_diagonal": True}, adam, False),
+    "spread": ({"mode": "canonical", "spread": True, "momentum": "velocity"}, sgd, True),
+    "diagonal": ({"whitening": "diagonal"}, sgd, True),
+    "lost state": ({}, rprop, False),
+    "float32": ({"mode": "auto", "precision": torch.float32}, sgd, False),
+}
+PLAIN, TURNS = {}, {"spread": True}
+WHITENED = (PLAIN, TURNS, {"batch_diagonal": True}, {"two_sided": "empirical"})
+SLOW = {
+    f"{mode} {rule} {optimizer.__name__} {extra}": (
+        {**mode, "momentum": rule, **extra},
+        optimizer,
+        mode.get("root") != "pca" and extra in (PLAIN, TURNS),
+    )
+    for modes, optimizers, extras in (
+        ([{"root": root} for root in roots.ROOTS], (sgd, adam), WHITENED),
+        ([{"mode": "activations", "root": "cholesky"}], (sgd, adam), (PLAIN,)),
+        (
+            [{"mode": "canonical", "leading": share} for share in (None, 0.1, 1.0)],
+            (sgd,),
+            (PLAIN, TURNS),
+        ),
+    )
+    for mode in modes
+    for optimizer in optimizers
+    for rule in ("gradient", "velocity", "reset")
+    for extra in extras
+}
+
+
+def network(dtype=WIDE):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3, groups=2),
+        nn.BatchNorm2d(6),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(54, 33),
+        nn.Tanh(),
+        nn.Linear(33, 33),
+        nn.Tanh(),
+        nn.Linear(33, 33),
+        nn.Linear(33, 3),
+    )
+    model[8].weight, model[8].bias = model[6].weight, nn.Parameter(torch.zeros(33))
+    return model.to(dtype)
+
+
+def halves(step, dtype=WIDE):
+    """Two micro-batches of a step, inputs and labels; each is shared out over the ranks."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    x = torch.randn(BATCH, 2, 5, 5, generator=generator, dtype=WIDE) + 0.5
+    return x.to(dtype).chunk(2), torch.randint(0, 3, (BATCH,), generator=generator).chunk(2)
+
+
+def loss(outputs, labels):
+    return nn.functional.cross_entropy(outputs, labels, reduction="sum") / BATCH
+
+
+def tensors_of(optimizer):
+    return [
+        (index, key, torch.as_tensor(value).clone())
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in sorted(state.items())
+        if value is not None
+    ]
+
+
+def plain_report(report):
+    """Everything but the rank's own time; a string, since not a number equals nothing."""
+    return str(dataclasses.replace(report, seconds=0).as_dict())
+
+
+def trained(group, rank, size, options, make, dtype):
+    model = prong.synchronise_batch_norm(prong.whiten(network(dtype)), group)
+    parallel = model
+    if size > 1:
+        parallel = nn.parallel.DistributedDataParallel(model, process_group=group)
+        parallel.register_comm_hook(group, prong.sum_by_parameter)
+    optimizer = make(model.parameters())
+    natural = prong.Reparametrizer(
+        parallel, optimizer, period=3, samples=2 * BATCH, process_group=group, **options
+    )
+    part = share(BATCH // 2, rank, size)
+    init = "whitened" if natural.mode == "canonical" else "preserve"
+    reports = [
+        natural.initialize(
+            [half[part] for i in range(2) for half in halves(98 + i, dtype)[0]], init
+        )
+    ]
+    for step in range(STEPS):
+        (x, other_x), (y, other_y) = halves(step, dtype)
+        with contextlib.nullcontext() if size == 1 else parallel.no_sync():
+            loss(parallel(x[part]), y[part]).backward()
+        loss(parallel(other_x[part]), other_y[part]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        reports.append(natural.step())
+    return {
+        "state": {name: value.clone() for name, value in model.state_dict().items()},
+        "optimizer": tensors_of(optimizer),
+        "reports": [plain_report(report) for report in reports if report is not None],
+        "owners": [[layer.rank for layer in r.layers.values()] for r in reports if r is not None],
+        "assigned": assignment(natural.units, natural.whitening, size).owners,
+        "folded": prong.fold(model).state_dict(),
+        "damping": {} if natural.diagonal is None else natural.diagonal.damping,
+    }
+
+
+def _trained(rank, size, cases, sizes):
+    found = {}
+    for number, group in groups(sizes).items():
+        for name, (options, make, _) in cases.items():
+            if rank < number:
+                dtype = torch.float32 if name == "float32" else WIDE
+                found[number, name] = trained(group, rank, number, options, make, dtype)
+    return found
+
+
+def check(ranks, cases, sizes):
+    for name, (_, _, comparable) in cases.items():
+        for number in sizes:
+            first = ranks[0][number, name]
+            assert any("'updated': True" in report for report in first["reports"]), name
+            for found in (each[number, name] for each in ranks[1:number]):
+                assert found["reports"] == first["reports"], name
+                for key, value in first["state"].items():
+                    assert torch.equal(value, found["state"][key]), (number, name, key)
+                assert [each[:2] for each in found["optimizer"]] == [
+                    each[:2] for each in first["optimizer"]
+                ]
+                for (_, key, value), (*_, other) in zip(
+                    first["optimizer"], found["optimizer"], strict=True
+                ):
+                    assert torch.equal(value, other), (number, name, key)
+                for key, value in first["damping"].items():
+                    assert torch.equal(value, found["damping"][key]), (number, name)
+            assert {rank for ranks_ in first["owners"] for rank in ranks_} == set(
+                first["assigned"]
+            ), name
+            if comparable:
+                alone = ranks[0][1, name]["folded"]
+                for key, value in alone.items():
+                    limit = 1e-10 * max(1, value.abs().max())
+                    error = (value - first["folded"][key]).abs().max()
+                    assert error <= limit, (number, name, key, float(error))
+
+
+def _quick(rank, size):
+    found = _trained(rank, size, QUICK, (1, 2, 4))
+    found["volume"] = _volume(rank, size)
+    found["failures"] = [_failures(rank, size, mode) for mode in ("fold", "canonical")]
+    found["batches"] = _batches(rank, size)
+    found["moments"] = _union(rank, size)
+    return found
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("ranks") / "4", 4, _quick)
+
+
+def test_all_ranks_hold_the_same_bits_and_any_number_of_them_one_answer(quick):
+    check(quick, QUICK, (1, 2, 4))
+    owners = quick[0][4, "canonical"]["owners"]
+    assert len({rank for each in owners for rank in each}) == 4
+    notes = [report for report in quick[0][4, "lost state"]["reports"] if "was reset" in report]
+    assert len(notes) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_combination_of_options_holds_the_same_bits(tmp_path):
+    check(run(tmp_path / "4", 4, _trained, SLOW, (1, 2, 4)), SLOW, (1, 2, 4))
+
+
+@contextlib.contextmanager
+def counted():
+    """How many numbers each collective is handed, by name."""
+    originals = {
+        name: getattr(dist, name) for name in ("all_reduce", "reduce", "broadcast", "all_gather")
+    }
+    counts = dict.fromkeys(originals, 0)
+
+    def counting(name, tensor, *arguments, **keywords):
+        counts[name] += tensor.numel()
+        return originals[name](tensor, *arguments, **keywords)
+
+    for name in originals:
+        setattr(dist, name, functools.partial(counting, name))
+    try:
+        yield counts
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+
+
+def _volume(rank, size):
+    """Numbers that a reparametrisation sends, by collective, and those that it should."""
+    found = {}
+    for name, options, form in (
+        ("canonical", {"mode": "canonical"}, triangle_size),
+        ("cholesky", {"root": "cholesky"}, triangle_size),
+        ("zca", {"root": "zca"}, triangle_size),
+        ("pca", {"root": "pca"}, lambda n: n * n),
+    ):
+        model = prong.whiten(network())
+        optimizer = sgd(model.parameters())
+        natural = prong.Reparametrizer(model, optimizer, period=2, samples=2 * BATCH, **options)
+        for step in range(2):
+            loss(model(halves(step)[0][0]), halves(step)[1][0]).backward()
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+            with counted() as counts:
+                natural.step()
+        layers = [unit.layer.mean.shape for unit in natural.units]
+        moved = sum(p.numel() for unit in natural.units for p in unit.parameters)
+        numbers = len(Outcome.FIELDS) * len(natural.units)
+        # The second linear layer's weight serves twice.
+        features = sum(groups * size for groups, size in layers)
+        expected = {
+            "all_reduce": 3 * len(layers) + features,
+            "reduce": sum(groups * triangle_size(size) for groups, size in layers),
+            "broadcast": sum(groups * form(size) for groups, size in layers)
+            + features + 2 * moved + numbers,
+            "all_gather": 0,
+        }  # fmt: skip
+        found[name] = counts, expected
+    return found
+
+
+def test_a_refresh_sends_triangles(quick):
+    for name, (counted, expected) in quick[0]["volume"].items():
+        assert counted == expected, name
+
+
+def equal(one, other):
+    return one is not None and torch.equal(one, other)
+
+
+def _failures(rank, size, mode):
+    model = prong.whiten(network())
+    optimizer = sgd(model.parameters())
+    natural = prong.Reparametrizer(model, optimizer, period=9, samples=99, mode=mode)
+    model[4].weight.requires_grad_(False)
+    natural._stop_gathering()
+    natural._schedule()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model[6](torch.randn(0, 33, dtype=WIDE))
+    model[8](torch.randn(0, 33, dtype=WIDE))
+    model[0](halves(rank)[0][0])
+    model[9](torch.randn(5, 33, dtype=WIDE))
+    if rank == 1:
+        model[9].moments.scatter[0, 0, 5] = torch.inf
+    report = natural.refresh()
+    assert not any(layer.moments is not None for layer in natural._layers())
+    after = {name: value.clone() for name, value in model.state_dict().items()}
+    changed = {name[0] for name in after if not equal(before.get(name), after[name])}
+    reasons = {name: (each.updated, each.reason) for name, each in report.layers.items()}
+    return plain_report(report), reasons, after, changed
+
+
+def test_a_failure_is_everybodys(quick):
+    for index in range(2):
+        text, reasons, state, changed = quick[0]["failures"][index]
+        assert reasons == {
+            "0": (True, ""),
+            "4": (False, "frozen"),
+            "6": (False, "no finite sample was seen"),
+            "9": (False, "the decomposition failed"),
+        }
+        assert changed == {"0"}
+        for each in quick[1:]:
+            assert each["failures"][index][0] == text
+            for key, value in each["failures"][index][2].items():
+                assert torch.equal(value, state[key])
+
+
+def _batches(rank, size):
+    ranks, cpu = Ranks(), torch.device("cpu")
+    sizes = [[3, 2, 4, 9], [0, 1, 1, 9], [5, 5, 5], [0, 0, 9, 9]][rank]
+    batches = [torch.zeros(size) for size in sizes]
+    counts = [len(enough(batches, wanted, cpu, ranks)) for wanted in (1, 8, 9, 16, 17, 99)]
+    with pytest.raises(ValueError, match="none on at least one of the ranks"):
+        enough(batches[: 3 * (rank != 2)], 5, cpu, ranks)
+    return counts
+
+
+def test_all_ranks_take_equally_many_batches(quick):
+    # 8, 16 and 35 examples after one, two and three rounds; then the third rank has no more.
+    assert [each["batches"] for each in quick] == [[1, 1, 2, 2, 3, 3]] * 4
+
+
+parts = st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=4)
+
+
+def gathered(sizes, seed):
+    """Moments of each rank from its micro-batches, and all samples."""
+    generator = torch.Generator().manual_seed(seed)
+    ranks, samples = [], [torch.empty(2, 0, 5, dtype=WIDE)]
+    for rank in sizes:
+        moments = Moments(2, 5, dtype=WIDE, device=torch.device("cpu"))
+        for number in rank:
+            samples.append(torch.randn(2, number, 5, generator=generator, dtype=WIDE) + 100)
+            moments.add(samples[-1], number)
+        ranks.append(moments)
+    return ranks, torch.cat(samples, 1)
+
+
+def assert_moments_of(count, mean, scatter, samples):
+    assert float(count) == samples.shape[1]
+    if samples.shape[1]:
+        expected = samples.mean(1)
+        assert (mean - expected).abs().max() <= 1e-12 * expected.abs().max()
+        rows = samples - expected.unsqueeze(1)
+        expected = rows.transpose(1, 2) @ rows
+        assert (scatter - expected).abs().max() <= 1e-12 * max(1, expected.abs().max()) * 100
+
+
+@given(parts, st.integers(0, 99))
+def test_any_parts_empty_ones_included_merge_to_the_moments_of_all(sizes, seed):
+    ranks, samples = gathered(sizes, seed)
+    total = torch.stack([sums([moments]) for moments in ranks]).sum(0)
+    assert torch.allclose(total, sums(ranks), rtol=1e-13)
+    mean = (total[3:] / total[0].clamp(min=1)).reshape(2, 5)
+    packed = sum(scatter_about([moments], mean, WIDE) for moments in ranks)
+    assert torch.isfinite(packed).all()
+    assert_moments_of(total[0], mean, unpack_upper(packed, 5, symmetric=True), samples)
+    first, *rest = ranks
+    for moments in rest:
+        first.merge(moments)
+    covariance = first.covariance() * first.count.clamp(min=1)
+    assert_moments_of(first.count, first.mean, covariance, samples)
+
+
+def _union(rank, size):
+    """The same over real processes: what the owner has of all samples."""
+    from prong.merging import Merge
+
+    sizes = [[4, 0, 1], [], [0], [7, 2]]
+    ranks, samples = gathered(sizes, 5)
+    merge = Merge([ranks[rank]], WIDE)
+    merge.send(Ranks().sum_(merge.sums), Ranks(), 2)
+    if rank == 2:
+        moments = merge.moments()
+        assert_moments_of(moments.count, moments.mean, moments.scatter, samples)
+        assert float(moments.examples) == 14
+    merge.finish()
+    return True
+
+
+def test_the_owner_has_the_moments_of_all(quick):
+    assert all(each["moments"] for each in quick)
+
+
+@given(st.integers(1, 9), st.integers(0, 99))
+def test_roots_have_the_form_that_their_message_has(size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(2, size, size, generator=generator, dtype=WIDE)
+    covariance, damping = rows @ rows.transpose(1, 2), torch.full((2,), 0.1, dtype=WIDE)
+    for name in ("zca", "newton-schulz"):
+        for method in (roots._METHODS[name], roots._BY_EIGENVALUES[name]):
+            for matrix in method(covariance, damping):
+                assert torch.equal(matrix, matrix.transpose(1, 2))
+    first = roots._METHODS["cholesky"](covariance, damping)
+    again = roots._BY_EIGENVALUES["cholesky"](covariance, damping)
+    for one, other in zip(first, again, strict=True):
+        assert not other.triu(1).any()
+        assert (one - other).abs().max() <= 1e-9 * one.abs().max()
