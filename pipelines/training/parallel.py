@@ -70,7 +70,7 @@ class Ranks:
         wrapped = DistributedDataParallel(
             network,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,  # each rank's running statistics are its own
+            forward_sync_buffers=False,  # each rank's running statistics are its own
             gradient_as_bucket_view=True,
         )
         wrapped.register_comm_hook(None, prong.sum_by_parameter)
