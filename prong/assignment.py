@@ -101,7 +101,8 @@ def refresh_cost(
         else:       the root's share of N³, 2 M N² for V, and 2 M N² for momentum
         two-sided:  besides, the root's share of O³ for R, and 2 M O N for V
 
-    and N² where U is diagonal. Measures of how white the input is cost products with vectors, N²
+    and N² where U is diagonal. How few leading directions P is made of is known only afterwards, so
+    it counts as whole. Measures of how white the input is cost products with vectors, N²
     each, and are left out.
 
     Args:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from prong.moments import Moments
-from prong.ranks import Ranks
 from prong.whitened import Whitened
+
+if TYPE_CHECKING:
+    from prong.ranks import Ranks
 
 Forward = Callable[[nn.Module, Any], object]
 
@@ -71,23 +73,31 @@ def enough(
     so many examples or one of them has no more: what they take is what one process would take of
     the batches put together.
 
+    Args:
+        batches: what to take from.
+        examples: how many are wanted, over all ranks.
+        device: where to.
+        ranks: those that decide together; None for a process that decides alone.
+
     Raises:
         TypeError: if a batch holds no tensor.
         ValueError: if there is no batch, on one rank at least; it is raised on all.
     """
-    ranks = Ranks() if ranks is None else ranks
     kept: list[Any] = []
     number, source = 0.0, iter(batches)
     while number < examples:
         batch = next(source, source)
         ended = batch is source
-        missing, found = ranks.together([ended, 0 if ended else _examples(batch)], device)
+        missing, found = [float(ended), 0.0 if ended else float(_examples(batch))]
+        if ranks is not None:
+            missing, found = ranks.together([missing, found], device)
         if missing:
             break
         kept.append(_moved(batch, device))
         number += found
     if not kept:
-        several = "" if ranks.size == 1 else " on at least one of the ranks"
+        alone = ranks is None or ranks.size == 1
+        several = "" if alone else " on at least one of the ranks"
         raise ValueError(f"batches: there is none{several}; at least one is needed")
     return kept
 

@@ -80,14 +80,16 @@ class Merge:
         self._pending = ranks.reduce(packed, owner)
 
     def finish(self) -> None:
-        """Wait until the message is out of the way."""
-        assert self._pending is not None
-        self._pending.wait()
+        """Wait until the message is out of the way, unless its owner has read it."""
+        if self._pending is not None:
+            self._pending.wait()
+            self._pending = None
 
     def moments(self) -> Moments:
-        """Those of all ranks together; on the owner only."""
+        """Those of all ranks together; on the owner only, once."""
         assert self._pending is not None
         scatter = unpack_upper(self._pending.wait(), self._shape[1], symmetric=True)
+        self._pending = None
         return Moments.of(self.sums[:_COUNTS], self._mean().to(self._dtype), scatter)
 
     def _mean(self) -> Float[Tensor, "groups in"]:
