@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from prong.moments import wide_dtype
+from prong.moments import product_dtype, wide_dtype
 from prong.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -142,15 +142,16 @@ class _Normalise(torch.autograd.Function):
     ) -> Tensor:
         """Normalise, and let the running statistics follow by `share`."""
         wide = wide_dtype(input.device)
-        values = input.detach().to(torch.promote_types(input.dtype, torch.float32))
-        axes = [0, *range(2, input.dim())]
-        number = input.numel() // max(1, input.shape[1])
-        mean = values.sum(axes) / max(1, number)
-        squares = (values - _along(mean, input)).square().sum(axes)
+        rows = _rows(input)
+        values = rows.to(torch.promote_types(input.dtype, torch.float32))
+        number, channels = values.shape
+        mean = _sums(values) / max(1, number)
+        squares = _sums((values - mean).square_())
         count = torch.full((1,), number, dtype=wide, device=input.device)
         sent = torch.cat([count, mean.to(wide), squares.to(wide)])
-        total, mean, variance = _merged(ranks.gathered(sent), input.shape[1])
-        samples = float(total)
+        total, mean, variance = _merged(ranks.gathered(sent), channels)
+        # Asked only where it can be: reading a number back makes a device wait.
+        samples = float(total) if number < 2 else number
         if samples == 1:
             raise ValueError(
                 "Expected more than 1 value per channel when training, "
@@ -166,22 +167,18 @@ class _Normalise(torch.autograd.Function):
         mean = mean.to(values.dtype)
         ctx.save_for_backward(input, weight, mean, inverse, total.to(values.dtype))
         ctx.ranks, ctx.biased = ranks, bias is not None
-        result = (values - _along(mean, input)).mul_(_along(inverse, input))
-        if weight is not None:
-            result = result * _along(weight.to(values.dtype), input)
-        if bias is not None:
-            result = result + _along(bias.to(values.dtype), input)
-        return result.to(input.dtype)
+        scale = inverse if weight is None else inverse * weight.to(values.dtype)
+        offset = torch.zeros_like(mean) if bias is None else bias.to(values.dtype)
+        return _unrolled(torch.addcmul(offset, values - mean, scale), input).to(input.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The input's gradient through the statistics of all ranks; γ's and β's local sums."""
         input, weight, mean, inverse, total = ctx.saved_tensors
-        axes = [0, *range(2, input.dim())]
-        white = (input.to(mean.dtype) - _along(mean, input)) * _along(inverse, input)
-        rows = gradient.to(mean.dtype)
-        sums = torch.stack([rows.sum(axes), (rows * white).sum(axes)])
+        centred = _rows(input).to(mean.dtype) - mean
+        rows = _rows(gradient).to(mean.dtype)
+        sums = torch.stack([_sums(rows), _sums(rows * centred) * inverse])
         of_weight = of_bias = of_input = None
         if weight is not None:
             of_weight = sums[1].to(weight.dtype)
@@ -190,8 +187,9 @@ class _Normalise(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             offset, slope = ctx.ranks.sum_(sums.clone()) / total.clamp(min=1)
             scale = inverse if weight is None else inverse * weight.to(mean.dtype)
-            centred = rows - _along(offset, input) - white * _along(slope, input)
-            of_input = (centred * _along(scale, input)).to(input.dtype)
+            of_rows = torch.addcmul(-scale * offset, rows, scale)
+            of_rows.addcmul_(centred, -scale * slope * inverse)
+            of_input = _unrolled(of_rows, input).to(input.dtype)
         return of_input, of_weight, of_bias, None, None, None, None
 
 
@@ -210,6 +208,18 @@ def _merged(parts: Float[Tensor, "ranks sent"], channels: int) -> tuple[Tensor, 
     return total, mean, squares / total_or_one
 
 
-def _along(vector: Tensor, input: Tensor) -> Tensor:
-    """A number per channel, shaped to meet the input."""
-    return vector.reshape(1, -1, *[1] * (input.dim() - 2))
+def _rows(input: Float[Tensor, "batch channels *spatial"]) -> Float[Tensor, "samples channels"]:
+    """Every sample a row: a view of what lies in memory channels last, as convolutions give it."""
+    return input.detach().movedim(1, -1).reshape(-1, input.shape[1])
+
+
+def _unrolled(rows: Float[Tensor, "samples channels"], like: Tensor) -> Tensor:
+    """Rows in the shape of the input that they came from."""
+    return rows.reshape(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1)
+
+
+def _sums(rows: Float[Tensor, "samples channels"]) -> Float[Tensor, " channels"]:
+    """Sums over samples; on a CPU as a product, which is quicker, where products are exact."""
+    if rows.device.type != "cpu" or product_dtype(rows.dtype, rows.device) != rows.dtype:
+        return rows.sum(0)
+    return (rows.new_ones(1, len(rows)) @ rows)[0]
