@@ -108,8 +108,11 @@ def test_cuda_asked_for_and_absent_is_refused(small: TrainConfig) -> None:
 
 
 def test_a_batch_too_small_for_the_ranks_is_refused(small: TrainConfig) -> None:
-    with pytest.raises(UserError, match=r"train\.batch = 4"):
-        launch.processes(replace(small, batch=4, processes=3), "cpu")
+    with pytest.raises(UserError, match=r"train\.batch = 4.*3 processes × train\.accumulate = 1"):
+        launch.check_batch(replace(small, batch=4), 3)
+    with pytest.raises(UserError, match=r"train\.accumulate = 2"):
+        launch.check_batch(replace(small, batch=6, accumulate=2), 2)
+    launch.check_batch(replace(small, batch=8, accumulate=2), 2)
     assert launch.processes(replace(small, processes="auto"), "cpu") == 1
 
 

