@@ -66,6 +66,19 @@ def run(
 
 
 @app.command()
+def join() -> None:
+    """Train as one more machine of the training that `prong run` began on the first one."""
+    from pipelines.environment import open_checkout
+    from pipelines.processes import exit_on_sigterm
+    from pipelines.training.launch import join
+
+    exit_on_sigterm()
+    layout, params = open_checkout()
+    join(layout, params)
+    print("the training has ended")
+
+
+@app.command()
 def models(name: Name = None, as_json: AsJson = False) -> None:
     """List the versions in the registry with metrics, aliases and lineage."""
     from pipelines.environment import open_checkout

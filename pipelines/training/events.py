@@ -71,6 +71,10 @@ class EventWriter:
         """Wait until all events are on the disk."""
         os.fsync(self._file.fileno())
 
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
     def _write(self, event: Event) -> None:
         self._file.write(json.dumps(event).encode() + b"\n")
 

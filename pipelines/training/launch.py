@@ -164,6 +164,7 @@ def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
     check_batch(config, world)
     folder = _folder(layout, config)
     with folder.held():
+        folder.job.unlink(missing_ok=True)  # of an attempt that is gone: nobody is to join it
         tidy(layout.trainings, folder.path.name)
         sweep(layout.trained)
         before = checkpoint.newest(folder.checkpoints)
@@ -222,21 +223,17 @@ def join(layout: Layout, params: Params) -> None:
     place = device(config)
     count = processes(config, place)
     folder = _folder(layout, config)
-    before = Job.read(folder.job).attempt if folder.job.is_file() else ""
-    job = _begun(folder, before, watch.timeout)
+    job = _begun(folder, watch.timeout)
     machines = Machines(count, watch.nodes, watch.rendezvous, first=False)
-    local = TrainingFolder(folder.path)
-    supervise(job, local, machines, root=layout.root, restarts=watch.restarts, tick=lambda: None)
+    supervise(job, folder, machines, root=layout.root, restarts=watch.restarts, tick=lambda: None)
 
 
-def _begun(folder: TrainingFolder, before: str, patience: float) -> Job:
-    """Return the job of the attempt that is at work or begins."""
+def _begun(folder: TrainingFolder, patience: float) -> Job:
+    """Return the job of the attempt that is at work, once there is one."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        if folder.job.is_file():
-            job = Job.read(folder.job)
-            if job.attempt != before or folder.busy():
-                return job
+        if folder.job.is_file() and folder.busy():
+            return Job.read(folder.job)
         time.sleep(0.2)
     raise UserError(
         f"{folder.path}: no training with these parameters began within {patience:g} s "

@@ -213,6 +213,7 @@ def _train(job: Job, folder: TrainingFolder, pulse: Pulse) -> int:
                 best=best,
                 seconds=between.elapsed,
             )
+            emit.close()
             faults.point("train.saved")
     return 0
 

@@ -72,7 +72,7 @@ def supervise(
         Interrupted: If the ranks were told to end, but not by this process.
         Failed: If a rank crashed, was killed, or hung; the message begins with what it said.
     """
-    watch = _Watch(folder, job.timeout)
+    watch = _Watch(folder, job.timeout, machines.nodes)
 
     def both() -> None:
         tick()
@@ -107,7 +107,8 @@ def _command(job: Job, folder: TrainingFolder, machines: Machines, restarts: int
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", where, "--rdzv-id", job.attempt]
     if machines.nodes > 1:
         # Names may resolve to an address that this machine does not know as its own.
-        command += ["--rdzv-conf", f"is_host={int(machines.first)}"]
+        conf = f"is_host={int(machines.first)},join_timeout={int(job.timeout)}"
+        command += ["--rdzv-conf", conf]
     command += ["--log-dir", str(folder.path / "logs")]  # else one stays in /tmp for good
     command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
     command += ["--shutdown-timeout", str(int(GRACE) - 1)]
@@ -144,8 +145,8 @@ class Hung(Exception):
 class _Watch:
     """Looks for a rank that gives no sign while others wait for it."""
 
-    def __init__(self, folder: TrainingFolder, timeout: float) -> None:
-        self._folder, self._timeout = folder, timeout
+    def __init__(self, folder: TrainingFolder, timeout: float, nodes: int = 1) -> None:
+        self._folder, self._timeout, self._nodes = folder, timeout, nodes
         self._seen: dict[int, tuple[Sign, float]] = {}
         self._start = time.monotonic()
 
@@ -166,7 +167,10 @@ class _Watch:
         if now - max([self._start, *(t for _, t in at_work)]) < self._timeout:
             return
         if not at_work:
-            raise Hung(f"no rank gave a sign for {self._timeout:g} s (supervision.timeout)")
+            said = f"no rank gave a sign for {self._timeout:g} s (supervision.timeout)"
+            if self._nodes > 1:
+                said += f"; do {self._nodes - 1} other machines run `prong join`?"
+            raise Hung(said)
         raise Hung(self._accuse([sign for sign, _ in at_work]))
 
     def _accuse(self, ranks: list[Sign]) -> str:

@@ -17,6 +17,7 @@ def test_a_reader_takes_whole_lines_once(tmp_path: Path) -> None:
     emit = EventWriter(path)
     emit("step", step=1)
     assert [event["kind"] for event in read()] == ["resume", "step"]
+    emit.close()
     with path.open("a") as file:
         file.write('{"kind": "st')
     assert list(read()) == []
@@ -30,10 +31,12 @@ def test_a_resumed_file_goes_on_behind_the_last_whole_line(tmp_path: Path) -> No
     assert emit.count == 2
     read = EventReader(path)
     assert len(list(read())) == 3
+    emit.close()
     with path.open("a") as file:
         file.write('{"kind": "step", "st')  # killed here
     again = EventWriter(path, keep=1)
     again("step", step=2)
     assert again.count == 2
+    again.close()
     assert [event["kind"] for event in read()] == ["resume", "step"]
     assert [e.get("step", e.get("keep")) for e in _written(path)] == [0, 1, 2, 1, 2]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 from gang import Gang
+from small_checkout import make
 
+from pipelines import config
 from pipelines.config import TrainConfig
 from pipelines.training import checkpoint, pulse, supervision
 from pipelines.training.pulse import Sign
@@ -137,6 +141,34 @@ def test_the_hung_rank_is_the_one_furthest_behind(tmp_path: Path) -> None:
     gone = Sign(0, 1, "", "elsewhere", "training", 8, 1)
     said = watch._accuse([gone, replace(gone, rank=1, step=7), replace(gone, rank=2, step=8)])
     assert said.startswith("rank 1 hung: no sign for 0 s (supervision.timeout), training at step 7")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_machines_train_as_one(tmp_path: Path) -> None:
+    """Two agents that meet on loopback, one rank each; the second by `prong join`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    checkout = make(tmp_path / "job")
+    assert checkout.run("dvc", "repro", "prepare").code == 0
+    where = f"supervision.rendezvous=127.0.0.1:{port}"
+    config.edit(checkout.root / "params.yaml", [where, "supervision.nodes=2"])
+    second = checkout.start("join")
+    try:
+        done = checkout.run("dvc", "repro", "train")
+        assert done.code == 0, done.out + done.err
+        out, err = second.communicate(timeout=60)
+    finally:
+        second.kill()
+        second.communicate()
+    assert second.returncode == 0, err
+    assert "the training has ended" in out
+    assert json.loads((checkout.root / "reports/train.json").read_text())["processes"] == 2
+    config.edit(checkout.root / "params.yaml", ["supervision.nodes=1", "supervision.rendezvous=''"])
+    alone = checkout.prong("join")
+    assert alone.code == 2
+    assert "supervision.nodes = 1: there is nothing to join" in alone.err
 
 
 @pytest.mark.slow
