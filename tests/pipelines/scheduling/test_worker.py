@@ -23,6 +23,7 @@ from small_checkout import Checkout, make
 from webhook import Receiver
 
 from pipelines import config
+from pipelines.training import checkpoint, pulse
 
 T = TypeVar("T")
 PATIENCE = 400.0
@@ -301,3 +302,48 @@ def test_a_team_keeps_both_records_in_postgresql_by_settings_alone(
     finally:
         postgres.drop("prefect_team")
         postgres.drop("mlflow_team")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_cancelled_run_ends_its_ranks_with_a_checkpoint(tmp_path: Path) -> None:
+    checkout = make(tmp_path / "job")
+    settings = ["train.epochs=5000", "train.processes=2", "supervision.checkpoint=1000000"]
+    config.edit(checkout.root / "params.yaml", settings)
+    assert checkout.prong("schedule", "--cron", "0 0 1 1 *").code == 0
+
+    def signs() -> list[pulse.Sign]:
+        found = list((checkout.root / ".prong/worktrees").glob("*/.prong/trainings/*/ranks"))
+        return pulse.signs(found[0]) if found else []
+
+    def at_work() -> list[pulse.Sign]:
+        found = signs()
+        return found if len(found) == 2 and all(sign.step > 3 for sign in found) else []
+
+    with working(checkout) as worker:
+        (where,) = post(checkout, "deployments/filter", {}).json()
+        run = post(checkout, f"deployments/{where['id']}/create_flow_run", {}).json()
+        ranks = until(at_work, "both ranks to train")
+        (engine,) = [one for one in relatives(worker) if "scheduling.engine" in said(one)]
+        post(checkout, f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
+        folder = next((checkout.root / ".prong/worktrees").glob("*/.prong/trainings/*"))
+        told = until(lambda: pulse.ends(folder / "ranks"), "the first rank to end", 120)
+        start = time.monotonic()
+        while any(sign.alive for sign in ranks):
+            time.sleep(0.05)
+            assert time.monotonic() - start < 10
+        assert {end["how"] for end in told.values()} == {"stopped"}
+        assert checkpoint.newest(folder / "checkpoints") is not None
+        until(lambda: not engine.is_running(), "the run's process to end", 60)
+        (cancelled,) = ended(checkout, "retrain", 1)
+    assert cancelled["state_type"] == "CANCELLED"
+    done = checkout.run("python", "-c", STATES)
+    assert json.loads(done.out.splitlines()[-1]) == ["KILLED"], done.err
+
+
+STATES = (
+    "import json, pathlib; from pipelines.layout import Layout; from pipelines import tracking;"
+    "client = tracking.connect(Layout(pathlib.Path.cwd()));"
+    "ids = [e.experiment_id for e in client.search_experiments()];"
+    "print(json.dumps([r.info.status for r in client.search_runs(ids)]))"
+)

@@ -1,0 +1,112 @@
+"""The stage: what of an earlier attempt counts, and the MLflow run that goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_checkout import Checkout, make
+
+from pipelines import config, tracking
+from pipelines.layout import Layout
+from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.launch import _goes_on
+
+
+def _saved(finished: bool) -> Checkpoint:
+    return Checkpoint(Path("x"), 8, 1, {"finished": finished})
+
+
+@pytest.mark.parametrize(
+    ("saved", "ranks", "afresh", "counts"),
+    [
+        (None, 1, False, True),
+        (_saved(False), 1, True, True),  # broken off: the same command goes on, forced or not
+        (_saved(False), 2, False, True),
+        (_saved(True), 1, False, True),  # killed between the end and DVC's record of it
+        (_saved(True), 1, True, False),
+        (_saved(True), 2, False, False),
+    ],
+)
+def test_what_an_earlier_attempt_left_counts(
+    saved: Checkpoint | None, ranks: int, afresh: bool, counts: bool
+) -> None:
+    before = {"ranks": 1, "device": "cpu"}
+    assert _goes_on(saved, ranks, "cpu", before, afresh) == counts
+    if saved and saved.meta["finished"]:
+        assert not _goes_on(saved, ranks, "cuda", before, afresh)
+
+
+def _runs(layout: Layout) -> list[Any]:
+    client = tracking.connect(layout)
+    ids = [e.experiment_id for e in client.search_experiments()]
+    return list(client.search_runs(ids))
+
+
+def test_a_run_goes_on_under_its_id_and_no_point_comes_twice(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+
+    def opened(resume: str | None) -> Any:
+        return tracking.training_run(
+            layout, experiment="e", params={"train.epochs": 3}, tags={}, resume=resume
+        )
+
+    with pytest.raises(KeyboardInterrupt), opened(None) as run:
+        run.log({"loss": 2.0}, step=10)
+        run.log({"loss": 1.5}, step=20)
+        raise KeyboardInterrupt
+    assert tracking.run_status(layout, run.run_id) == "KILLED"
+    with opened(run.run_id) as again:
+        assert tracking.run_status(layout, run.run_id) == "RUNNING"
+        for step, loss in ((10, 2.0), (20, 1.5), (30, 1.0), (30, 1.0)):
+            again.log({"loss": loss}, step=step)
+    assert again.run_id == run.run_id
+    assert tracking.run_status(layout, run.run_id) == "FINISHED"
+    points = tracking.connect(layout).get_metric_history(run.run_id, "loss")
+    assert sorted((p.step, p.value) for p in points) == [(10, 2.0), (20, 1.5), (30, 1.0)]
+
+
+def test_a_run_that_is_gone_is_replaced(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    arguments: dict[str, Any] = {"experiment": "e", "params": {}, "tags": {}}
+    with tracking.training_run(layout, **arguments) as first:
+        pass
+    tracking.connect(layout).delete_run(first.run_id)
+    for gone in (first.run_id, "0" * 32):
+        with tracking.training_run(layout, **arguments, resume=gone) as run:
+            run.log({"loss": 1.0}, step=1)
+        assert run.run_id not in (first.run_id, gone)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    made = make(tmp_path_factory.mktemp("launch") / "job")
+    done = made.run("dvc", "repro", "prepare")
+    assert done.code == 0, done.out + done.err
+    return made
+
+
+def _train(checkout: Checkout, **more: str) -> dict[str, Any]:
+    done = checkout.run("env", *(f"{k}={v}" for k, v in more.items()),
+                        "python", "-m", "pipelines.stages", "train")  # fmt: skip
+    assert done.code == 0, done.out + done.err
+    found: dict[str, Any] = json.loads((checkout.root / "reports/train.json").read_text())
+    return found
+
+
+def test_a_finished_training_stands_in_for_itself_alone(checkout: Checkout) -> None:
+    layout = Layout(checkout.root)
+    first = _train(checkout)
+    weights = (layout.trained / "network.safetensors").read_bytes()
+    (layout.trained / "network.safetensors").unlink()
+    assert _train(checkout)["resumptions"] == 1
+    assert (layout.trained / "network.safetensors").read_bytes() == weights
+    assert len(_runs(layout)) == 1
+    assert _train(checkout, PRONG_AFRESH="1")["resumptions"] == 0
+    assert len(_runs(layout)) == 2
+    config.edit(checkout.root / "params.yaml", ["train.seed=5"])
+    assert _train(checkout)["train_loss"] != first["train_loss"]
+    assert len(list(layout.trainings.iterdir())) == 2
+    assert {run.info.status for run in _runs(layout)} == {"FINISHED"}
