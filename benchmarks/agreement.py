@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import platform
+import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,7 +156,7 @@ def row(name: str, losses: list[float], reference: list[float]) -> str:
     return f"| {name} | {' | '.join(cells)} | {max(apart):.1e} |"
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table for each network, method and floating type."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--models", nargs="+", choices=workloads.MODELS, default=["autoencoder"])
@@ -167,7 +169,7 @@ def main() -> None:
     parser.add_argument("--period", type=int, default=20)
     parser.add_argument("--float64", action="store_true", help="besides float32")
     parser.add_argument("--data", type=Path, help="folder with the files of MNIST, CIFAR-10")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     print(f"{platform.machine()}, torch {torch.__version__}, gloo, one thread a rank\n")
     for model in asked.models:
@@ -179,6 +181,7 @@ def main() -> None:
                     double, asked.data,
                 )  # fmt: skip
                 _table(setting, asked.ranks)
+    return 0
 
 
 def _table(setting: Setting, ranks: list[int]) -> None:
@@ -196,4 +199,4 @@ def _table(setting: Setting, ranks: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

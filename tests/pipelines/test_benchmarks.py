@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import inputs, simpler, staleness, tune
+from benchmarks import agreement, inputs, simpler, staleness, tune
 from pipelines import config
 from pipelines.data.prepared import Split, load_split
 from pipelines.errors import UserError
@@ -116,3 +116,12 @@ def test_simpler_models_are_listed(checkout: Path, capsys: pytest.CaptureFixture
         "network, adam",
         "network, prong+",
     ]
+
+
+def test_several_ranks_are_as_near_as_rounding(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--models", "tiny", "--methods", "prong", "--ranks", "2", "--steps", "12"]
+    assert agreement.main([*words, "--batch", "15", "--period", "4", "--float64"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 2 ranks")]
+    narrow, wide = ([float(cell) for cell in line.split("|")[2:-1]] for line in lines)
+    assert 0 < max(narrow) < 1e-4
+    assert max(wide) < 1e-12
