@@ -118,6 +118,7 @@ def test_simpler_models_are_listed(checkout: Path, capsys: pytest.CaptureFixture
     ]
 
 
+@pytest.mark.slow
 def test_several_ranks_are_as_near_as_rounding(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--models", "tiny", "--methods", "prong", "--ranks", "2", "--steps", "12"]
     assert agreement.main([*words, "--batch", "15", "--period", "4", "--float64"]) == 0
