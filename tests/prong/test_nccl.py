@@ -39,7 +39,7 @@ def trained(rank, size, device, options):
     )
     prong.whiten(prong.synchronise_batch_norm(model)).to(place)
     parallel = nn.parallel.DistributedDataParallel(
-        model, device_ids=[rank] if device == "cuda" else None, broadcast_buffers=False
+        model, device_ids=[rank] if device == "cuda" else None, forward_sync_buffers=False
     )
     parallel.register_comm_hook(None, prong.sum_by_parameter)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
