@@ -5,7 +5,7 @@
 #   ARGS=…              what is handed on to `prong run` or pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run repro test test-full lint types check ci clean
+.PHONY: help setup run repro test test-full test-gpu lint types check ci clean
 export PYTHON INDEX
 
 BIN := .venv/bin
@@ -27,6 +27,9 @@ test: setup  ## the quick tests, under 5 minutes
 
 test-full: setup  ## all tests, the long ones too
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-gpu: setup  ## the tests that need a CUDA device; without one they are skipped
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: setup  ## style and docstrings
 	@$(BIN)/ruff check .

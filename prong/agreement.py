@@ -163,7 +163,7 @@ class Refresh:
         for turn in turns:
             layers = turn.unit.layers
             for kind in KINDS:
-                parts: list[Moments] = [m for each in layers if (m := getattr(each, kind))]
+                parts: list[Moments] = [m.settle() for each in layers if (m := getattr(each, kind))]
                 if parts:
                     narrow = turn.own and len(layers) == 1
                     mean = parts[0].mean

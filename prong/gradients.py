@@ -12,7 +12,7 @@ parameter's gradient by itself, so that its rounding depends on nothing else.
 # No `from __future__ import annotations`: DistributedDataParallel compares a hook's annotations
 # with the types themselves, and refuses their names.
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -63,10 +63,18 @@ def _reduced(group: ProcessGroup | None, bucket: GradBucket) -> torch.futures.Fu
         for gradient in bucket.gradients()
     ]
 
-    def whole(done: torch.futures.Future[list[torch.futures.Future[object]]]) -> torch.Tensor:
-        for each in done.value():
-            each.value()  # raises what went wrong in it
+    def whole(done: torch.futures.Future[Any]) -> torch.Tensor:
+        done.value()  # raises at once what went wrong in one of them
+        for each in pending:
+            each.wait()
         return bucket.buffer()
 
-    result: torch.futures.Future[torch.Tensor] = torch.futures.collect_all(pending).then(whole)
+    # NCCL's futures are done once their collectives are queued. What follows waits for the device
+    # only through futures that know it, and that of `collect_all` does not: the gradients would be
+    # read while they are still being summed. In the callback of one of them, on streams that its
+    # result is bound to, waiting for the others lets those streams wait.
+    if bucket.buffer().is_cuda and pending:
+        result: torch.futures.Future[torch.Tensor] = pending[-1].then(whole)
+    else:
+        result = torch.futures.collect_all(pending).then(whole)
     return result

@@ -212,7 +212,7 @@ def adopt(layer: nn.Module) -> Whitened:
     layer.register_buffer("precision_damping", None)
     layer.activations, layer.last_pass = False, None
     layer.moments = layer.backward_moments = layer.variances = None
-    layer.gradients_wanted, layer.positions = False, None
+    layer.gradients_wanted, layer.positions, layer.side_stream = False, None, None
     return layer
 
 
@@ -232,6 +232,6 @@ def release(layers: list[Whitened]) -> None:
             del layer._buffers[name]
         for name in ("moments", "backward_moments", "variances", "gradients_wanted"):
             del layer.__dict__[name]
-        for name in ("positions", "activations", "last_pass"):
+        for name in ("positions", "activations", "last_pass", "side_stream"):
             del layer.__dict__[name]
         layer.__class__ = layer.PLAIN  # type: ignore[assignment]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from prong.side_stream import SideStream
+
 
 def wide_dtype(device: torch.device) -> torch.dtype:
     """The widest floating type of a device: float64, but float32 on Apple's GPUs."""
@@ -65,6 +67,8 @@ class Moments:
         mean: `[groups, in]`.
         scatter: `[groups, in, in]`, the centred sum of squares. Only its stripes from the diagonal
             to the right are kept up; `covariance` mirrors them.
+        beside: the side stream that the last batches were added on, or None. Its work may still be
+            under way: call `settle` before reading the tensors themselves.
     """
 
     TENSORS = ("count", "examples", "rejected", "mean", "scatter")
@@ -73,6 +77,7 @@ class Moments:
         self, groups: int, features: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         """Start from no samples, with `mean` and `scatter` in `dtype` on `device`."""
+        self.beside: SideStream | None = None
         # One element and not none: torch.compile loses in-place changes of scalar float64 tensors.
         counts = wide_dtype(device)
         self.count = torch.zeros(1, dtype=counts, device=device)
@@ -100,6 +105,17 @@ class Moments:
         made.mean, made.scatter = mean, scatter
         return made
 
+    def settle(self) -> Moments:
+        """Let the current stream wait until every batch has been added; the moments themselves."""
+        if not torch.compiler.is_compiling() and self.beside is not None:
+            self.beside.join(self.mean.device)
+        return self
+
+    def __getstate__(self) -> dict[str, object]:
+        """Be copied or stored with every batch added."""
+        self.settle()
+        return self.__dict__.copy()
+
     @torch.no_grad()
     def add(self, samples: Float[Tensor, "groups samples in"], examples: int) -> None:
         """Add a batch; one with a NaN or an infinity is kept out whole, an empty one adds nothing.
@@ -110,6 +126,7 @@ class Moments:
         """
         if samples.shape[1] == 0:
             return
+        self.settle()
         with torch.autocast(samples.device.type, enabled=False):
             number = samples.shape[1]
             values = samples.detach().to(product_dtype(samples.dtype, samples.device))
@@ -139,6 +156,7 @@ class Moments:
 
     def widened(self) -> Moments:
         """A copy in the widest type of the device."""
+        self.settle()
         groups, features = self.mean.shape
         wide = Moments(
             groups, features, dtype=wide_dtype(self.mean.device), device=self.mean.device
@@ -149,6 +167,8 @@ class Moments:
 
     def merge(self, other: Moments) -> None:
         """Add another set of samples, given by its moments."""
+        self.settle()
+        other.settle()
         total = (self.count + other.count).clamp(min=1)
         shift = other.mean.to(self.mean) - self.mean
         weight = (self.count * other.count / total).to(self.scatter.dtype)
@@ -162,6 +182,7 @@ class Moments:
 
     def covariance(self) -> Float[Tensor, "groups in in"]:
         """Centred covariance Σ = S/n; zero without samples."""
+        self.settle()
         covariance = self.scatter / self.count.clamp(min=1).to(self.scatter.dtype)
         for start, end in _stripes(covariance.shape[1]):
             covariance[:, end:, start:end] = covariance[:, start:end, end:].transpose(1, 2)
@@ -169,19 +190,23 @@ class Moments:
 
     def second_moment(self, centre: Float[Tensor, "groups in"]) -> Float[Tensor, "groups in in"]:
         """Second moment about `centre`: Σ + (μ − centre)(μ − centre)ᵀ."""
+        self.settle()
         shift = self.mean - centre.to(self.mean)
         return self.covariance() + shift.unsqueeze(2) * shift.unsqueeze(1)
 
     def to(self, device: torch.device) -> None:
         """Move every tensor to `device`, in place of the old ones."""
+        self.settle()
         for name in self.TENSORS:
             setattr(self, name, getattr(self, name).to(device))
 
     def tensors(self) -> dict[str, Tensor]:
         """The state, by name; the tensors are copies."""
+        self.settle()
         return {name: getattr(self, name).clone() for name in self.TENSORS}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take over a state that `tensors` gave."""
+        self.settle()
         for name in self.TENSORS:
             getattr(self, name).copy_(tensors[name])

@@ -82,11 +82,12 @@ class Unit:
 
         Args:
             kind: "moments" of the inputs or "backward_moments" of the outputs' gradients.
-            widened: whether in the widest type and a copy; else a single layer's own are given.
+            widened: whether in the widest type and a copy; else a single layer's own are given,
+                settled.
         """
         if not widened and len(self.layers) == 1:
             only: Moments | None = getattr(self.layer, kind)
-            return only
+            return None if only is None else only.settle()
         pooled: Moments | None = None
         for layer in self.layers:
             own: Moments | None = getattr(layer, kind)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from prong.side_stream import SideStream
+
 
 class Whitened(nn.Module):
     """What every whitened layer shares: Φ, the fold, and the gathering of statistics.
@@ -50,6 +52,7 @@ class Whitened(nn.Module):
         moments: where the input's statistics go, or None while none are wanted.
         backward_moments: where the statistics of the output's gradient go, or None.
         gradients_wanted: whether the gradients that pass now count.
+        side_stream: where statistics are taken on CUDA, or None for the current stream.
         last_pass: where a canonical dense layer keeps what the step clip needs, or None.
         variances: where the whitened units' variances of this step go, for the per-batch D, or
             None.
@@ -79,6 +82,7 @@ class Whitened(nn.Module):
     moments: Moments | None
     backward_moments: Moments | None
     gradients_wanted: bool
+    side_stream: SideStream | None
     last_pass: LastPass | None
     variances: UnitVariances | None
     positions: int | None
@@ -215,7 +219,7 @@ class Whitened(nn.Module):
         with torch.no_grad():
             samples, examples = self.samples(input)
             if self.moments is not None:
-                self.moments.add(samples, examples)
+                self._add(self.moments, samples, examples, input)
             if self.variances is not None:
                 self.variances.add(samples, self.mean, self.whitener)
 
@@ -245,7 +249,13 @@ class Whitened(nn.Module):
         """
         if self.backward_moments is not None and self.gradients_wanted:
             samples, examples = self.gradient_samples(gradient)
-            self.backward_moments.add(samples * examples, examples)
+            self._add(self.backward_moments, samples * examples, examples, gradient)
+
+    def _add(self, moments: Moments, samples: Tensor, examples: int, source: Tensor) -> None:
+        if self.side_stream is None or torch.compiler.is_compiling():
+            moments.add(samples, examples)
+        else:
+            self.side_stream.add(moments, samples, examples, source)
 
     def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "groups samples out"], int]:
         """The samples that an output's gradient holds, and the number of its examples."""

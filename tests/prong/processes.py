@@ -1,4 +1,4 @@
-"""Real processes of one gloo group, for tests of several ranks."""
+"""Real processes of one group, gloo's or NCCL's, for tests of several ranks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def _start(rank, size, folder, function, arguments):
+def _start(rank, size, folder, backend, function, arguments):
     torch.set_num_threads(1)
+    options = {}
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+        options["device_id"] = torch.device("cuda", rank)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size
+        backend, init_method=f"file://{folder}/store", rank=rank, world_size=size, **options
     )
     try:
         torch.save(function(rank, size, *arguments), f"{folder}/{rank}.pt")
@@ -19,10 +23,10 @@ def _start(rank, size, folder, function, arguments):
         dist.destroy_process_group()
 
 
-def run(folder, size, function, *arguments):
+def run(folder, size, function, *arguments, backend="gloo"):
     """Give what `function(rank, size, *arguments)` returned in each of `size` processes."""
     folder.mkdir()
-    mp.start_processes(_start, (size, str(folder), function, arguments), nprocs=size)
+    mp.start_processes(_start, (size, str(folder), backend, function, arguments), nprocs=size)
     return [torch.load(folder / f"{rank}.pt") for rank in range(size)]
 
 

@@ -1,17 +1,25 @@
-"""On a CUDA device: the same promises, with TF32, gradient scaling and a device move."""
+"""On a CUDA device: the same promises, with TF32, half precision, a compiler and a device move.
+
+What needs no CUDA kernel of its own runs on the CPU as well, so that these tests are known to work.
+"""
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
+from devices import BOTH, CUDA
+from processes import run
+from safetensors.torch import load_file, save_file
+from test_path import PERIOD, SAMPLES, arrays, batches, reference, relative
+from test_path import network as dense_network
 from torch import nn
 
 import prong
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+MODES = ["fold", "activations", "canonical"]
 
 
 def network():
@@ -21,14 +29,34 @@ def network():
     )
 
 
+def batch(step, device, size=64):
+    generator = torch.Generator().manual_seed(step)
+    labels = torch.randint(0, 10, (size,), generator=generator)
+    x = nn.functional.one_hot(labels, 108).float().reshape(size, 3, 6, 6)
+    x = x + torch.randn(size, 3, 6, 6, generator=generator) / 10
+    return x.to(device), labels.to(device)
+
+
+def start(device, **options):
+    model = prong.whiten(network().to(device))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    options = {"period": 5, "samples": 128, **options}
+    return model, optimizer, prong.Reparametrizer(model, optimizer, **options)
+
+
+def weights(model):
+    return torch.cat([p.detach().double().flatten().cpu() for p in prong.fold(model).parameters()])
+
+
+@pytest.mark.parametrize("device", BOTH)
 @pytest.mark.parametrize("tf32", [False, True])
-def test_reparametrisation_keeps_the_function(tf32):
+def test_reparametrisation_keeps_the_function(device, tf32):
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
-        model = prong.whiten(network()).cuda()
+        model = prong.whiten(network()).to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
         natural = prong.Reparametrizer(model, optimizer, period=5, samples=128)
-        x = torch.randn(64, 3, 6, 6, device="cuda") + 1
+        x = torch.randn(64, 3, 6, 6, device=device) + 1
         before = model(x).detach()
         natural.initialize([x], "preserve")
         assert (model(x) - before).abs().max() < 1e-2 * before.abs().max()
@@ -38,30 +66,43 @@ def test_reparametrisation_keeps_the_function(tf32):
         torch.set_float32_matmul_precision("highest")
 
 
-def test_gradient_scaling_and_half_precision():
-    model = prong.whiten(network()).cuda()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
-    natural = prong.Reparametrizer(model, optimizer, period=5, samples=64)
-    scaler = torch.amp.GradScaler("cuda")
-    y = torch.randint(0, 10, (64,), device="cuda")
-    losses = []
-    for _ in range(20):
-        x = torch.nn.functional.one_hot(y, 108).float().reshape(64, 3, 6, 6)
-        with torch.autocast("cuda", torch.float16):
-            loss = nn.functional.cross_entropy(model(x), y)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-        natural.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < losses[0]
-    assert natural.report is not None
-    assert natural.report.layers["3"].updated
-    assert model[3].whitener.dtype == torch.float32
+@pytest.mark.parametrize("device", BOTH)
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("mode", MODES)
+def test_mixed_precision_follows_float32(device, half, mode):
+    """float16 with gradient scaling, bfloat16 without; statistics and folds stay float32."""
+    paths, runs = [], []
+    for mixed in (False, True):
+        model, optimizer, natural = start(device, mode=mode)
+        natural.initialize([batch(99, device)[0]])
+        # Low enough that no step is left out: the path beside it leaves out none.
+        scaled = mixed and half is torch.float16
+        scaler = torch.amp.GradScaler(device, init_scale=1024.0, enabled=scaled)
+        losses = []
+        for step in range(20):
+            x, y = batch(step, device)
+            with torch.autocast(device, half, enabled=mixed):
+                output = model(x)
+                loss = nn.functional.cross_entropy(output.float(), y)
+            assert output.dtype == (half if mixed else torch.float32)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            natural.step()
+            losses.append(float(loss.detach()))
+        assert losses[-1] < 0.5 * losses[0]
+        assert natural.report.layers["3"].updated
+        assert {buffer.dtype for buffer in model[3].phi_buffers()} == {torch.float32}
+        paths.append(weights(model))
+        runs.append(losses)
+    # Eight bits of a product, and as many of a gradient.
+    assert (paths[1] - paths[0]).norm() < 0.015 * paths[0].norm()
+    assert max(abs(a - b) for a, b in zip(*runs, strict=True)) < 0.01
 
 
-def test_moving_to_the_device_in_mid_window():
+@pytest.mark.parametrize("device", [CUDA])
+def test_moving_to_the_device_in_mid_window(device):
     model = prong.whiten(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     natural = prong.Reparametrizer(model, optimizer, period=2, samples=16, batch_diagonal=True)
@@ -69,8 +110,163 @@ def test_moving_to_the_device_in_mid_window():
     optimizer.step()
     optimizer.zero_grad()
     natural.step()
-    model.cuda()
-    model(torch.randn(8, 3, 6, 6, device="cuda")).sum().backward()
+    model.to(device)
+    model(torch.randn(8, 3, 6, 6, device=device)).sum().backward()
     optimizer.step()
     report = natural.step()
     assert report.layers["0"].examples == 16
+
+
+@pytest.mark.parametrize("device", BOTH)
+def test_the_canonical_path_is_the_closed_form(device):
+    """Twenty steps, two reparametrisations, float64: the path of the reference in numpy."""
+    model = prong.whiten(dense_network().to(device))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    natural = prong.Reparametrizer(
+        model,
+        optimizer,
+        period=PERIOD,
+        samples=SAMPLES,
+        damping=0.05,
+        root="cholesky",
+        clip=None,
+        mode="canonical",
+    )
+    path = reference("gradient")[:20]
+    found = []
+    for x, labels in batches(20):
+        inputs, wanted = torch.tensor(x).to(device), torch.tensor(labels).to(device)
+        nn.functional.cross_entropy(model(inputs), wanted).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        natural.step()
+        plain, biases = arrays(prong.fold(model).cpu())
+        found.append(np.concatenate([p.ravel() for p in [*plain, *biases]]))
+    assert natural.report.layers["0"].updated
+    assert relative(np.array(found), path) <= 1e-10
+
+
+@pytest.mark.parametrize("device", BOTH)
+@pytest.mark.parametrize("side_stream", [False, True])
+@pytest.mark.parametrize("mode", ["fold", "canonical"])
+# The compiler and what it calls warn of what concerns only themselves, or a faster product.
+@pytest.mark.filterwarnings("default")
+def test_compiled_there_are_two_graphs_and_the_same_path(device, side_stream, mode):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("inductor" if device == "cuda" else "aot_eager")
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        runs = []
+        for compiled in (False, True):
+            model, optimizer, natural = start(device, mode=mode, side_stream=side_stream)
+            natural.initialize([batch(99, device)[0]])
+            called = torch.compile(model, backend=counter, fullgraph=True) if compiled else model
+            for step in range(17):
+                x, y = batch(step, device)
+                nn.functional.cross_entropy(called(x), y).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                natural.step()
+            runs.append((weights(model), natural.report.layers["0"].samples))
+    # One graph that takes statistics and one that does not; three reparametrisations add none.
+    assert counter.frame_count == 2
+    assert runs[0][1] == runs[1][1] > 0
+    assert (runs[1][0] - runs[0][0]).abs().max() < 1e-4
+
+
+def _resumed(rank, size, device, folder, options):
+    """Whether a run that stops in mid-window and goes on in other objects ends in the same bits."""
+    torch.use_deterministic_algorithms(True)
+
+    def train(model, optimizer, natural, first, last):
+        for step in range(first, last):
+            x, y = batch(step, device)
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            natural.step()
+
+    whole = start(device, **options)
+    whole[2].initialize([batch(99, device)[0]])
+    train(*whole, 0, 17)
+    model, optimizer, natural = start(device, **options)
+    natural.initialize([batch(99, device)[0]])
+    train(model, optimizer, natural, 0, 9)
+    state = natural.state_dict()
+    assert any(name.endswith("scatter") for name in state["tensors"])
+    save_file(state["tensors"], f"{folder}/natural.safetensors")
+    meta = json.dumps(state["meta"])
+    torch.save([model.state_dict(), optimizer.state_dict()], f"{folder}/rest.pt")
+    model, optimizer, natural = start(device, **options)
+    rest = torch.load(f"{folder}/rest.pt", map_location=device)
+    model.load_state_dict(rest[0])
+    optimizer.load_state_dict(rest[1])
+    natural.load_state_dict(
+        {"tensors": load_file(f"{folder}/natural.safetensors"), "meta": json.loads(meta)}
+    )
+    train(model, optimizer, natural, 9, 17)
+    found, expected = model.state_dict(), whole[0].state_dict()
+    return [name for name in expected if not torch.equal(found[name], expected[name])]
+
+
+@pytest.mark.parametrize("device", BOTH)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"two_sided": "empirical"},
+        {"mode": "canonical", "leading": 0.5, "spread": True},
+        {"mode": "activations", "side_stream": True},
+    ],
+    ids=["two sides", "canonical", "side stream"],
+)
+def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(
+    device, options, tmp_path, monkeypatch
+):
+    # cuBLAS reads it once in a process, hence a process of its own.
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    (differing,) = run(tmp_path / "ranks", 1, _resumed, device, str(tmp_path), options)
+    assert differing == []
+
+
+@pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.parametrize("side_stream", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_no_step_between_reparametrisations_waits_for_the_device(device, side_stream, mode):
+    model, optimizer, natural = start(device, mode=mode, clip=None, side_stream=side_stream)
+    drawn = [batch(step, device) for step in range(15)]
+
+    def step(x, y):
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return natural.step()
+
+    for x, y in drawn[:5]:  # the first period also tells how large a batch is
+        step(x, y)
+    gathered = 0
+    for number, (x, y) in enumerate(drawn[5:], 6):
+        if number % natural.period == 0:
+            assert step(x, y) is not None
+            continue
+        gathered += model[0].moments is not None
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            assert step(x, y) is None
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert 0 < gathered < 8  # steps of both kinds were watched
+
+
+@pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_a_wait_for_the_device_would_be_noticed(device):
+    value = torch.ones((), device=device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with pytest.raises(RuntimeError, match="synchroniz"):
+            float(value)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

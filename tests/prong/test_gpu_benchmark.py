@@ -1,0 +1,88 @@
+"""The benchmark for CUDA devices refuses to run without one, and its tables come out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_without_a_device_it_says_so_once_and_prints_no_table():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("--device = 'cuda': there is no CUDA device here; allowed: cpu")
+    assert done.stderr.count("\n") == 1
+
+
+# What the compiler does with an autograd function of anyone's.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_every_row_is_in_the_table(capsys):
+    options = ["--device", "cpu", "--model", "tiny", "--steps", "3", "--rounds", "2"]
+    torch._dynamo.reset()
+    assert gpu.main([*options, "--backend", "aot_eager", "--batch", "8", "--calls", "3"]) == 0
+    text = capsys.readouterr().out
+    cells = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    rows = [tuple(row[:3]) for row in cells if row[0].removeprefix("| ") in gpu.SETTINGS]
+    expected = [
+        (f"| {setting}", name, beside)
+        for setting in gpu.SETTINGS
+        for name in ("sgd", *gpu.ROWS)
+        for beside in (["–"] if name == "sgd" else ["off", "on"])
+        if setting != "compiled" or beside != "on"
+    ]
+    assert rows == expected
+    # SGD beside itself; it is never reparametrised, all others are.
+    assert all((row[4] == "1.00 (1.00–1.00)") == (row[1] == "sgd") for row in cells if len(row) > 6)
+    assert {row[6] == "–" for row in cells if row[1] == "sgd"} == {True}
+    assert [row[0] for row in cells if len(row) == 4] == [
+        "| images in a call",
+        "| 1",
+        "| 7",
+        "| 256",
+    ]
+
+
+def test_a_turn_counts_steps_and_the_refreshes_in_them():
+    asked = gpu._parser().parse_args(["--device", "cpu", "--model", "tiny", "--steps", "4"])
+    asked.model, asked.period = "tiny", 4
+    row = gpu._row("float32", "prong fold", True, asked)
+    batches = [(torch.rand(8, 12), None) for _ in range(8)]
+    row.turn(batches, counted=False)
+    assert not row.steps
+    assert not row.refreshes
+    start = time.perf_counter()
+    row.turn(batches, counted=True)
+    whole = 1e3 * (time.perf_counter() - start)
+    assert row.run.natural.steps == 16
+    assert len(row.steps) == 8
+    assert len(row.refreshes) == 2
+    assert 0 < sum(row.refreshes) <= 8 * row.shares[0] < sum(row.steps) <= whole
+    assert row.turns == [pytest.approx(sum(row.steps) / 8)]
+
+
+def test_a_clock_tells_what_lies_between_its_marks():
+    clock = gpu.Clock(torch.device("cpu"))
+    for pause in (0.02, 0.0, 0.0):
+        clock.mark()
+        time.sleep(pause)
+    first, second = clock.take()
+    assert first >= 20
+    assert second > 0
+    assert clock.take() == []
