@@ -159,5 +159,7 @@ def test_a_kill_at_every_step_on_postgresql(
 
 def test_every_point_is_tried_and_there_are_enough_tries() -> None:
     tried = [param.values[1] for param in tries()]
-    assert set(tried) == set(POINTS)
+    # Those of a training are tried in tests/pipelines/training/test_resume.py.
+    ours = {point for point in POINTS if point.partition(".")[0] not in ("train", "checkpoint")}
+    assert set(tried) == ours
     assert 2 * len(tried) >= 100

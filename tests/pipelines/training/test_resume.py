@@ -17,6 +17,7 @@ from gang import Gang
 from torch import nn
 
 from pipelines.config import Method, TrainConfig
+from pipelines.faults import POINTS
 from pipelines.training import checkpoint, pulse, state
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.loop import Loop
@@ -232,6 +233,11 @@ def test_a_signal_makes_a_checkpoint_and_an_end(
     assert saved.step > 5
     (end,) = pulse.ends(gang.paths.signs).values()
     assert (end["how"], end["step"]) == ("stopped", saved.step)
+
+
+def test_every_point_of_a_training_is_tried() -> None:
+    tried = {fault.partition("#")[0] for fault in FAULTS}
+    assert tried == {p for p in POINTS if p.partition(".")[0] in ("train", "checkpoint")}
 
 
 def test_a_damaged_checkpoint_costs_steps_and_not_the_result(
