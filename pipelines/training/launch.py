@@ -7,6 +7,8 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,8 @@ def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
         before = checkpoint.newest(folder.checkpoints)
         if not _goes_on(before, world, place, folder.remembered(), afresh):
             folder.forget()
+        elif before:
+            print(f"  train: goes on from step {before.step}", flush=True)
         folder.signs.mkdir(exist_ok=True)
         job = with_attempt(_job(layout, params, folder, place, world))
         tracking.close_dead_runs(layout)
@@ -191,7 +195,10 @@ def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
             without_signs(folder)
             job.write(folder.job)
             machines = Machines(count, watch.nodes, watch.rendezvous)
-            supervise(job, folder, machines, root=layout.root, restarts=watch.restarts, tick=follow)
+            with _saying_where_it_stopped(folder):
+                supervise(
+                    job, folder, machines, root=layout.root, restarts=watch.restarts, tick=follow
+                )
             if not follow.end:
                 raise Failed("the ranks ended without a word of how the training went")
             with atomic_directory(layout.trained) as out:
@@ -201,6 +208,18 @@ def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
             write_table(layout.reports / "conditioning.csv", CONDITIONING, follow.conditioning)
             write_json(layout.reports / "train.json", _figures(follow, params, place, world))
             run.tag(tracking.WEIGHTS_TAG, weights)
+
+
+@contextmanager
+def _saying_where_it_stopped(folder: TrainingFolder) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        saved = checkpoint.newest(folder.checkpoints)
+        if saved:
+            said = f"  train: stopped at step {saved.step}; the same command goes on from there"
+            print(said, flush=True)
+        raise
 
 
 def join(layout: Layout, params: Params) -> None:
