@@ -121,6 +121,9 @@ def agreed(folder: Path, rank: int, told: Callable[[int], int]) -> Checkpoint | 
         rank: This rank.
         told: Returns rank 0's number, ≥ −1, on every rank.
     """
+    if rank == 0:
+        for broken in folder.glob(f"*{_PARTIAL}"):  # its writers are gone
+            shutil.rmtree(broken)
     found = newest(folder) if rank == 0 else None
     step = told(found.step if found else -1)
     if rank == 0 or step < 0:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from pipelines import faults
 from pipelines.config import TrainConfig
-from pipelines.errors import UserError
+from pipelines.errors import UserError, disk_error
 from pipelines.files import write_json
 from pipelines.processes import end_with_keeper, exit_on_sigterm
 from pipelines.training.pulse import Pulse
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipelines.training.stopping import Stop
 
 _SHORT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.I)
+_SYSTEM = re.compile(r"\(os error (\d+)\)")
 _PEER = re.compile(r"gloo|nccl|Connection (closed|reset)|Broken pipe|TCPStore|heartbeat", re.I)
 
 
@@ -100,7 +101,9 @@ class Between:
 
         self._pulse(phase, loop.step)
         signum = self._stop.agreed(now=phase != "training")
-        due = phase == "training" and loop.step % self._job.checkpoint == 0
+        # What the last step leaves is saved once, as finished.
+        on_the_way = phase == "training" and loop.step < loop.steps
+        due = on_the_way and loop.step % self._job.checkpoint == 0
         if (signum or due) and loop.step:
             self.save(loop)
         if signum:
@@ -222,6 +225,10 @@ def _explained(error: BaseException, job: Job, pulse: Pulse) -> dict[str, object
     """Return what the record of a failed rank says."""
     text = " ".join(str(error).split())
     last, config = pulse.last, job.config
+    number = _SYSTEM.search(text)  # as a library says it that raises errors of its own
+    full = error if isinstance(error, OSError) else OSError(int(number[1]) if number else 0, text)
+    if mended := disk_error(full):
+        return {"kind": "user", "message": f"{mended} (rank {last.rank}, {last.phase})"}
     if isinstance(error, MemoryError) or _SHORT_OF_MEMORY.search(text):
         place = "the GPU" if job.device == "cuda" else "this machine"
         return {

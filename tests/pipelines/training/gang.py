@@ -38,7 +38,7 @@ class Gang:
         ranks: How many.
         options: Words to the ranks: `float64`, `every` (a loss of every step), `hash` (each leaves
             a hash of what all are to hold alike), `nudge` (weights begin one bit further from
-            zero), `little memory`.
+            zero), `little memory`, `little disk`.
         checkpoint: Steps between checkpoints.
         keep: Checkpoints that stay.
         more: Environment variables.
@@ -173,6 +173,10 @@ def _main(job: Path, options: set[str]) -> int:
 
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (mapped + 2**31, mapped + 2**31))
+    if "little disk" in options:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     if "float64" in options:
         import torch
 

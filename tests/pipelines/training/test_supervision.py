@@ -200,6 +200,20 @@ def test_a_lack_of_memory_says_what_to_lower(
         assert word in end["message"]
 
 
+def test_a_full_disk_is_one_message_and_the_training_goes_on_later(
+    small: TrainConfig, prepared: Path, tmp_path: Path
+) -> None:
+    gang = Gang(prepared, tmp_path / "full", small, checkpoint=4, options=("little disk",))
+    assert gang.run() == [2]
+    (end,) = pulse.ends(gang.paths.signs).values()
+    assert end["kind"] == "user"
+    assert "cannot write: the file would pass the size limit" in end["message"]
+    assert list(gang.paths.checkpoints.iterdir())  # what it could not finish
+    gang.options = ()
+    gang.train()
+    assert not list(gang.paths.checkpoints.glob("*.partial"))
+
+
 def test_a_users_mistake_passes_through_as_one_message(gang: Gang) -> None:
     gang = replace(gang, config=replace(gang.config, method="sgd", lr=1e6, warmup=0))
     process = gang.supervised()
