@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipelines import tracking
 from pipelines.config import Params, TrainConfig
@@ -23,8 +20,9 @@ from pipelines.errors import Failed, UserError
 from pipelines.files import atomic_directory, sha256_file, sweep, write_json
 from pipelines.layout import Layout
 from pipelines.training import checkpoint, methods
-from pipelines.training.events import CONDITIONING, HISTORY, Event, EventReader, write_table
+from pipelines.training.events import CONDITIONING, HISTORY, write_table
 from pipelines.training.folder import TrainingFolder, name, tidy
+from pipelines.training.follower import Follower, progress_bar
 from pipelines.training.rank import Job
 from pipelines.training.supervision import Machines, supervise, with_attempt, without_signs
 
@@ -79,71 +77,6 @@ def _threads(count: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // count)
 
 
-class _Follower:
-    """Turns events into a progress bar, MLflow points, and the tables kept for the report."""
-
-    def __init__(self, events: Path, run: tracking.TrainingRun, progress: Progress) -> None:
-        self._read, self._run, self._progress = EventReader(events), run, progress
-        self._task = progress.add_task("train", total=None, note="starting the ranks")
-        self._kept: list[Event] = []
-
-    def __call__(self) -> None:
-        for event in self._read():
-            if event["kind"] == "resume":
-                del self._kept[event["keep"] :]
-                continue
-            self._kept.append(event)
-            match event["kind"]:
-                case "start":
-                    self._progress.update(
-                        self._task, total=event["steps"], completed=event["step"], note=""
-                    )
-                case "step":
-                    self._log(event)
-                    note = f"loss {event['train_loss']:.4f}  {event['samples_per_second']:.0f}/s"
-                    self._progress.update(self._task, completed=event["step"], note=note)
-                case "evaluation":
-                    self._log(event)
-                case "refresh":
-                    for layer in event["layers"]:
-                        self._log_layer(event["step"], layer)
-
-    @property
-    def history(self) -> list[Event]:
-        """Logged points and evaluations, in order."""
-        return [event for event in self._kept if event["kind"] in ("step", "evaluation")]
-
-    @property
-    def conditioning(self) -> list[Event]:
-        """A row for each layer of each reparametrisation, in order."""
-        return [
-            {"step": event["step"], **layer}
-            for event in self._kept
-            if event["kind"] == "refresh"
-            for layer in event["layers"]
-        ]
-
-    @property
-    def resumptions(self) -> int:
-        """How often the training went on from a checkpoint."""
-        return len([event for event in self._kept if event["kind"] == "start"]) - 1
-
-    @property
-    def end(self) -> Event:
-        """What the ranks said when they had finished."""
-        last = self._kept[-1] if self._kept else {}
-        return last if last.get("kind") == "end" else {}
-
-    def _log(self, event: Event) -> None:
-        points = {k: v for k, v in event.items() if k not in ("step", "kind")}
-        self._run.log(points, step=event["step"])
-
-    def _log_layer(self, step: int, layer: Event) -> None:
-        name = layer["layer"]
-        keys = CONDITIONING[2:]  # all but step and layer
-        self._run.log({f"{key}/{name}": layer[key] for key in keys}, step=step)
-
-
 def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
     """Train the network and write `models/trained` and the tables of its history.
 
@@ -188,10 +121,10 @@ def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
                 tags=tags,
                 resume=folder.remembered().get("run_id"),
             ) as run,
-            _progress() as progress,
+            progress_bar() as progress,
         ):
             folder.remember(run_id=run.run_id, ranks=world, device=place)
-            follow = _Follower(folder.events, run, progress)
+            follow = Follower(folder.events, run, progress)
             without_signs(folder)
             job.write(folder.job)
             machines = Machines(count, watch.nodes, watch.rendezvous)
@@ -299,7 +232,7 @@ def _job(layout: Layout, params: Params, folder: TrainingFolder, place: str, wor
     )
 
 
-def _figures(follow: _Follower, params: Params, place: str, count: int) -> dict[str, Any]:
+def _figures(follow: Follower, params: Params, place: str, count: int) -> dict[str, Any]:
     steps = [row for row in follow.history if "train_loss" in row]
     evaluations = [row for row in follow.history if "validation_error" in row]
     return {
@@ -336,16 +269,3 @@ def _accelerator(place: str) -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "driver": found[1] if found else "unknown",
     }
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
