@@ -23,4 +23,5 @@ from prong.plots import spectra as spectra
 from prong.reparametrizer import Reparametrizer as Reparametrizer
 from prong.report import LayerReport as LayerReport
 from prong.report import RefreshReport as RefreshReport
+from prong.state import merge_moments as merge_moments
 from prong.whitened import Whitened as Whitened
