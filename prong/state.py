@@ -56,10 +56,18 @@ def unpack_moments(
 
 
 def merge_moments(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The union of what `pack_moments` took on several ranks, exactly.
+    """The union of moments of several ranks, exactly (Chan et al. 1983; see `prong.moments`).
 
     Args:
-        parts: of each rank, the same names everywhere.
+        parts: of each rank, the "tensors" of `Reparametrizer.state_dict`; the same names, shapes
+            and types everywhere.
+
+    Returns:
+        The same names: counts added up, means `[groups, in]` and centred sums of squares `[groups,
+        in, in]` of all samples together. What is no moment is the first rank's.
+
+    Raises:
+        KeyError: if a rank lacks a name that the first one has.
     """
     merged = {name: value.clone() for name, value in parts[0].items()}
     stems = sorted({name.rpartition(".")[0] for name in merged if name.endswith(".scatter")})

@@ -24,7 +24,7 @@ from pipelines.training.events import CONDITIONING, HISTORY, write_table
 from pipelines.training.folder import TrainingFolder, name, tidy
 from pipelines.training.follower import Follower, progress_bar
 from pipelines.training.rank import Job
-from pipelines.training.supervision import Machines, supervise, with_attempt, without_signs
+from pipelines.training.supervision import Machines, supervise, without_signs
 
 
 def device(config: TrainConfig) -> str:
@@ -108,7 +108,7 @@ def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
         elif before:
             print(f"  train: goes on from step {before.step}", flush=True)
         folder.signs.mkdir(exist_ok=True)
-        job = with_attempt(_job(layout, params, folder, place, world))
+        job = _job(layout, params, folder, place, world)
         tracking.close_dead_runs(layout)
         values = {f"{s}.{k}": v for s, d in params.recorded().items() for k, v in d.items()}
         values["train.lr"] = methods.learning_rate(config)
@@ -228,7 +228,7 @@ def _job(layout: Layout, params: Params, folder: TrainingFolder, place: str, wor
         keep=watch.keep,
         timeout=watch.timeout,
         ranks=world,
-        attempt="",
+        attempt=f"{os.getpid()}-{time.time_ns()}",
     )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def _command(job: Job, folder: TrainingFolder, machines: Machines, restarts: int
         # Names may resolve to an address that this machine does not know as its own.
         conf = f"is_host={int(machines.first)},join_timeout={int(job.timeout)}"
         command += ["--rdzv-conf", conf]
-    command += ["--log-dir", str(folder.path / "logs")]  # else one stays in /tmp for good
+    command += ["--log-dir", str(_logs(folder))]  # else one stays in /tmp for good
     command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
     command += ["--shutdown-timeout", str(int(GRACE) - 1)]
     return [*command, "-m", "pipelines.training.rank", str(folder.job)]
@@ -256,13 +257,14 @@ def _tail(folder: TrainingFolder, characters: int = _NEWS) -> str:
     return folder.log.read_text(encoding="utf-8", errors="replace")[-characters:].rstrip()
 
 
+def _logs(folder: TrainingFolder) -> Path:
+    """Return where torchrun keeps folders of its own, one for each attempt."""
+    return folder.path / "logs"
+
+
 def without_signs(folder: TrainingFolder) -> None:
     """Remove the signs and records of an earlier attempt's ranks, which are gone."""
     for path in folder.signs.iterdir():
         path.unlink()
     folder.log.unlink(missing_ok=True)
-
-
-def with_attempt(job: Job) -> Job:
-    """Return the job under a name that no other attempt has."""
-    return replace(job, attempt=f"{os.getpid()}-{time.time_ns()}")
+    shutil.rmtree(_logs(folder), ignore_errors=True)

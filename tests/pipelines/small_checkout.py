@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -73,6 +74,19 @@ class Checkout:
             timeout=280,
         )
         return Done(done.returncode, done.stdout, done.stderr)
+
+    def run_states(self) -> list[str]:
+        """Return how each MLflow run of the checkout's trainings stands."""
+        program = (
+            "import json, pathlib; from pipelines.layout import Layout;"
+            "from pipelines import tracking; client = tracking.connect(Layout(pathlib.Path.cwd()));"
+            "ids = [e.experiment_id for e in client.search_experiments()];"
+            "print(json.dumps([r.info.status for r in client.search_runs(ids)]))"
+        )
+        done = self.run("python", "-c", program)
+        assert done.code == 0, done.err
+        states: list[str] = json.loads(done.out.splitlines()[-1])
+        return states
 
 
 def make(root: Path) -> Checkout:

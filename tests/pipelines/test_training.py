@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -170,7 +169,7 @@ def test_no_process_outlives_its_run_and_the_next_run_goes_on(
     done = checkout.prong("run")
     assert done.code == 0, done.out + done.err
     assert "prepare   cached" in done.out
-    states = _run_states(checkout)
+    states = set(checkout.run_states())
     assert "RUNNING" not in states
     assert "KILLED" in states or "FAILED" in states
 
@@ -193,15 +192,3 @@ def _command(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
-
-
-def _run_states(checkout: Checkout) -> set[str]:
-    program = (
-        "import json, pathlib; from pipelines.layout import Layout; from pipelines import tracking;"
-        "client = tracking.connect(Layout(pathlib.Path.cwd()));"
-        "ids = [e.experiment_id for e in client.search_experiments()];"
-        "print(json.dumps([r.info.status for r in client.search_runs(ids)]))"
-    )
-    done = checkout.run("python", "-c", program)
-    assert done.code == 0, done.err
-    return set(json.loads(done.out.splitlines()[-1]))
