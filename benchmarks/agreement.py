@@ -103,7 +103,6 @@ def training(setting: Setting, rank: int, size: int, *, nudged: bool = False) ->
             period=setting.period,
             samples=2000,
             damping=setting.damping,
-            clip=0.01,
             mode="auto",
         )
         first = (work.draw(generator)[0].to(dtype)[share] for _ in range(1000))

@@ -145,7 +145,11 @@ class Row:
 def _row(setting: str, name: str, side_stream: bool, asked: argparse.Namespace) -> Row:
     method: Method = METHODS[name]
     if method.options is not None:
-        options = {"clip": asked.clip or None, **method.options, "side_stream": side_stream}
+        options = {
+            "step_limit": asked.step_limit or None,
+            **method.options,
+            "side_stream": side_stream,
+        }
         method = replace(method, options=options)
     run = step_time.begin(method, asked, {})
     call: Callable[[Tensor], Tensor] = run.model
@@ -242,7 +246,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=5, help="turns that count")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--damping", type=float, default=0.1)
-    parser.add_argument("--clip", type=float, default=0.001, help="κ; 0 for no clip")
+    parser.add_argument("--step-limit", type=float, default=0.003, help="ρ; 0 for none")
     parser.add_argument("--precision", choices=("float32", "float64"), default="float32")
     parser.add_argument("--tf32", action="store_true", help="round products to TF32")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
@@ -290,7 +294,7 @@ def _place(asked: argparse.Namespace) -> str:
         f"{device}, torch {torch.__version__}, ONNX Runtime {ORT_VERSION}, "
         f"Python {platform.python_version()}; TF32 {'on' if asked.tf32 else 'off'}; "
         f"T = {asked.steps}, N_s = {asked.samples}, ε = {asked.damping}, "
-        f"κ = {asked.clip or 'none'}, batch {asked.batch}, random inputs"
+        f"ρ = {asked.step_limit or 'none'}, batch {asked.batch}, random inputs"
     )
 
 

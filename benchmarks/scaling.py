@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 import prong
 from benchmarks import step_time, workloads
 
-WHOLE, LEADING = "prong canonical, spread, no clip", "prong leading, no clip"
+WHOLE, LEADING = "prong, whole P, no limit", "prong, no limit"
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def train(
             optimizer,
             period=asked.period,
             damping=0.1,
-            clip=asked.clip,
+            step_limit=asked.step_limit,
             **options,  # type: ignore[arg-type]
         )
         natural.initialize([work.examples[:2000]])
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--period", type=int, default=100)
     parser.add_argument("--lr", type=float, default=0.02)
-    parser.add_argument("--clip", type=float, default=0.01)
+    parser.add_argument("--step-limit", type=float, default=0.003)
     parser.add_argument("--sgd-lr", type=float, default=0.003)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     asked = parser.parse_args(arguments)

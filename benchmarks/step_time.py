@@ -69,8 +69,6 @@ class Method:
     normalised: bool = False
 
 
-LEADING: dict[str, object] = {"mode": "canonical", "spread": True, "leading": 0.3}
-
 METHODS = {
     "sgd": Method(),
     "rmsprop": Method(lambda m: [torch.optim.RMSprop(m.parameters(), lr=1e-4)]),
@@ -81,18 +79,13 @@ METHODS = {
     "bn+sgd": Method(normalised=True),
     "prong fold": Method(options={"mode": "fold"}),
     "prong activations": Method(options={"mode": "activations"}),
-    "prong canonical": Method(options={"mode": "canonical"}),
-    "prong canonical, no clip": Method(options={"mode": "canonical", "clip": None}),
-    "prong canonical, spread": Method(options={"mode": "canonical", "spread": True}),
-    "prong canonical, spread, no clip": Method(
-        options={"mode": "canonical", "spread": True, "clip": None}
-    ),
-    "prong leading": Method(options=LEADING),
-    "prong leading, no clip": Method(options={**LEADING, "clip": None}),
-    "prong leading, refit": Method(options={**LEADING, "refit": 0.3}),
-    "prong leading, refit, no clip": Method(options={**LEADING, "refit": 0.3, "clip": None}),
-    "prong+": Method(options={"mode": "canonical"}, normalised=True),
-    "prong+ leading, refit": Method(options={**LEADING, "refit": 0.3}, normalised=True),
+    "prong": Method(options={}),
+    "prong, no limit": Method(options={"step_limit": None}),
+    "prong, all at once": Method(options={"spread": False}),
+    "prong, refit": Method(options={"refit": 0.3}),
+    "prong, whole P": Method(options={"leading": None}),
+    "prong, whole P, no limit": Method(options={"leading": None, "step_limit": None}),
+    "prong+": Method(options={}, normalised=True),
     "two-sided": Method(options={"two_sided": "empirical"}),
 }
 
@@ -162,7 +155,7 @@ def live_bytes(run: Run) -> int:
                 if moments is not None:
                     held += [getattr(moments, name) for name in moments.TENSORS]
     if run.natural is not None:
-        held += run.natural.clip.tensors()
+        held += run.natural.control.tensors()
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}
     return sum(storages.values())
 

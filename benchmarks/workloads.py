@@ -154,7 +154,7 @@ def trained(model: str, normalised: bool, work: Workload, updates: int) -> dict[
             nn.init.zeros_(layer.bias)
     net = prong.whiten(plain.to(work.examples.device))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9)
-    natural = prong.Reparametrizer(net, optimizer, mode="auto", damping=0.1, clip=0.01)
+    natural = prong.Reparametrizer(net, optimizer)
     if model != "inception":
         natural.initialize([work.examples[:2000]])
     generator = torch.Generator().manual_seed(0)

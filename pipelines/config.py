@@ -81,8 +81,8 @@ class TrainConfig:
     period: Positive
     samples: Positive
     damping: Rate
-    clip: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    init: Literal["whitened", "preserve"]
+    step_limit: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    init: Literal["balanced", "whitened", "preserve"]
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -25,8 +25,9 @@ from prong.message import Message, Part, numbers_part, unit_parts
 from prong.moments import wide_dtype
 from prong.momentum import carry_state, lost_state, reset_state
 from prong.precision import find_precision, install
-from prong.refresh import Outcome, Whitening, find_phi, group_damping
+from prong.refresh import BALANCED, Outcome, Whitening, find_phi, group_damping
 from prong.report import LayerReport
+from prong.step_control import weight_norm
 from prong.window import stop_gathering
 
 if TYPE_CHECKING:
@@ -38,9 +39,11 @@ if TYPE_CHECKING:
     from prong.diagonal import BatchDiagonal
     from prong.moments import Moments
     from prong.ranks import Ranks
+    from prong.step_control import StepControl
     from prong.units import Unit
 
 KINDS = ("moments", "backward_moments")
+WEIGHT_NORM = Outcome.FIELDS.index("weight_norm")
 
 
 def assignment(units: Sequence[Unit], whitening: Whitening, ranks: int) -> Assignment:
@@ -86,7 +89,9 @@ class Refresh:
         ranks: the processes that share the statistics and the work.
         optimizers: whose state is to follow the basis.
         diagonal: the per-batch D, which needs to know the damping; None without.
-        init: "preserve" keeps the function, "whitened" and "scaled" the numbers in V.
+        control: the step control, which needs to know ‖V‖.
+        init: "preserve" keeps the function, "balanced" but for a gain, "whitened" and "scaled" the
+            numbers in V.
     """
 
     def __init__(
@@ -95,11 +100,12 @@ class Refresh:
         ranks: Ranks,
         optimizers: Sequence[Optimizer],
         diagonal: BatchDiagonal | None,
+        control: StepControl,
         init: str = "preserve",
     ) -> None:
         """Remember what to do."""
         self.whitening, self.ranks, self.optimizers = whitening, ranks, optimizers
-        self.diagonal, self.init = diagonal, init
+        self.diagonal, self.control, self.init = diagonal, control, init
         # Whether a result's length, or whether there is one, is known only when it is found.
         self._late = whitening.leading is not None or whitening.refit is not None
 
@@ -150,7 +156,8 @@ class Refresh:
 
     def _turn(self, unit: Unit, owner: int) -> _Turn:
         layer = unit.layer
-        own = layer.canonical and self.init == "preserve" and self.whitening.kind == "full"
+        kept = self.init in ("preserve", "balanced")
+        own = layer.canonical and kept and self.whitening.kind == "full"
         outcome = Outcome.empty(layer.mean.device)
         damping = None
         if self.diagonal is not None:
@@ -190,9 +197,11 @@ class Refresh:
         unit, whitening = turn.unit, self.whitening
         moments, deltas = (self._moments(turn, kind) for kind in KINDS)
         start = time.perf_counter()
+        drawn = [bias.clone() for bias in unit.biases]
         assert moments is not None
         if turn.own:
-            outcome, precision, mean = find_precision(unit, moments, whitening)
+            wanted = whitening if self.init == "preserve" else replace(whitening, refit=None)
+            outcome, precision, mean = find_precision(unit, moments, wanted)
             if precision is not None and not install(
                 unit,
                 precision,
@@ -213,6 +222,10 @@ class Refresh:
             if turn.damping is not None and outcome.updated:
                 turn.damping.copy_(group_damping(unit, moments, whitening))
             outcome.phi = None
+        norm = weight_norm(unit)
+        if outcome.updated and self.init == "balanced":
+            norm = norm * balance(unit, norm, outcome.get("damping"), drawn)
+        outcome.put(weight_norm=norm)
         held = unit.layer.precision_matrix
         whole = held is None or unit.layer.precision_damping is None
         outcome.put(
@@ -264,6 +277,8 @@ class Refresh:
             message.finish(owner=mine)
         for merge in turn.merges.values():
             merge.finish()
+        # The owner's, in every bit.
+        self.control.measured(turn.unit, turn.outcome.numbers[WEIGHT_NORM])
         if not turn.outcome.updated:
             return
         if not mine and self.whitening.momentum == "reset":
@@ -271,3 +286,29 @@ class Refresh:
                 reset_state(optimizer, turn.unit.parameters)
         if self.diagonal is not None and turn.damping is not None:
             self.diagonal.damping[turn.unit.name] = turn.damping
+
+
+def balance(unit: Unit, norm: Tensor, damping: float, drawn: Sequence[Tensor]) -> Tensor:
+    """Multiply the weight so that the pre-activations' deviation s becomes √(s/4); give the gain.
+
+    s² is the mean over outputs of E(W(h − c))², that is (‖V‖² − ε‖W‖²) ÷ outputs. What centring
+    moved into the biases is taken out again: the pre-activations' means are the numbers drawn for b.
+
+    Args:
+        unit: the layers that share the weight, just reparametrised.
+        norm: ‖V‖, a scalar.
+        damping: ε, the mean over groups.
+        drawn: the biases of before.
+    """
+    layer = unit.layer
+    weight = unit.weight if layer.canonical else layer.fold()[0]
+    undamped = norm.square() - damping * weight.to(norm.dtype).square().sum()
+    deviation = (undamped.clamp(min=0) / layer.canonical_outputs).sqrt()
+    gain = (BALANCED / deviation).sqrt()
+    # Of a constant input, or of a head that starts at zero, there is nothing to go by.
+    gain = torch.where(deviation > 1e-6, gain, 1)
+    unit.weight.mul_(gain.to(unit.weight.dtype))
+    if unit.centred:
+        for bias, before in zip(unit.biases, drawn, strict=True):
+            bias.copy_(before)
+    return gain

@@ -27,20 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def precondition(
-    weight: Float[Tensor, "groups out taps in"],
-    bias: Float[Tensor, "groups out"] | None,
-    mean: Float[Tensor, "groups in"],
-    precision: Float[Tensor, "groups in columns"],
-    damping: Float[Tensor, " groups"] | None,
-) -> Float[Tensor, "groups out taps in"]:
-    """(g_W − g_b cᵀ) P, from gradients in the canonical layout; P as `times` takes it."""
-    centred = weight
-    if bias is not None:
-        centred = weight - bias[:, :, None, None] * mean[:, None, None, :]
-    return times(centred.flatten(1, 2), precision, damping).reshape(weight.shape)
-
-
 def times(
     rows: Float[Tensor, "groups rows in"],
     precision: Float[Tensor, "groups in columns"],
@@ -70,56 +56,58 @@ def dense_precision(
     return times(identity.expand(len(precision), -1, -1), precision, damping)
 
 
-Factors = tuple["Tensor", "Tensor", "Tensor | None"]
-
-
 class LastPass:
-    """What the step clip needs of the last backward pass through a dense layer: n in factors.
+    """‖g_V‖² of the last backward pass through a canonical layer, which knows it cheaply.
 
-    n = rᵀ X P. With leading directions F, n F = rᵀ (X F diag(1 − s)/ε): B M k multiply-adds where
-    n F itself takes M N k. With a whole P, ⟨n P⁻¹, n⟩ = Σ (r rᵀ) ∘ (X P Xᵀ): B² (M + N) instead of
-    M N². Only the gradient that this pass gave, unchanged, has these factors, so it is recognised
-    by its place in memory, its version and some of its numbers.
+    With n = g_V U the natural gradient, ‖g_V‖² = ⟨n P⁻¹, n⟩ costs M N² or, with k leading
+    directions, M N k once the pass is over. In the pass it is ⟨gᵀ(h − c), n⟩. Where gᵀ(h − c) is not
+    formed, leading directions give n F = rᵀ (X F diag(1 − s)/ε) for B M k, and a whole P gives
+    Σ (r rᵀ) ∘ (X P Xᵀ) for B² (M + N).
+
+    Only the gradient that this pass gave, unchanged, has this norm. It is recognised by its memory,
+    which is held so that nothing else can lie there, by its version and, where reading them does
+    not make a device wait, by some of its numbers.
     """
 
     def __init__(self) -> None:
         """Remember nothing."""
-        self._factors: Factors | None = None
+        self._square: Tensor | None = None
+        self._memory: torch.UntypedStorage | None = None
         self._place = (0, 0)
         self._some: Tensor | None = None
 
-    def keep(self, rows: Tensor, inner: Tensor, left: Tensor | None, natural: Tensor) -> None:
-        """Remember r, and X F, or X and X P, of the pass that gave `natural`, if that is cheaper.
-
-        Args:
-            rows: r, `[rows, out]`.
-            inner: X F `[rows, k]`, or X `[rows, in]`.
-            left: X P `[rows, in]` for a whole P, else None.
-            natural: n, `[out, in]`.
-        """
-        batch, (out, features) = len(rows), natural.shape
-        if left is None and batch >= features:
-            return
-        if left is not None and batch**2 * (out + features) >= out * features**2:
-            return
-        self._factors = (rows, inner, left)
+    def keep(self, natural: Tensor, square: Tensor) -> None:
+        """Remember ‖g_V‖², a scalar, of the pass that gave the gradient `natural`."""
+        self._square, self._memory = square, natural.untyped_storage()
         self._place = (natural.data_ptr(), natural._version)
-        self._some = self._sample(natural).clone()
+        self._some = None if natural.is_cuda else self._sample(natural).clone()
 
-    def take(self, natural: Tensor) -> Factors | None:
+    def take(self, natural: Tensor) -> Tensor | None:
         """Give what was remembered, once, if `natural` is the gradient of that pass."""
-        factors, some = self._factors, self._some
-        self._factors = self._some = None
-        if factors is None or some is None or not natural.is_contiguous():
+        square, some = self._square, self._some
+        self._square = self._memory = self._some = None
+        if square is None or not natural.is_contiguous():
             return None
         if self._place != (natural.data_ptr(), natural._version):
             return None
-        return factors if torch.equal(some, self._sample(natural)) else None
+        if some is not None and not torch.equal(some, self._sample(natural)):
+            return None
+        return square
+
+    def __getstate__(self) -> dict[str, object]:
+        """Be copied or stored empty: a copied gradient lies elsewhere."""
+        return LastPass().__dict__
 
     @staticmethod
     def _sample(natural: Tensor) -> Tensor:
         flat = natural.reshape(-1)
         return flat[:: max(1, len(flat) // 61)]
+
+
+def inner(left: Tensor, right: Tensor) -> Float[Tensor, ""]:
+    """⟨left, right⟩ over all entries, in float32 at least."""
+    dtype = torch.promote_types(left.dtype, torch.float32)
+    return torch.dot(left.to(dtype).reshape(-1), right.to(dtype).reshape(-1))
 
 
 class NaturalGradient(torch.autograd.Function):
@@ -138,16 +126,17 @@ class NaturalGradient(torch.autograd.Function):
         precision: Float[Tensor, "groups in columns"],
         damping: Float[Tensor, " groups"] | None,
         transposed: bool,
+        last: LastPass | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The weight and the bias (None without one) of the plain layer."""
         ctx.save_for_backward(mean, precision, damping)
-        ctx.transposed = transposed
+        ctx.transposed, ctx.last = transposed, last
         return weight.view_as(weight), plain_bias(weight, bias, mean, transposed)
 
     @staticmethod
     def backward(
         ctx: Any, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, None, None, None, None]:
+    ) -> tuple[Tensor, Tensor | None, None, None, None, None, None]:
         """The natural gradient of W and the gradient of d."""
         mean, precision, damping = ctx.saved_tensors
         groups = len(mean)
@@ -155,9 +144,15 @@ class NaturalGradient(torch.autograd.Function):
         outer = None
         if bias is not None:
             outer = bias.to(precision.dtype).reshape(groups, -1)
-        natural = precondition(canonical, outer, mean, precision, damping)
+        centred = canonical
+        if outer is not None:
+            centred = canonical - outer[:, :, None, None] * mean[:, None, None, :]
+        natural = times(centred.flatten(1, 2), precision, damping).reshape(centred.shape)
         plain = weight_from_canonical(natural, weight.shape, ctx.transposed).to(weight.dtype)
-        return plain.contiguous(), bias, None, None, None, None
+        plain = plain.contiguous()
+        if ctx.last is not None and not torch.is_grad_enabled():
+            ctx.last.keep(plain, inner(centred, natural))
+        return plain, bias, None, None, None, None, None
 
 
 class NaturalLinear(torch.autograd.Function):
@@ -194,7 +189,7 @@ class NaturalLinear(torch.autograd.Function):
             passed = weight
             if torch.is_grad_enabled():
                 # A second derivative reaches W through this product, and is natural too.
-                passed, _ = NaturalGradient.apply(weight, None, mean, precision, damping, False)  # type: ignore[no-untyped-call]
+                passed, _ = NaturalGradient.apply(weight, None, mean, precision, damping, False, None)  # type: ignore[no-untyped-call]
             of_input = gradient @ passed
         if ctx.needs_input_grad[1]:
             flat = centred.reshape(1, -1, centred.shape[-1])
@@ -203,12 +198,19 @@ class NaturalLinear(torch.autograd.Function):
             elif damping is None:
                 left = flat @ precision
                 natural = rows.T @ left[0]
-                ctx.last.keep(rows, flat[0], left[0], natural)
+                batch, (out, features) = len(rows), natural.shape
+                if batch * (out + features) < out * features:
+                    ctx.last.keep(natural, inner(rows @ rows.T, flat[0] @ left[0].T))
+                else:
+                    ctx.last.keep(natural, inner(rows.T @ flat[0], natural))
             else:
                 projected = flat @ precision
                 left = torch.baddbmm(flat, projected, precision.transpose(1, 2), alpha=-1)
                 natural = rows.T @ left[0].div_(damping)
-                ctx.last.keep(rows, projected[0], None, natural)
+                rest = 1 - precision.square().sum(1)
+                columns = rows.T @ (projected[0] * (rest / damping[:, None]))
+                leading = (columns.square().sum(0) / rest[0]).sum()
+                ctx.last.keep(natural, damping[0] * (inner(natural, natural) + leading))
         if ctx.biased and ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
         return of_input, natural, of_bias, None, None, None, None

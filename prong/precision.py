@@ -19,7 +19,7 @@ import torch
 from prong.conditioning import fixed_signs
 from prong.layout import weight_from_canonical, weight_to_canonical
 from prong.momentum import reset_state
-from prong.natural import times
+from prong.natural import inner, times
 from prong.refresh import FALLBACKS, Outcome, Whitening, group_damping
 from prong.roots import TOLERANCE, RootFailure, damped, whitening_root
 
@@ -77,6 +77,26 @@ class Precision:
         gains = 1 / (1 - self.matrix.square().sum(1, keepdim=True))
         product = rows + (rows @ self.matrix * gains) @ self.matrix.transpose(1, 2)
         return product * self.damping[:, None, None]
+
+
+def weight_square(
+    rows: Float[Tensor, "groups n in"],
+    precision: Precision,
+    inverse: Float[Tensor, "groups in in"] | None = None,
+) -> Float[Tensor, ""]:
+    """tr(X P⁻¹ Xᵀ): ‖V‖² for the rows X of W, ‖g_V‖² for those of the natural gradient.
+
+    Args:
+        rows: X.
+        precision: P.
+        inverse: P⁻¹ of a whole P, if it is at hand; with leading directions it is never needed.
+    """
+    if precision.damping is None:
+        left = precision.divided(rows) if inverse is None else rows @ inverse
+        return inner(left, rows)
+    gains = 1 / (1 - precision.matrix.square().sum(1))
+    squares = rows.square().sum((1, 2)) + ((rows @ precision.matrix).square().sum(1) * gains).sum(1)
+    return (precision.damping * squares).sum()
 
 
 def leading(

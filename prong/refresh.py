@@ -37,6 +37,8 @@ REASONS = (
     "the input is constant, so a relative damping is zero",
 )
 FALLBACKS = ("", "float64", "eigh", "kept")
+INITS = ("balanced", "whitened", "scaled", "preserve")
+BALANCED = 0.25
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class Outcome:
         "rank",
         "columns",
         "own",
+        "weight_norm",
     )
 
     @classmethod
@@ -155,9 +158,9 @@ class Outcome:
         return float(self.numbers[self.FIELDS.index(name)])
 
     def apply(self, unit: Unit, old: Phi, init: str) -> None:
-        """Install Φ: keep the function ("preserve") or the numbers in V (a whitened init)."""
+        """Install Φ: keep the function ("preserve", "balanced") or the numbers in V."""
         assert self.phi is not None
-        if init == "preserve":
+        if init in ("preserve", "balanced"):
             if not unit.move(old, self.phi):
                 self.put(updated=0, reason=3, fallback=3)
             return

@@ -13,7 +13,6 @@ from torch import nn
 from prong.agreement import Refresh, assignment
 from prong.arguments import check_held, check_positive, optimizers_of
 from prong.backward import sampled_loss
-from prong.clip import StepClip
 from prong.convert import LayerStatus, coverage, unwrap
 from prong.diagonal import BatchDiagonal
 from prong.gathering import (
@@ -25,11 +24,13 @@ from prong.gathering import (
 )
 from prong.modes import chosen_mode, convert, refusal
 from prong.ranks import Ranks
-from prong.refresh import Whitening
+from prong.refresh import INITS, Whitening
 from prong.report import LayerReport, RefreshReport
+from prong.schedule import Schedule
 from prong.sharding import refuse_flat, refuse_shards
 from prong.side_stream import SideStream
 from prong.state import pack_moments, unpack_moments
+from prong.step_control import StepControl
 from prong.units import Unit, units_of
 from prong.whitened import Whitened
 from prong.window import examples_per_step, start_gathering, stop_gathering
@@ -37,9 +38,6 @@ from prong.window import examples_per_step, start_gathering, stop_gathering
 if TYPE_CHECKING:
     import torch.distributed as dist
     from torch.optim import Optimizer
-
-
-INITS = ("whitened", "preserve", "scaled")
 
 
 class Reparametrizer:
@@ -66,24 +64,25 @@ class Reparametrizer:
         *,
         period: int = 100,
         samples: int = 2000,
-        damping: float = 1e-2,
+        damping: float = 0.1,
         relative: bool = False,
         root: str = "auto",
         whitening: str = "full",
         momentum: str = "gradient",
-        clip: float | None = 0.001,
+        step_limit: float | None = 0.003,
         batch_diagonal: bool = False,
         two_sided: str | None = None,
         output_damping: float = 0.1,
         output_normalized: bool = True,
         positions: int | None = 64,
-        precision: torch.dtype = torch.float64,
+        precision: torch.dtype = torch.float32,
         batches: Iterable[Any] | None = None,
         forward: Forward = default_forward,
         process_group: dist.ProcessGroup | None = None,
-        mode: str = "fold",
-        spread: bool = False,
-        leading: float | None = None,
+        mode: str = "auto",
+        spread: bool = True,
+        early: bool = True,
+        leading: float | None = 0.3,
         refit: float | None = None,
         side_stream: bool = False,
     ) -> None:
@@ -99,13 +98,15 @@ class Reparametrizer:
                 in units of the mean eigenvalue.
             relative: whether `damping` is relative.
             root: "pca" (Eq. 7), "zca", "cholesky", "newton-schulz"; "auto" is "cholesky" for
-                `torch.optim.SGD`, whose path does not depend on the root, and "pca" for every other
-                optimizer.
+                `torch.optim.SGD`, whose path does not depend on the root, "zca" for every other
+                optimizer, and "pca" with `batch_diagonal`.
             whitening: "full"; "diagonal" divides by standard deviations only, "centring" sets U = I
                 (section 3.4).
             momentum: "gradient" or "velocity" carry the optimizer's momentum into the new basis;
                 "reset" starts over as the paper does.
-            clip: κ, the largest predicted change η² Σ g·g of a step; None for no clip.
+            step_limit: ρ, the share by which one gradient may change a layer's pre-activations,
+                η‖(g_V, g_d)‖ ≤ ρ‖V‖ (see `prong.step_control`); None for no limit. Only for
+                `torch.optim.SGD`: the steps of other optimizers are not η times the gradient.
             batch_diagonal: whether the per-batch diagonal D of section 3.2 is applied at every
                 step.
             two_sided: "empirical" or "sampled" whitens the back-propagated gradients too, W = Rᵀ V
@@ -115,7 +116,7 @@ class Reparametrizer:
             output_normalized: whether R is scaled to mean eigenvalue 1 of RᵀR. The learning rate
                 then keeps its meaning, and neither loss scaling nor the loss's reduction matters.
             positions: at most this many pixels or tokens of an example are samples; None for all.
-            precision: type of the first attempt at a decomposition.
+            precision: type of the first attempt at a decomposition; float64 is the second.
             batches: where statistics come from at each reparametrisation, iterated anew each time,
                 instead of the training batches.
             forward: how to run a batch of `batches` or `initialize`; by default `model(batch)`, or
@@ -129,8 +130,11 @@ class Reparametrizer:
             spread: whether the layers take turns over the T steps of a period instead of being
                 reparametrised all at once: each still every T steps, from the steps just before,
                 so no step stalls and few statistics are held at a time.
+            early: whether all layers are reparametrised at steps 10, 20, 40, 80 … of the first
+                period as well, while the first statistics age fastest.
             leading: in canonical layers, P is made of those directions of Σ alone whose eigenvalues
-                exceed this share of ε, where that is cheaper; None for the whole P.
+                exceed this share of ε, where that is cheaper; None for the whole P. Without effect
+                in other modes.
             refit: a new U is looked for only where the old one leaves a whitening error
                 ‖C − I‖_F/√in above this about the new mean; c is renewed always, and
                 `RefreshReport.skipped` counts. None to look for one every time.
@@ -148,15 +152,10 @@ class Reparametrizer:
         check_positive("samples", samples, int)
         check_positive("damping", damping, float)
         check_positive("output_damping", output_damping, float)
-        if clip is not None:
-            check_positive("clip", clip, float)
+        if step_limit is not None:
+            check_positive("step_limit", step_limit, float)
         if leading is not None:
             check_positive("leading", leading, float)
-            if mode in ("fold", "activations") or whitening != "full":
-                raise ValueError(
-                    f"leading={leading!r}: needs mode='canonical' or 'auto' and whitening='full', "
-                    f"not mode={mode!r}, whitening={whitening!r}"
-                )
         if refit is not None:
             check_positive("refit", refit, float)
         if positions is not None:
@@ -175,8 +174,8 @@ class Reparametrizer:
         plain_sgd = all(type(each) is torch.optim.SGD for each in self.optimizers)
         if root == "auto":
             # D acts on single whitened units, so it matters which they are; the path of SGD does
-            # not.
-            root = "cholesky" if plain_sgd and not batch_diagonal else "pca"
+            # not depend on them. Of the others the symmetric root generalises best.
+            root = "pca" if batch_diagonal else "cholesky" if plain_sgd else "zca"
         self.whitening = Whitening(
             kind=whitening,
             root=root,
@@ -187,15 +186,16 @@ class Reparametrizer:
             two_sided=two_sided,
             output_damping=float(output_damping),
             output_normalized=bool(output_normalized),
-            leading=leading,
+            leading=leading if whitening == "full" else None,
             refit=refit,
         )
         self.period, self.samples = period, samples
         self.batches, self.forward = batches, forward
-        self.spread = bool(spread)
+        self.schedule = Schedule(period, len(self.units), bool(spread), bool(early))
         self.side_stream = SideStream() if side_stream else None
         self.ranks = Ranks(process_group)
-        self.clip = StepClip(self.units, clip, alone=self.ranks.size == 1)
+        limit = step_limit if plain_sgd else None
+        self.control = StepControl(self.units, limit, self.optimizers, self.ranks)
         self.canonical_refusal = refusal(self.optimizers, batch_diagonal, two_sided)
         self.convert(mode)
         self.report: RefreshReport | None = None
@@ -212,8 +212,7 @@ class Reparametrizer:
         self._hooks = []
         if batch_diagonal:
             self.diagonal = BatchDiagonal(self.units, self.ranks, momentum == "velocity")
-            self._hooks += [o.register_step_pre_hook(self.diagonal) for o in self.optimizers]
-        self._hooks += [o.register_step_pre_hook(self.clip) for o in self.optimizers]
+        self._hooks += [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
         self._schedule()
 
     @property
@@ -229,20 +228,43 @@ class Reparametrizer:
             nobody's.
         """
         self.steps += 1
+        self.control.steps = self.steps
         if self._gathering:
             self._gathered += 1
             if self.side_stream is not None:
                 # So that what waits there, and its memory, is never more than one step's.
                 self.side_stream.join()
         report = None
-        if self.spread:
-            due = [unit for unit in self.units if self._remaining(unit, self.steps) == self.period]
-            if due:
-                report = self._refresh(due)
-        elif self.steps % self.period == 0:
-            report = self.refresh()
+        due = [u for i, u in enumerate(self.units) if self.schedule.due(i, self.steps)]
+        if due:
+            report = self._refresh(due)
+            stop_gathering([layer for unit in due for layer in unit.layers])
         self._schedule()
         return report
+
+    def _before_step(
+        self, optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Work on the gradients of a step: now, or after the closure that will compute them."""
+        # torch hands over the optimizer as the first of the arguments.
+        closure = arguments[1] if len(arguments) > 1 else keywords.get("closure")
+        if closure is None:
+            self._work_on_gradients(optimizer)
+            return None
+
+        def closed(*given: Any) -> Any:
+            loss = closure(*given)
+            self._work_on_gradients(optimizer)
+            return loss
+
+        if len(arguments) > 1:
+            return (arguments[0], closed, *arguments[2:]), keywords
+        return arguments, {**keywords, "closure": closed}
+
+    def _work_on_gradients(self, optimizer: Optimizer) -> None:
+        if self.diagonal is not None:
+            self.diagonal(optimizer)
+        self.control(optimizer)
 
     def refresh(self) -> RefreshReport:
         """Reparametrise now, from the statistics gathered so far (lines 6 to 11 of Algorithm 1)."""
@@ -259,19 +281,23 @@ class Reparametrizer:
             self._learn_batch_size()
         return self._finish(start, *self._reparametrised(units))
 
-    def initialize(self, batches: Iterable[Any], init: str = "whitened") -> RefreshReport:
+    def initialize(self, batches: Iterable[Any], init: str = "balanced") -> RefreshReport:
         """Reparametrise at t = 0, layer by layer in the order of the forward pass.
 
-        With "whitened" the numbers that initialised W become V (Fig. 3b): the initialisation's
-        fan-in law then holds for whitened inputs, and the function changes. "scaled" multiplies V
-        by √(in / d_eff) besides, because E‖U(h − c)‖² is d_eff = Σ λ/(λ + ε) and not `in`.
-        "preserve" keeps the function.
+        For a network whose weights were just drawn. "balanced" multiplies W by the gain that
+        brings the standard deviation s of its pre-activations, over the batches, to √(s/4): the
+        geometric mean of what it is and ¼. Signals neither fade nor saturate then, whatever the
+        nonlinearity. The mean of the pre-activations becomes b. "whitened" takes the numbers that
+        initialised W as V (Fig. 3b): the initialisation's fan-in law then holds for whitened
+        inputs. "scaled" multiplies V by √(in / d_eff) besides, because E‖U(h − c)‖² is d_eff = Σ
+        λ/(λ + ε) and not `in`. All three change the function: for a network that is trained
+        already there is "preserve", which keeps it, as every later reparametrisation does.
 
         Args:
             batches: training data; as many batches are used as hold `samples` examples. Under
                 several ranks each hands over its share of every batch, and all take equally many,
                 until they hold `samples` together or one has no more.
-            init: "whitened", "preserve" or "scaled".
+            init: "balanced", "whitened", "scaled" or "preserve".
 
         Returns:
             The report of the reparametrisation.
@@ -352,7 +378,10 @@ class Reparametrizer:
             "per_step": self._per_step,
             "fallbacks": self.fallbacks,
             "skipped": self.skipped,
+            "control": self.control.state(),
         }
+        for name, norm in self.control.norms.items():
+            tensors[f"{name}.weight_norm"] = norm.clone()
         return {"meta": meta, "tensors": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -365,12 +394,20 @@ class Reparametrizer:
         if meta.get("version") != 1:
             raise ValueError(f"state: version {meta.get('version')!r}; allowed is 1")
         dampings = {f"{unit.name}.damping": unit.name for unit in self.units}
-        moments = {name: value for name, value in tensors.items() if name not in dampings}
+        norms = {f"{unit.name}.weight_norm": unit for unit in self.units}
+        others = {*dampings, *norms}
+        moments = {name: value for name, value in tensors.items() if name not in others}
         empirical = self.whitening.two_sided == "empirical"
         unpack_moments(self._owners(), moments, gradients_wanted=empirical)
         self.steps, self.fallbacks = int(meta["steps"]), int(meta["fallbacks"])
         self.skipped = int(meta.get("skipped", 0))
         self._per_step, self._gathered = meta["per_step"], int(meta["gathered"])
+        self.control.steps = self.steps
+        self.control.load(meta.get("control", {}))
+        self.control.forget()
+        for name, unit in norms.items():
+            if name in tensors:
+                self.control.measured(unit, tensors[name].to(unit.weight.device, copy=True))
         if self.diagonal is not None:
             device = self.units[0].weight.device
             self.diagonal.damping = {
@@ -426,27 +463,15 @@ class Reparametrizer:
             return
         if self._per_step is None and self._gathered:
             self._learn_batch_size()
-        if self.spread and self._per_step is not None:
-            for unit in self.units:
-                wanted = self._remaining(unit, self.steps) <= self.window
-                held = any(layer.moments is not None for layer in unit.layers)
-                if wanted and not held and unit.weight.requires_grad:
-                    start_gathering(unit.layers, self.whitening.two_sided)
-                elif held and not wanted:
-                    stop_gathering(unit.layers)
-            return
-        remaining = self.period - self.steps % self.period
-        wanted = self._per_step is None or remaining <= self.window
-        if wanted and not self._gathering:
-            start_gathering(self._trainable(), self.whitening.two_sided)
+        if not self._gathering:
             self._gathered = 0
-        elif not wanted and self._gathering:
-            self._stop_gathering()
-
-    def _remaining(self, unit: Unit, steps: int) -> int:
-        """Steps until a unit's next turn, 1 to T; T just after it. The last unit's is at T."""
-        turn = self.period * (self.units.index(unit) + 1) // len(self.units)
-        return self.period - (steps - turn) % self.period
+        for index, unit in enumerate(self.units):
+            wanted = self.schedule.remaining(index, self.steps) <= self.window
+            held = any(layer.moments is not None for layer in unit.layers)
+            if wanted and not held and unit.weight.requires_grad:
+                start_gathering(unit.layers, self.whitening.two_sided)
+            elif held and not wanted:
+                stop_gathering(unit.layers)
 
     def _stop_gathering(self) -> None:
         stop_gathering(self._layers())
@@ -477,7 +502,9 @@ class Reparametrizer:
     def _reparametrised(
         self, units: Sequence[Unit], init: str = "preserve"
     ) -> tuple[dict[str, LayerReport], list[str]]:
-        refresh = Refresh(self.whitening, self.ranks, self.optimizers, self.diagonal, init)
+        refresh = Refresh(
+            self.whitening, self.ranks, self.optimizers, self.diagonal, self.control, init
+        )
         # Over all units also where a few are due: layers that take turns share out the period.
         owners = assignment(self.units, self.whitening, self.ranks.size)
         return refresh(units, owners, self.units)

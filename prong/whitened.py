@@ -14,6 +14,7 @@ the number of taps that reach a pixel depends on the pixel and W c is therefore 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -22,7 +23,7 @@ from torch import nn
 from prong.backward import ObserveGradient
 from prong.diagonal import UnitVariances
 from prong.layout import weight_from_canonical, weight_to_canonical
-from prong.moments import Moments, product_dtype
+from prong.moments import Moments, product_dtype, wide_dtype
 from prong.natural import LastPass, NaturalGradient, dense_precision, plain_bias
 from prong.projection import Phi, to_canonical
 from prong.roots import root_of_precision
@@ -53,7 +54,7 @@ class Whitened(nn.Module):
         backward_moments: where the statistics of the output's gradient go, or None.
         gradients_wanted: whether the gradients that pass now count.
         side_stream: where statistics are taken on CUDA, or None for the current stream.
-        last_pass: where a canonical dense layer keeps what the step clip needs, or None.
+        last_pass: where a canonical layer keeps what the step control needs, or None.
         variances: where the whitened units' variances of this step go, for the per-batch D, or
             None.
         activations: whether the inputs are whitened instead of the weights folded, where a layer
@@ -99,6 +100,17 @@ class Whitened(nn.Module):
         A frozen bias must not move, and b = d − W c would move with W.
         """
         return self.bias is not None and self.bias.requires_grad and not self.TRANSPOSED
+
+    @property
+    def canonical_outputs(self) -> int:
+        """Outputs of all groups together; taps count once."""
+        taps = math.prod(self.weight.shape[2:])
+        return self.weight.numel() // (self.mean.shape[1] * taps)
+
+    @property
+    def wide_dtype(self) -> torch.dtype:
+        """The widest floating type of the layer's device."""
+        return wide_dtype(self.weight.device)
 
     @property
     def canonical(self) -> bool:
@@ -196,7 +208,13 @@ class Whitened(nn.Module):
         if damping is not None:
             damping = damping.to(dtype)
         plain: tuple[Tensor, Tensor | None] = NaturalGradient.apply(  # type: ignore[no-untyped-call]
-            self.weight, self.bias, mean, precision.to(dtype), damping, self.TRANSPOSED
+            self.weight,
+            self.bias,
+            mean,
+            precision.to(dtype),
+            damping,
+            self.TRANSPOSED,
+            None if torch.compiler.is_compiling() else self.last_pass,
         )
         return plain
 

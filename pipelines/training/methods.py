@@ -52,6 +52,6 @@ def reparametrizer(
         period=config.period,
         samples=config.samples,
         damping=config.damping,
-        clip=config.clip or None,
+        step_limit=config.step_limit or None,
         mode="auto",
     )

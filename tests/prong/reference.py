@@ -44,23 +44,20 @@ class ReferenceNetwork:
 
 
 class ReferencePRONG:
-    """Algorithm 1 in closed form, with SGD, momentum and the step clip."""
+    """Algorithm 1 in closed form, with SGD, momentum and step control."""
 
-    def __init__(self, network, *, lr, momentum, damping, period, window, rule, clip=None):
+    def __init__(self, network, *, lr, momentum, damping, period, window, rule, limit=None):
         self.network, self.lr, self.momentum = network, lr, momentum
-        self.damping, self.period, self.window, self.rule, self.clip = (
-            damping,
-            period,
-            window,
-            rule,
-            clip,
-        )
+        self.damping, self.period, self.window, self.rule = damping, period, window, rule
+        self.limit = limit
         sizes = [w.shape for w in network.weights]
         self.precisions = [np.eye(n) for _, n in sizes]
         self.centres = [np.zeros(n) for _, n in sizes]
         self.memory = [(np.zeros(s), np.zeros(s[0])) for s in sizes]
         self.seen = [[] for _ in sizes]
         self.steps = 0
+        self.norms = [np.sqrt(np.sum(w**2)) for w in network.weights]
+        self.scales = [1.0 for _ in sizes]
 
     def natural(self, i, g_weight, g_bias):
         """The canonical step that a canonical covector stands for, without −η."""
@@ -71,13 +68,14 @@ class ReferencePRONG:
         gradients, inputs = self.network.gradients(x, labels)
         for seen, h in zip(self.seen, inputs, strict=True):
             seen.append(h)
-        if self.clip is not None:
-            predicted = 0.0
+        if self.limit is not None:
             for i, (g_weight, g_bias) in enumerate(gradients):
                 centred = g_weight - np.outer(g_bias, self.centres[i])
-                predicted += np.sum((centred @ self.precisions[i]) * centred) + np.sum(g_bias**2)
-            scale = min(1.0, np.sqrt(self.clip / (self.lr**2 * predicted)))
-            gradients = [(scale * w, scale * b) for w, b in gradients]
+                square = np.sum((centred @ self.precisions[i]) * centred) + np.sum(g_bias**2)
+                least = 0.1 * np.sqrt(len(g_bias))
+                allowed = self.limit / np.sqrt(1 + self.steps / 100) * max(self.norms[i], least)
+                scale = self.scales[i] = min(1.0, allowed / (self.lr * np.sqrt(square)))
+                gradients[i] = (scale * g_weight, scale * g_bias)
         for i, (g_weight, g_bias) in enumerate(gradients):
             if self.rule == "velocity":
                 g_weight, g_bias = self.natural(i, g_weight, g_bias)
@@ -99,7 +97,10 @@ class ReferencePRONG:
             h = np.concatenate(seen[-self.window :])
             self.centres[i] = h.mean(0)
             covariance = (h - self.centres[i]).T @ (h - self.centres[i]) / len(h)
-            self.precisions[i] = np.linalg.inv(covariance + self.damping * np.eye(h.shape[1]))
+            damped = covariance + self.damping * np.eye(h.shape[1])
+            self.precisions[i] = np.linalg.inv(damped)
+            weight = self.network.weights[i]
+            self.norms[i] = np.sqrt(np.sum((weight @ damped) * weight))
             seen.clear()
             if self.rule == "reset":
                 self.memory[i] = tuple(np.zeros_like(m) for m in self.memory[i])

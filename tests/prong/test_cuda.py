@@ -129,7 +129,7 @@ def test_the_canonical_path_is_the_closed_form(device):
         samples=SAMPLES,
         damping=0.05,
         root="cholesky",
-        clip=None,
+        step_limit=None,
         mode="canonical",
     )
     path = reference("gradient")[:20]
@@ -234,7 +234,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_no_step_between_reparametrisations_waits_for_the_device(device, side_stream, mode):
-    model, optimizer, natural = start(device, mode=mode, clip=None, side_stream=side_stream)
+    model, optimizer, natural = start(device, mode=mode, step_limit=None, side_stream=side_stream)
     drawn = [batch(step, device) for step in range(15)]
 
     def step(x, y):

@@ -18,8 +18,8 @@ OPTIONS = st.fixed_dictionaries(
         "momentum": st.sampled_from(["reset", "gradient", "velocity"]),
         "relative": st.booleans(),
         "damping": st.sampled_from([1e-3, 1e-2, 1.0]),
-        # Never without: an unclipped step may diverge, and then there is no function to keep.
-        "clip": st.sampled_from([1e-4, 1e-3]),
+        # Never without: an unlimited step may diverge, and then there is no function to keep.
+        "step_limit": st.sampled_from([3e-4, 3e-3]),
         "batch_diagonal": st.booleans(),
         "two_sided": st.sampled_from([None, "empirical", "sampled"]),
         "positions": st.sampled_from([None, 4]),

@@ -26,7 +26,7 @@ def mlp(sizes=(5, 6, 4, 3), seed=0):
 def attach(model, lr=0.05, **options):
     prong.whiten(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    return optimizer, prong.Reparametrizer(model, optimizer, clip=None, **options)
+    return optimizer, prong.Reparametrizer(model, optimizer, step_limit=None, **options)
 
 
 X = data(64, 5) @ data(5, 5, seed=1) + 1.0

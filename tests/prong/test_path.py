@@ -46,7 +46,7 @@ def arrays(model):
 MODES = ["fold", "activations", "canonical"]
 
 
-def run(root, rule, *, clip=None, lr=0.05, momentum=0.9, mode="fold", narrow=False, **options):
+def run(root, rule, *, limit=None, lr=0.05, momentum=0.9, mode="fold", narrow=False, **options):
     """Canonical parameters after every step."""
     model = prong.whiten(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, **options)
@@ -58,8 +58,11 @@ def run(root, rule, *, clip=None, lr=0.05, momentum=0.9, mode="fold", narrow=Fal
         damping=0.05,
         root=root,
         momentum=rule,
-        clip=clip,
+        step_limit=limit,
         mode=mode,
+        precision=torch.float64,
+        leading=None,
+        spread=False,
     )
     path = []
     for x, labels in batches():
@@ -77,7 +80,7 @@ def run(root, rule, *, clip=None, lr=0.05, momentum=0.9, mode="fold", narrow=Fal
     return np.array([np.concatenate(step) for step in path])
 
 
-def reference(rule, clip=None, lr=0.05):
+def reference(rule, limit=None, lr=0.05):
     weights, biases = arrays(network())
     frozen = ReferencePRONG(
         ReferenceNetwork(weights, biases),
@@ -87,7 +90,7 @@ def reference(rule, clip=None, lr=0.05):
         period=PERIOD,
         window=3,
         rule=rule,
-        clip=clip,
+        limit=limit,
     )
     path = []
     for x, labels in batches():
@@ -127,14 +130,14 @@ def test_the_three_momentum_rules_are_three_paths():
     assert relative(reference("gradient"), reference("reset")) > 1e-3
 
 
-def test_the_step_clip_equals_the_closed_form():
-    clipped = reference("gradient", clip=1e-3, lr=0.3)
-    for mode in MODES:
-        assert relative(run("cholesky", "gradient", clip=1e-3, lr=0.3, mode=mode), clipped) < 1e-10
-    # Here the bound settles most steps without the exact product.
-    loose = reference("gradient", clip=1.0, lr=0.05)
-    assert relative(run("cholesky", "gradient", clip=1.0, mode="canonical"), loose) < 1e-10
-    assert relative(reference("gradient", lr=0.3), clipped) > 1e-2
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("limit", [0.003, 0.1])
+@pytest.mark.parametrize("mode", MODES)
+def test_step_control_equals_the_closed_form(mode, limit, narrow):
+    limited = reference("gradient", limit=limit, lr=0.2)
+    path = run("cholesky", "gradient", limit=limit, lr=0.2, mode=mode, narrow=narrow)
+    assert relative(path, limited) < 1e-10
+    assert relative(reference("gradient", lr=0.2), limited) > 1e-2
 
 
 def test_pca_zca_and_cholesky_give_the_same_path():
@@ -150,7 +153,7 @@ def test_decay_of_v_is_decay_of_w():
         SIZES[0], SIZES[0], dtype=torch.float64
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
-    natural = prong.Reparametrizer(model, optimizer, clip=None)
+    natural = prong.Reparametrizer(model, optimizer, step_limit=None, precision=torch.float64)
     natural.initialize([data], "preserve")
     before = arrays(prong.fold(model))[0]
     for parameter in model.parameters():
@@ -169,7 +172,15 @@ def step_of_one_layer(bias, root):
     model = prong.whiten(nn.Sequential(layer))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     natural = prong.Reparametrizer(
-        model, optimizer, damping=0.3, root=root, clip=None, samples=200, positions=None
+        model,
+        optimizer,
+        damping=0.3,
+        root=root,
+        step_limit=None,
+        samples=200,
+        positions=None,
+        precision=torch.float64,
+        mode="fold",
     )
     natural.initialize([data], "preserve")
     dual = model[0].weight.detach().clone()

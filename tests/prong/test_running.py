@@ -187,7 +187,7 @@ def test_compile_has_no_graph_break_and_two_graphs(options):
 
 
 def test_mixed_precision_keeps_statistics_and_fold_in_float32():
-    model, _, natural = start(sgd, clip=None)
+    model, _, natural = start(sgd, step_limit=None)
     natural.initialize([batch(99)], "preserve")
     twin = copy.deepcopy(model)
     seen = []
@@ -309,7 +309,7 @@ def test_detach_lets_go():
     model, optimizer, natural = start(sgd)
     natural.detach()
     train(model, optimizer, natural, 0, 1)
-    assert natural.clip.scale is None
+    assert natural.control.scales == {}
 
 
 def _rank(rank, size, port, folder, options):

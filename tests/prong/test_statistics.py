@@ -248,7 +248,7 @@ def test_every_root_is_a_root_of_the_damped_inverse(root):
     [
         ({"period": 0}, ValueError), ({"period": 1.5}, TypeError), ({"samples": -1}, ValueError),
         ({"damping": 0.0}, ValueError), ({"damping": float("nan")}, ValueError),
-        ({"clip": 0.0}, ValueError), ({"clip": "x"}, TypeError), ({"positions": 0}, ValueError),
+        ({"step_limit": 0.0}, ValueError), ({"step_limit": "x"}, TypeError), ({"positions": 0}, ValueError),
         ({"root": "qr"}, ValueError), ({"momentum": "none"}, ValueError),
         ({"whitening": "half"}, ValueError), ({"two_sided": "yes"}, ValueError),
         ({"precision": torch.float16}, ValueError), ({"output_damping": -1.0}, ValueError),

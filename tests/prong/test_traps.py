@@ -20,7 +20,7 @@ def data(*shape, seed=0):
 def attach(model, x, **options):
     model = prong.whiten(model.double())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    options = {"samples": len(x), "positions": None, "clip": None, "root": "pca", **options}
+    options = {"samples": len(x), "positions": None, "step_limit": None, "root": "pca", **options}
     natural = prong.Reparametrizer(model, optimizer, **options)
     natural.initialize([x], "preserve")
     return model, optimizer, natural
