@@ -304,7 +304,7 @@ def balance(unit: Unit, norm: Tensor, damping: float, drawn: Sequence[Tensor]) -
     weight = unit.weight if layer.canonical else layer.fold()[0]
     undamped = norm.square() - damping * weight.to(norm.dtype).square().sum()
     deviation = (undamped.clamp(min=0) / layer.canonical_outputs).sqrt()
-    gain = (BALANCED / deviation).sqrt()
+    gain = (BALANCED / deviation).sqrt().clamp(min=1)
     # Of a constant input, or of a head that starts at zero, there is nothing to go by.
     gain = torch.where(deviation > 1e-6, gain, 1)
     unit.weight.mul_(gain.to(unit.weight.dtype))

@@ -26,6 +26,8 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
 
     def forward(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Apply V U (h − c) + d along the last axis."""
+        if self.aside is not None:
+            return self._together(input)
         self.observe(input)
         rows, precision = math.prod(input.shape[:-1]), self.precision_matrix
         if precision is not None and rows < self.out_features and self._exact(input, precision):
@@ -43,6 +45,18 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
             white = F.linear(input - self.mean[0] if self.centred else input, self.whitener[0])
             return F.linear(white, self.weight, self.bias)
         return self.watched(F.linear(input, *self.fold()))
+
+    def _together(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        """Run as one of many narrow canonical layers; see `prong.small`."""
+        centred = input if self.bias is None else input - self.mean[0]
+        if self.moments is not None and self.observes():
+            # Not the input itself: whoever owns it may change it in place.
+            if torch.compiler.is_compiling() or self.bias is None:
+                self.observe(input)
+            else:
+                samples, examples = self.samples(centred.detach())
+                self.aside.inputs.append((samples[0], examples))  # type: ignore[union-attr]
+        return F.linear(centred, self.weight, self.bias)
 
     def _exact(self, input: Tensor, precision: Tensor) -> bool:
         """Whether all types are equal and no product is rounded, so that P may meet the inputs."""
@@ -210,7 +224,7 @@ def adopt(layer: nn.Module) -> Whitened:
     layer.register_buffer("output_whitener", None)
     layer.register_buffer("precision_matrix", None)
     layer.register_buffer("precision_damping", None)
-    layer.activations, layer.last_pass = False, None
+    layer.activations, layer.last_pass, layer.aside = False, None, None
     layer.moments = layer.backward_moments = layer.variances = None
     layer.gradients_wanted, layer.positions, layer.side_stream = False, None, None
     return layer
@@ -232,6 +246,6 @@ def release(layers: list[Whitened]) -> None:
             del layer._buffers[name]
         for name in ("moments", "backward_moments", "variances", "gradients_wanted"):
             del layer.__dict__[name]
-        for name in ("positions", "activations", "last_pass", "side_stream"):
+        for name in ("positions", "activations", "last_pass", "aside", "side_stream"):
             del layer.__dict__[name]
         layer.__class__ = layer.PLAIN  # type: ignore[assignment]

@@ -29,11 +29,12 @@ from prong.report import LayerReport, RefreshReport
 from prong.schedule import Schedule
 from prong.sharding import refuse_flat, refuse_shards
 from prong.side_stream import SideStream
+from prong.small import SmallLayers
 from prong.state import pack_moments, unpack_moments
 from prong.step_control import StepControl
 from prong.units import Unit, units_of
 from prong.whitened import Whitened
-from prong.window import examples_per_step, start_gathering, stop_gathering
+from prong.window import BatchesSeen, batches_seen, start_gathering, stop_gathering
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -44,9 +45,9 @@ class Reparametrizer:
     """Keeps a whitened model white: every `period` steps, new c and U, the same function.
 
     Call `step` after every optimizer step. Statistics come from the forward passes of the last
-    min(T, ⌈N_s/B⌉) training steps before a reparametrisation, B being the examples of a step: the
-    activations are those of parameters up to that many steps old, unlike line 8 of Algorithm 1, and
-    cost no extra pass. Hand over `batches` to take them with the present parameters instead.
+    min(T, ⌈N_s/B⌉) training steps before a reparametrisation, B being the examples of a step, and of
+    fewer for a layer with few inputs (see `prong.window`): the activations are those of parameters
+    up to that many steps old, unlike line 8 of Algorithm 1, and cost no extra pass. Hand over `batches` to take them with the present parameters instead.
 
     Attributes:
         report: the last reparametrisation, or None.
@@ -93,7 +94,8 @@ class Reparametrizer:
                 DistributedDataParallel.
             optimizer: the optimizer of its parameters, or several.
             period: T, optimizer steps between reparametrisations.
-            samples: N_s, examples behind each estimate, over all ranks.
+            samples: N_s, the most examples behind an estimate, over all ranks. A layer with N
+                inputs takes no more than hold 32 N samples, but 256 examples at least.
             damping: ε, added to the eigenvalues of the covariance: in its units, or with `relative`
                 in units of the mean eigenvalue.
             relative: whether `damping` is relative.
@@ -197,11 +199,12 @@ class Reparametrizer:
         limit = step_limit if plain_sgd else None
         self.control = StepControl(self.units, limit, self.optimizers, self.ranks)
         self.canonical_refusal = refusal(self.optimizers, batch_diagonal, two_sided)
+        self.small = SmallLayers(self.units, self.optimizers, alone=self.ranks.size == 1)
         self.convert(mode)
         self.report: RefreshReport | None = None
         self.steps = 0
         self.fallbacks = self.skipped = 0
-        self._per_step: float | None = None
+        self._batches_seen: BatchesSeen | None = None
         self._gathered = 0
         for layer in self._layers():
             layer.moments = layer.backward_moments = layer.variances = None
@@ -229,6 +232,7 @@ class Reparametrizer:
         """
         self.steps += 1
         self.control.steps = self.steps
+        self.small.settle()
         if self._gathering:
             self._gathered += 1
             if self.side_stream is not None:
@@ -264,7 +268,7 @@ class Reparametrizer:
     def _work_on_gradients(self, optimizer: Optimizer) -> None:
         if self.diagonal is not None:
             self.diagonal(optimizer)
-        self.control(optimizer)
+        self.control(optimizer, self.small.work(optimizer))
 
     def refresh(self) -> RefreshReport:
         """Reparametrise now, from the statistics gathered so far (lines 6 to 11 of Algorithm 1)."""
@@ -277,17 +281,18 @@ class Reparametrizer:
         trainable = [layer for u in units if u.weight.requires_grad for layer in u.layers]
         if self.batches is not None:
             gather(self.model, trainable, self._kept(self.batches), self.forward)
-        elif self._gathered and self._per_step is None:
+        elif self._gathered and self._batches_seen is None:
             self._learn_batch_size()
         return self._finish(start, *self._reparametrised(units))
 
     def initialize(self, batches: Iterable[Any], init: str = "balanced") -> RefreshReport:
         """Reparametrise at t = 0, layer by layer in the order of the forward pass.
 
-        For a network whose weights were just drawn. "balanced" multiplies W by the gain that
-        brings the standard deviation s of its pre-activations, over the batches, to √(s/4): the
-        geometric mean of what it is and ¼. Signals neither fade nor saturate then, whatever the
-        nonlinearity. The mean of the pre-activations becomes b. "whitened" takes the numbers that
+        For a network whose weights were just drawn. Where the standard deviation s of
+        a layer's pre-activations over the batches is less than ¼, "balanced" multiplies W by the
+        gain that makes it √(s/4), half way to ¼ in logarithms: signals that would fade from layer
+        to layer do not, and others stay as they were drawn. The mean of the pre-activations
+        becomes b. "whitened" takes the numbers that
         initialised W as V (Fig. 3b): the initialisation's fan-in law then holds for whitened
         inputs. "scaled" multiplies V by √(in / d_eff) besides, because E‖U(h − c)‖² is d_eff = Σ
         λ/(λ + ε) and not `in`. All three change the function: for a network that is trained
@@ -367,6 +372,7 @@ class Reparametrizer:
             without pickle. Φ is not in it: c and U are buffers of the model and come with its state
             dict.
         """
+        self.small.settle()
         tensors = pack_moments(self._owners())
         if self.diagonal is not None:
             for name, damping in self.diagonal.damping.items():
@@ -375,7 +381,7 @@ class Reparametrizer:
             "version": 1,
             "steps": self.steps,
             "gathered": self._gathered,
-            "per_step": self._per_step,
+            "batches_seen": None if self._batches_seen is None else vars(self._batches_seen),
             "fallbacks": self.fallbacks,
             "skipped": self.skipped,
             "control": self.control.state(),
@@ -401,7 +407,10 @@ class Reparametrizer:
         unpack_moments(self._owners(), moments, gradients_wanted=empirical)
         self.steps, self.fallbacks = int(meta["steps"]), int(meta["fallbacks"])
         self.skipped = int(meta.get("skipped", 0))
-        self._per_step, self._gathered = meta["per_step"], int(meta["gathered"])
+        seen = meta.get("batches_seen")
+        self._batches_seen = None if seen is None else BatchesSeen(**seen)
+        self._gathered = int(meta["gathered"])
+        self.small.arrange()
         self.control.steps = self.steps
         self.control.load(meta.get("control", {}))
         self.control.forget()
@@ -429,8 +438,10 @@ class Reparametrizer:
             ValueError: if `mode` is unknown or not allowed with this optimizer and these options.
         """
         self.mode = chosen_mode(mode, self.canonical_refusal)
+        self.small.release()
         for unit in self.units:
             convert(unit, self.mode, self.optimizers)
+        self.small.arrange()
         return self.mode
 
     def detach(self) -> None:
@@ -439,6 +450,7 @@ class Reparametrizer:
             hook.remove()
         self._hooks = []
         self._stop_gathering()
+        self.small.release()
         for layer in self._layers():
             layer.variances = layer.last_pass = layer.side_stream = None
 
@@ -461,12 +473,12 @@ class Reparametrizer:
         """Turn the gathering on or off for the next step."""
         if self.batches is not None:
             return
-        if self._per_step is None and self._gathered:
+        if self._batches_seen is None and self._gathered:
             self._learn_batch_size()
         if not self._gathering:
             self._gathered = 0
         for index, unit in enumerate(self.units):
-            wanted = self.schedule.remaining(index, self.steps) <= self.window
+            wanted = self.schedule.remaining(index, self.steps) <= self.window(unit)
             held = any(layer.moments is not None for layer in unit.layers)
             if wanted and not held and unit.weight.requires_grad:
                 start_gathering(unit.layers, self.whitening.two_sided)
@@ -477,15 +489,14 @@ class Reparametrizer:
         stop_gathering(self._layers())
         self._gathered = 0
 
-    @property
-    def window(self) -> int:
-        """How many steps before a reparametrisation are sampled; T while B is unknown."""
-        if self._per_step is None:
+    def window(self, unit: Unit) -> int:
+        """How many steps before a unit's reparametrisation are sampled; T while B is unknown."""
+        if self._batches_seen is None:
             return self.period
-        return min(self.period, max(1, math.ceil(self.samples / self._per_step)))
+        return self._batches_seen.window(unit, self.samples, self.period)
 
     def _learn_batch_size(self) -> None:
-        self._per_step = examples_per_step(self.units, self.ranks, self._gathered)
+        self._batches_seen = batches_seen(self.units, self.ranks, self._gathered)
 
     def _kept(self, batches: Iterable[Any]) -> list[Any]:
         return enough(batches, self.samples, self.units[0].weight.device, self.ranks)
@@ -507,7 +518,10 @@ class Reparametrizer:
         )
         # Over all units also where a few are due: layers that take turns share out the period.
         owners = assignment(self.units, self.whitening, self.ranks.size)
-        return refresh(units, owners, self.units)
+        self.small.settle()
+        found = refresh(units, owners, self.units)
+        self.small.updated(units)
+        return found
 
     def _finish(
         self, start: float, layers: dict[str, LayerReport], notes: list[str]

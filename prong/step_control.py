@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prong.layout import weight_to_canonical
+from prong.moments import wide_dtype
 from prong.natural import LastPass
 from prong.precision import Precision, weight_square
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -36,6 +37,46 @@ if TYPE_CHECKING:
 
 COOLING = 100.0
 SMALLEST = 0.1
+
+
+class _Watched:
+    """What one optimizer moves of the whitened units, laid out once.
+
+    Attributes:
+        units: the units that it holds something of, by their index among all.
+        entries: parameter, its unit's place in `units`, its group's index.
+        deciding: for each of `units`, the group whose rate lowers the bound: its weight's, if held.
+        smallest: the least ‖V‖ that counts, `[units]`.
+    """
+
+    def __init__(self, optimizer: Optimizer, units: Sequence[Unit]) -> None:
+        """Find the parameters of `units` in the optimizer's groups."""
+        self.length = _length(optimizer)
+        owner = {id(p): index for index, unit in enumerate(units) for p in unit.parameters}
+        places: dict[int, int] = {}
+        self.entries: list[tuple[nn.Parameter, int, int]] = []
+        self.deciding: list[int] = []
+        for group, settings in enumerate(optimizer.param_groups):
+            for parameter in settings["params"]:
+                index = owner.get(id(parameter))
+                if index is None:
+                    continue
+                if index not in places:
+                    places[index] = len(places)
+                    self.deciding.append(group)
+                if parameter is units[index].weight:
+                    self.deciding[places[index]] = group
+                self.entries.append((parameter, places[index], group))
+        self.units = [units[index] for index in places]
+        self.place = {unit.name: place for place, unit in enumerate(self.units)}
+        device = units[0].weight.device
+        self.indices = torch.tensor(list(places), device=device, dtype=torch.long)
+        outputs = [unit.layer.canonical_outputs for unit in self.units]
+        self.smallest = SMALLEST * torch.tensor(outputs, device=device).sqrt()
+
+
+def _length(optimizer: Optimizer) -> tuple[int, ...]:
+    return tuple(len(group["params"]) for group in optimizer.param_groups)
 
 
 class StepControl:
@@ -48,62 +89,88 @@ class StepControl:
         limit: ρ, a share; None lets every step pass.
         steps: t, the optimizer steps made.
         scales: by unit name, what the gradients were last multiplied by, scalar tensors.
+        norms: by unit name, ‖V‖ where it is known, scalar tensors.
     """
 
     def __init__(
-        self, units: Iterable[Unit], limit: float | None, optimizers: Sequence[Optimizer], ranks: Ranks
+        self,
+        units: Sequence[Unit],
+        limit: float | None,
+        optimizers: Sequence[Optimizer],
+        ranks: Ranks,
     ) -> None:
         """Watch the parameters of `units`."""
         self.limit, self.ranks, self.optimizers = limit, ranks, list(optimizers)
         self.steps = 0
         self.scales: dict[str, Tensor] = {}
-        self.norms: dict[str, Tensor] = {}
         self._units = list(units)
-        self._owner = {id(p): unit for unit in self._units for p in unit.parameters}
+        self._watched = [_Watched(optimizer, self._units) for optimizer in self.optimizers]
         self._highest: list[list[float]] = [[0.0] * len(o.param_groups) for o in self.optimizers]
         self._inverses: dict[str, tuple[Tensor, int, Tensor]] = {}
+        device = self._units[0].weight.device
+        self._norms = torch.zeros(len(self._units), dtype=wide_dtype(device), device=device)
+        self._index = {unit.name: index for index, unit in enumerate(self._units)}
+        self._missing = set(self._index)
         for unit in self._units:
             for layer in unit.layers:
                 alone = limit is not None and ranks.size == 1
                 layer.last_pass = LastPass() if alone else None
 
+    @property
+    def norms(self) -> dict[str, Tensor]:
+        """By unit name, ‖V‖ where it is known, scalar tensors."""
+        return {n: self._norms[i] for n, i in self._index.items() if n not in self._missing}
+
     @torch.no_grad()
-    def __call__(self, optimizer: Optimizer) -> None:
-        """Scale the gradients that `optimizer` is about to use."""
+    def __call__(
+        self, optimizer: Optimizer, known: Sequence[tuple[Sequence[Unit], Tensor]] = ()
+    ) -> None:
+        """Scale the gradients that `optimizer` is about to use.
+
+        Args:
+            optimizer: one of those watched.
+            known: units for which somebody has ‖g_V‖² already, and the squares, `[units]`.
+        """
         if self.limit is None:
             return
         self._measure_weights()
-        place = self.optimizers.index(optimizer)
-        shares, held = self._held(optimizer, place)
-        if not shares:
+        which = self.optimizers.index(optimizer)
+        watched = self._watched[which]
+        if watched.length != _length(optimizer):  # Parameters were added.
+            watched = self._watched[which] = _Watched(optimizer, self._units)
+        if not watched.units:
             return
-        units = [unit for unit in self._units if unit.name in shares]
-        squares = self._squares(units, held)
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        squares = self._squares(watched, rates, known)
         lengths = self.ranks.sum_(squares).sqrt()
         # Fused optimizers unscale inside their kernel: here the gradients are still times the loss
         # scale.
         loss_scale = getattr(optimizer, "grad_scale", None)
         if loss_scale is not None:
             lengths = lengths / loss_scale.to(lengths)
-        allowed = torch.stack([self._allowed(unit, shares[unit.name]) for unit in units])
-        allowed = allowed.to(lengths)
+        allowed = self._allowed(watched, which, rates).to(lengths)
         scales = torch.where(lengths > allowed, allowed / lengths, 1)
-        self.scales.update(zip((unit.name for unit in units), scales, strict=True))
-        # Reading is free on a CPU, and spares the gradients that stay.
-        known = scales.tolist() if scales.device.type == "cpu" else [None] * len(units)
-        for unit, scale, value in zip(units, scales, known, strict=True):
-            if value != 1:
-                for parameter, _ in held[unit.name]:
-                    assert parameter.grad is not None
-                    parameter.grad.mul_(scale)
+        self.scales = {**self.scales, **dict(zip(watched.place, scales.unbind(), strict=True))}
+        held = [(p.grad, place) for p, place, _ in watched.entries if p.grad is not None]
+        if scales.device.type == "cpu":
+            # Reading is free there, and spares the gradients that stay.
+            values = scales.tolist()
+            held = [(gradient, place) for gradient, place in held if values[place] != 1]
+            if held:
+                factors = [values[place] for _, place in held]
+                torch._foreach_mul_([gradient for gradient, _ in held], factors)
+        else:
+            for gradient, place in held:
+                gradient.mul_(scales[place])
 
     def measured(self, unit: Unit, norm: Tensor) -> None:
         """Take over ‖V‖, a scalar, of a unit that was reparametrised."""
-        self.norms[unit.name] = norm
+        self._norms[self._index[unit.name]] = norm
+        self._missing.discard(unit.name)
 
     def forget(self) -> None:
         """Measure every ‖V‖ again before the next step."""
-        self.norms.clear()
+        self._missing = set(self._index)
 
     def state(self) -> dict[str, Any]:
         """Plain numbers that a resumed run needs, besides `norms`."""
@@ -119,66 +186,67 @@ class StepControl:
         """What is held for gradients that did not come from a single backward pass."""
         return [inverse for _, _, inverse in self._inverses.values()]
 
-    def _held(
-        self, optimizer: Optimizer, place: int
-    ) -> tuple[dict[str, float], dict[str, list[tuple[nn.Parameter, float]]]]:
-        """By unit name: ρ's share of the limit; parameters with gradients, and their rates."""
-        shares: dict[str, float] = {}
-        held: dict[str, list[tuple[nn.Parameter, float]]] = {}
-        highest = self._highest[place]
-        highest += [0.0] * (len(optimizer.param_groups) - len(highest))
-        for index, group in enumerate(optimizer.param_groups):
-            rate = float(group["lr"])
-            highest[index] = max(highest[index], rate)
-            for parameter in group["params"]:
-                unit = self._owner.get(id(parameter))
-                if unit is None:
-                    continue
-                if unit.name not in shares or parameter is unit.weight:
-                    shares[unit.name] = rate / highest[index] if highest[index] > 0 else 1.0
-                found = held.setdefault(unit.name, [])
-                if parameter.grad is not None:
-                    found.append((parameter, rate))
-        return shares, held
-
-    def _allowed(self, unit: Unit, share: float) -> Tensor:
+    def _allowed(self, watched: _Watched, which: int, rates: Sequence[float]) -> Tensor:
+        """ρ_t ‖V‖ of each unit, `[units]`."""
         assert self.limit is not None
-        limit = self.limit * share / (1 + self.steps / COOLING) ** 0.5
-        outputs = unit.layer.canonical_outputs
-        return self.norms[unit.name].clamp(min=SMALLEST * outputs**0.5) * limit
+        highest = self._highest[which]
+        highest += [0.0] * (len(rates) - len(highest))
+        for group, rate in enumerate(rates):
+            highest[group] = max(highest[group], rate)
+        limit = self.limit / (1 + self.steps / COOLING) ** 0.5
+        lowered = [rate / most if most > 0 else 1.0 for rate, most in zip(rates, highest, strict=True)]
+        allowed = torch.maximum(self._norms[watched.indices], watched.smallest.to(self._norms))
+        if len(set(lowered)) == 1:
+            return allowed * (limit * lowered[0])
+        shares = [limit * lowered[group] for group in watched.deciding]
+        return allowed * torch.tensor(shares, dtype=allowed.dtype, device=allowed.device)
 
     def _squares(
-        self, units: Sequence[Unit], held: dict[str, list[tuple[nn.Parameter, float]]]
+        self,
+        watched: _Watched,
+        rates: Sequence[float],
+        known: Sequence[tuple[Sequence[Unit], Tensor]],
     ) -> Tensor:
         """η²‖(g_V, g_d)‖² of each unit, this rank's part of it, `[units]`."""
+        having = {unit.name for units, _ in known for unit in units}
         gradients: list[Tensor] = []
+        factors: list[float] = []
         places: list[int] = []
-        rates: list[float] = []
-        parts: list[tuple[int, float, Tensor]] = []
-        device = units[0].weight.device
+        natural: list[tuple[int, float, Tensor]] = []
         dtype = torch.float32
-        for place, unit in enumerate(units):
-            for parameter, rate in held[unit.name]:
-                gradient = parameter.grad
-                assert gradient is not None
-                dtype = torch.promote_types(dtype, gradient.dtype)
-                if unit.layer.canonical and parameter is unit.weight:
-                    parts.append((place, rate, self._natural_square(unit, gradient)))
-                elif self.ranks.index == 0:
-                    gradients.append(gradient)
-                    places.append(place)
-                    rates.append(rate)
-        squares = torch.zeros(len(units), dtype=dtype, device=device)
+        weight_rates: dict[str, float] = {}
+        for parameter, place, group in watched.entries:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if gradient.dtype == torch.float64:
+                dtype = torch.float64
+            unit = watched.units[place]
+            if unit.layer.canonical and parameter is unit.weight:
+                if unit.name in having:
+                    weight_rates[unit.name] = rates[group]
+                else:
+                    natural.append((place, rates[group], self._natural_square(unit, gradient)))
+            elif self.ranks.index == 0:
+                gradients.append(gradient)
+                factors.append(rates[group])
+                places.append(place)
+        device = watched.indices.device
+        squares = torch.zeros(len(watched.units), dtype=dtype, device=device)
+
+        def add(at: list[int], by: list[float], values: Tensor) -> None:
+            weights = torch.tensor(by, dtype=dtype, device=device)
+            squares.index_add_(0, torch.tensor(at, device=device), values.to(dtype) * weights)
+
         if gradients:
             norms = torch.stack(torch._foreach_norm(gradients, 2, dtype))
-            places_ = torch.tensor(places, device=device)
-            factors = torch.tensor(rates, dtype=dtype, device=device)
-            squares.index_add_(0, places_, (norms * factors).square())
-        if parts:
-            found = torch.stack([part.to(dtype) for _, _, part in parts])
-            factors = torch.tensor([rate**2 for _, rate, _ in parts], dtype=dtype, device=device)
-            places_ = torch.tensor([place for place, _, _ in parts], device=device)
-            squares.index_add_(0, places_, found * factors)
+            add(places, [rate**2 for rate in factors], norms.square())
+        if natural:
+            found = torch.stack([part.to(dtype) for _, _, part in natural])
+            add([place for place, _, _ in natural], [rate**2 for _, rate, _ in natural], found)
+        for units, values in known:
+            at = [watched.place[unit.name] for unit in units]
+            add(at, [weight_rates.get(unit.name, 0.0) ** 2 for unit in units], values)
         return squares
 
     def _natural_square(self, unit: Unit, natural: Tensor) -> Tensor:
@@ -214,13 +282,14 @@ class StepControl:
 
     def _measure_weights(self) -> None:
         """‖V‖ of units that have not been reparametrised since there was a weight to measure."""
-        missing = [unit for unit in self._units if unit.name not in self.norms]
+        missing = [unit for unit in self._units if unit.name in self._missing]
         if not missing:
             return
         norms = torch.stack([weight_norm(unit) for unit in missing])
         # Two machines may round differently, and ranks must stay equal in every bit.
         self.ranks.broadcast_([norms])
-        self.norms.update(zip((unit.name for unit in missing), norms, strict=True))
+        for unit, norm in zip(missing, norms, strict=True):
+            self.measured(unit, norm)
 
 
 def weight_norm(unit: Unit, inverse: Tensor | None = None) -> Tensor:

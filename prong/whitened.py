@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prong.side_stream import SideStream
+    from prong.small import Aside
 
 
 class Whitened(nn.Module):
@@ -55,6 +56,8 @@ class Whitened(nn.Module):
         gradients_wanted: whether the gradients that pass now count.
         side_stream: where statistics are taken on CUDA, or None for the current stream.
         last_pass: where a canonical layer keeps what the step control needs, or None.
+        aside: where a narrow canonical layer that is worked on together with others puts the inputs
+            that count, or None where it runs by itself.
         variances: where the whitened units' variances of this step go, for the per-batch D, or
             None.
         activations: whether the inputs are whitened instead of the weights folded, where a layer
@@ -85,6 +88,7 @@ class Whitened(nn.Module):
     gradients_wanted: bool
     side_stream: SideStream | None
     last_pass: LastPass | None
+    aside: Aside | None
     variances: UnitVariances | None
     positions: int | None
 
@@ -230,9 +234,7 @@ class Whitened(nn.Module):
         """
         if self.moments is None and self.variances is None:
             return
-        if not self.training or not self.weight.requires_grad:
-            return
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        if not self.observes():
             return
         with torch.no_grad():
             samples, examples = self.samples(input)
@@ -240,6 +242,12 @@ class Whitened(nn.Module):
                 self._add(self.moments, samples, examples, input)
             if self.variances is not None:
                 self.variances.add(samples, self.mean, self.whitener)
+
+    def observes(self) -> bool:
+        """Whether a forward pass now is one of training, and the first of its inputs."""
+        if not self.training or not self.weight.requires_grad:
+            return False
+        return torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
 
     def whitens_activations(self, input: Tensor, rows: int) -> bool:
         """Whether this pass whitens the inputs, at `rows` N² multiply-adds instead of M N²·taps."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from prong.gathering import new_backward_moments, new_moments
+from prong.moments import wide_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,6 +17,9 @@ if TYPE_CHECKING:
     from prong.ranks import Ranks
     from prong.units import Unit
     from prong.whitened import Whitened
+
+FEWEST = 256
+PER_FEATURE = 32
 
 
 def start_gathering(layers: Sequence[Whitened], two_sided: str | None) -> None:
@@ -32,8 +38,37 @@ def stop_gathering(layers: Sequence[Whitened]) -> None:
         layer.moments = layer.backward_moments = None
 
 
-def examples_per_step(units: Sequence[Unit], ranks: Ranks, steps: int) -> float | None:
-    """B: the examples, over all ranks, that one step shows to the layer that sees fewest.
+@dataclass(frozen=True)
+class BatchesSeen:
+    """What a training step shows to the layers, over all ranks.
+
+    Attributes:
+        examples: B, the examples that the layer sees which sees fewest.
+        samples: by unit name, the samples (pixels, tokens) of one example; 1 where none was seen.
+    """
+
+    examples: float
+    samples: dict[str, float]
+
+    def window(self, unit: Unit, most: int, period: int) -> int:
+        """Steps that hold as many examples as a unit's estimate needs: 1 to `period`.
+
+        A covariance of N features from 32 N samples is off by about √(N/32 N), a sixth, in every
+        direction; more would cost and change little. Pixels of one image are alike, so it is never
+        of fewer than `FEWEST` examples, unless `most` is.
+
+        Args:
+            unit: the layers that share a weight.
+            most: N_s, examples.
+            period: T, steps.
+        """
+        features = unit.layer.mean.shape[1]
+        enough = max(FEWEST, PER_FEATURE * features / self.samples.get(unit.name, 1.0))
+        return min(period, max(1, math.ceil(min(most, enough) / self.examples)))
+
+
+def batches_seen(units: Sequence[Unit], ranks: Ranks, steps: int) -> BatchesSeen | None:
+    """What the steps that were gathered have shown.
 
     Args:
         units: units whose layers have gathered.
@@ -43,11 +78,19 @@ def examples_per_step(units: Sequence[Unit], ranks: Ranks, steps: int) -> float 
     Returns:
         None if no layer has seen an example.
     """
-    seen = [
-        float(moments.examples + moments.rejected)
-        for unit in units
-        if (moments := unit.moments()) is not None
-    ]
-    fewest = min([number for number in seen if number > 0], default=0.0)
-    total = float(ranks.sum_(torch.tensor([fewest], device=units[0].weight.device)))
-    return total / max(1, steps) if total > 0 else None
+    device = units[0].weight.device
+    counts = torch.zeros(len(units), 2, dtype=wide_dtype(device), device=device)
+    for row, unit in zip(counts, units, strict=True):
+        moments = unit.moments()
+        if moments is not None:
+            row[0] = moments.count.squeeze()
+            row[1] = (moments.examples + moments.rejected).squeeze()
+    counts = ranks.sum_(counts)
+    seen = counts[:, 1][counts[:, 1] > 0]
+    if not len(seen):
+        return None
+    per_example = (counts[:, 0] / counts[:, 1].clamp(min=1)).clamp(min=1).tolist()
+    return BatchesSeen(
+        float(seen.min()) / max(1, steps),
+        {unit.name: value for unit, value in zip(units, per_example, strict=True)},
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from exact import EXACT
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -44,7 +45,13 @@ def test_gradient_accumulation_equals_the_full_batch():
         model = prong.whiten(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)).double())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         natural = prong.Reparametrizer(
-            model, optimizer, period=3, samples=24, two_sided="empirical", batch_diagonal=True
+            model,
+            optimizer,
+            period=3,
+            samples=24,
+            two_sided="empirical",
+            batch_diagonal=True,
+            **EXACT,
         )
         generator = torch.Generator().manual_seed(1)
         for _ in range(9):
@@ -59,7 +66,7 @@ def test_gradient_accumulation_equals_the_full_batch():
             optimizer.zero_grad()
             natural.step()
         assert natural.report.layers["0"].samples == 24
-        assert natural.window == 2
+        assert natural.window(natural.units[0]) == 2
         return torch.cat([p.detach().flatten() for p in prong.fold(model).parameters()])
 
     assert (run(1) - run(4)).abs().max() < 1e-10
@@ -83,7 +90,7 @@ BAD = {
 def test_a_bad_batch_never_enters_the_statistics(kind):
     model = prong.whiten(nn.Sequential(nn.Linear(3, 2)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    natural = prong.Reparametrizer(model, optimizer, period=4, samples=1000)
+    natural = prong.Reparametrizer(model, optimizer, period=4, samples=1000, **EXACT)
     good = [torch.randn(6, 3) for _ in range(3)]
     for x in [good[0], BAD[kind](good[0]), *good[1:]]:
         model(x)
@@ -131,9 +138,8 @@ def test_hostile_activations_leave_a_finite_network_and_its_function(name, relat
     x = hostile(name).double()
     model = prong.whiten(nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2)).double())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    natural = prong.Reparametrizer(
-        model, optimizer, samples=40, root=root, relative=relative, damping=1e-3
-    )
+    options = {**EXACT, "root": root, "relative": relative, "damping": 1e-3}
+    natural = prong.Reparametrizer(model, optimizer, samples=40, **options)
     before = model(x).detach()
     report = natural.initialize([x], "preserve")
     # cond(U) times the size of what W multiplies bounds what rounding can do here.
@@ -190,7 +196,7 @@ def small(**options):
     model = prong.whiten(nn.Sequential(nn.Linear(4, 3)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x = torch.randn(50, 4) @ torch.randn(4, 4) + 1
-    return prong.Reparametrizer(model, optimizer, **{"samples": 50, **options}), x
+    return prong.Reparametrizer(model, optimizer, **{**EXACT, "samples": 50, **options}), x
 
 
 def test_the_report_says_what_was_done():
@@ -248,7 +254,8 @@ def test_every_root_is_a_root_of_the_damped_inverse(root):
     [
         ({"period": 0}, ValueError), ({"period": 1.5}, TypeError), ({"samples": -1}, ValueError),
         ({"damping": 0.0}, ValueError), ({"damping": float("nan")}, ValueError),
-        ({"step_limit": 0.0}, ValueError), ({"step_limit": "x"}, TypeError), ({"positions": 0}, ValueError),
+        ({"step_limit": 0.0}, ValueError), ({"step_limit": "x"}, TypeError),
+        ({"positions": 0}, ValueError), ({"leading": 0.0}, ValueError), ({"refit": -1}, ValueError),
         ({"root": "qr"}, ValueError), ({"momentum": "none"}, ValueError),
         ({"whitening": "half"}, ValueError), ({"two_sided": "yes"}, ValueError),
         ({"precision": torch.float16}, ValueError), ({"output_damping": -1.0}, ValueError),
