@@ -40,7 +40,7 @@ from pipelines.runtime import OnnxModel
 from pipelines.training.network import NetworkSpec, build
 
 SETTINGS = ("float32", "bf16", "compiled")
-ROWS = ("prong fold", "prong activations", "prong canonical", "prong leading, refit")
+ROWS = ("prong fold", "prong activations", "prong, whole P", "prong")
 WARM = 2
 """Turns that do not count: the first has statistics in every step, the second not."""
 LATENCIES = (1, 7, 256)
