@@ -289,10 +289,11 @@ class Refresh:
 
 
 def balance(unit: Unit, norm: Tensor, damping: float, drawn: Sequence[Tensor]) -> Tensor:
-    """Multiply the weight so that the pre-activations' deviation s becomes √(s/4); give the gain.
+    """Multiply the weight so that a deviation s below ¼ becomes √(s/4); give the gain.
 
     s² is the mean over outputs of E(W(h − c))², that is (‖V‖² − ε‖W‖²) ÷ outputs. What centring
-    moved into the biases is taken out again: the pre-activations' means are the numbers drawn for b.
+    moved into the biases is taken out again: the means of the pre-activations are the numbers drawn
+    for b.
 
     Args:
         unit: the layers that share the weight, just reparametrised.

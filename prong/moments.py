@@ -243,8 +243,13 @@ def add_stacked(
         shift = shift.masked_fill_(~good[:, None], 0)
         mean.add_(shift * (number / total).to(mean.dtype).unsqueeze(1))
         added = good.to(count.dtype)
-        torch._foreach_copy_([m.mean for m in several], list(mean.split(1)))
-        torch._foreach_copy_([m.scatter for m in several], list(scatter.split(1)))
-        torch._foreach_add_([m.count for m in several], list((added * number).split(1)))
-        torch._foreach_add_([m.examples for m in several], list((added * examples).split(1)))
-        torch._foreach_add_([m.rejected for m in several], list((1 - added).split(1)))
+        torch._foreach_copy_([m.mean for m in several], _each(mean))
+        torch._foreach_copy_([m.scatter for m in several], _each(scatter))
+        torch._foreach_add_([m.count for m in several], _each(added * number))
+        torch._foreach_add_([m.examples for m in several], _each(added * examples))
+        torch._foreach_add_([m.rejected for m in several], _each(1 - added))
+
+
+def _each(stacked: Tensor) -> list[Tensor]:
+    """The parts along the first axis, which stays."""
+    return list(torch.split(stacked, 1))

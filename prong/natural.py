@@ -60,8 +60,8 @@ class LastPass:
     """‖g_V‖² of the last backward pass through a canonical layer, which knows it cheaply.
 
     With n = g_V U the natural gradient, ‖g_V‖² = ⟨n P⁻¹, n⟩ costs M N² or, with k leading
-    directions, M N k once the pass is over. In the pass it is ⟨gᵀ(h − c), n⟩. Where gᵀ(h − c) is not
-    formed, leading directions give n F = rᵀ (X F diag(1 − s)/ε) for B M k, and a whole P gives
+    directions, M N k once the pass is over. In the pass it is ⟨gᵀ(h − c), n⟩. Where gᵀ(h − c) is
+    not formed, leading directions give n F = rᵀ (X F diag(1 − s)/ε) for B M k, and a whole P gives
     Σ (r rᵀ) ∘ (X P Xᵀ) for B² (M + N).
 
     Only the gradient that this pass gave, unchanged, has this norm. It is recognised by its memory,
@@ -189,7 +189,7 @@ class NaturalLinear(torch.autograd.Function):
             passed = weight
             if torch.is_grad_enabled():
                 # A second derivative reaches W through this product, and is natural too.
-                passed, _ = NaturalGradient.apply(weight, None, mean, precision, damping, False, None)  # type: ignore[no-untyped-call]
+                passed, _ = NaturalGradient.apply(weight, None, mean, precision, damping, False)  # type: ignore[no-untyped-call]
             of_input = gradient @ passed
         if ctx.needs_input_grad[1]:
             flat = centred.reshape(1, -1, centred.shape[-1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -45,9 +44,10 @@ class Reparametrizer:
     """Keeps a whitened model white: every `period` steps, new c and U, the same function.
 
     Call `step` after every optimizer step. Statistics come from the forward passes of the last
-    min(T, ⌈N_s/B⌉) training steps before a reparametrisation, B being the examples of a step, and of
-    fewer for a layer with few inputs (see `prong.window`): the activations are those of parameters
-    up to that many steps old, unlike line 8 of Algorithm 1, and cost no extra pass. Hand over `batches` to take them with the present parameters instead.
+    min(T, ⌈N_s/B⌉) training steps before a reparametrisation, B being the examples of a step, and
+    of fewer for a layer with few inputs (see `prong.window`): the activations are those of
+    parameters up to that many steps old, unlike line 8 of Algorithm 1, and cost no extra pass. Hand
+    over `batches` to take them with the present parameters instead.
 
     Attributes:
         report: the last reparametrisation, or None.

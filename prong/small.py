@@ -62,10 +62,10 @@ class Pack:
 
     def work(self) -> tuple[Sequence[Unit], Tensor] | None:
         """Turn the gradients into natural ones; give the units that have one, and ‖g_V‖²."""
-        having = [u for u in self.units if u.weight.grad is not None]
-        if not having:
+        found = [(u, u.weight.grad) for u in self.units if u.weight.grad is not None]
+        if not found:
             return None
-        gradients = [unit.weight.grad for unit in having]
+        having, gradients = [unit for unit, _ in found], [gradient for _, gradient in found]
         first = gradients[0]
         if self._written == (first.data_ptr(), first._version):
             return None  # The same gradients again: they are natural already.

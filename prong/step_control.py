@@ -194,10 +194,14 @@ class StepControl:
         for group, rate in enumerate(rates):
             highest[group] = max(highest[group], rate)
         limit = self.limit / (1 + self.steps / COOLING) ** 0.5
-        lowered = [rate / most if most > 0 else 1.0 for rate, most in zip(rates, highest, strict=True)]
-        allowed = torch.maximum(self._norms[watched.indices], watched.smallest.to(self._norms))
+        lowered = [
+            rate / most if most > 0 else 1.0 for rate, most in zip(rates, highest, strict=True)
+        ]
+        norms = self._norms[watched.indices]
+        allowed: Tensor = torch.maximum(norms, watched.smallest.to(norms))
         if len(set(lowered)) == 1:
-            return allowed * (limit * lowered[0])
+            lowest: Tensor = allowed * (limit * lowered[0])
+            return lowest
         shares = [limit * lowered[group] for group in watched.deciding]
         return allowed * torch.tensor(shares, dtype=allowed.dtype, device=allowed.device)
 
