@@ -115,6 +115,18 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` has been called on a model, or on one that it wraps."""
+    while True:
+        if getattr(model, "_compiled_call_impl", None) is not None:
+            return True
+        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            return True
+        if not isinstance(model, nn.parallel.DistributedDataParallel):
+            return False
+        model = model.module
+
+
 def coverage(model: nn.Module) -> list[LayerStatus]:
     """List every module that holds parameters of its own: whitened, or canonical and why.
 

@@ -61,12 +61,13 @@ class LastPass:
 
     With n = g_V U the natural gradient, ‖g_V‖² = ⟨n P⁻¹, n⟩ costs M N² or, with k leading
     directions, M N k once the pass is over. In the pass it is ⟨gᵀ(h − c), n⟩. Where gᵀ(h − c) is
-    not formed, leading directions give n F = rᵀ (X F diag(1 − s)/ε) for B M k, and a whole P gives
-    Σ (r rᵀ) ∘ (X P Xᵀ) for B² (M + N).
+    not formed, leading directions give it for B M k (see `scale`), and a whole P as Σ (r rᵀ) ∘
+    (X P Xᵀ) for B² (M + N).
 
     Only the gradient that this pass gave, unchanged, has this norm. It is recognised by its memory,
-    which is held so that nothing else can lie there, by its version and, where reading them does
-    not make a device wait, by some of its numbers.
+    which is held so that nothing else can lie there, by its version and by some of its numbers.
+    Reading those would make a GPU wait: there the norm is scaled by what ‖n‖ has become, because
+    `GradScaler` unscales gradients without a trace in their version.
     """
 
     def __init__(self) -> None:
@@ -75,12 +76,28 @@ class LastPass:
         self._memory: torch.UntypedStorage | None = None
         self._place = (0, 0)
         self._some: Tensor | None = None
+        self._scale: tuple[Tensor, int, Tensor] | None = None
+
+    def scale(
+        self, precision: Float[Tensor, "1 in k"], damping: Float[Tensor, " 1"]
+    ) -> Float[Tensor, " k"]:
+        """√((1 − s)/ε) of leading directions, with s the diagonal of Fᵀ F.
+
+        With a = X F, ⟨n P⁻¹, n⟩ = ε ‖n‖² + ‖rᵀ (a √((1 − s)/ε))‖². It is computed once for each P.
+        """
+        held = self._scale
+        # By identity: memory of a tensor that was let go may hold another one.
+        if held is None or held[0] is not precision or held[1] != precision._version:
+            rest = 1 - precision[0].square().sum(0)
+            held = (precision, precision._version, (rest / damping).clamp(min=0).sqrt())
+            self._scale = held
+        return held[2]
 
     def keep(self, natural: Tensor, square: Tensor) -> None:
         """Remember ‖g_V‖², a scalar, of the pass that gave the gradient `natural`."""
         self._square, self._memory = square, natural.untyped_storage()
         self._place = (natural.data_ptr(), natural._version)
-        self._some = None if natural.is_cuda else self._sample(natural).clone()
+        self._some = inner(natural, natural) if natural.is_cuda else self._sample(natural).clone()
 
     def take(self, natural: Tensor) -> Tensor | None:
         """Give what was remembered, once, if `natural` is the gradient of that pass."""
@@ -90,9 +107,11 @@ class LastPass:
             return None
         if self._place != (natural.data_ptr(), natural._version):
             return None
-        if some is not None and not torch.equal(some, self._sample(natural)):
-            return None
-        return square
+        assert some is not None
+        if natural.is_cuda:
+            change = inner(natural, natural) / some
+            return square * torch.where(some > 0, change, 1)
+        return square if torch.equal(some, self._sample(natural)) else None
 
     def __getstate__(self) -> dict[str, object]:
         """Be copied or stored empty: a copied gradient lies elsewhere."""
@@ -207,10 +226,9 @@ class NaturalLinear(torch.autograd.Function):
                 projected = flat @ precision
                 left = torch.baddbmm(flat, projected, precision.transpose(1, 2), alpha=-1)
                 natural = rows.T @ left[0].div_(damping)
-                rest = 1 - precision.square().sum(1)
-                columns = rows.T @ (projected[0] * (rest / damping[:, None]))
-                leading = (columns.square().sum(0) / rest[0]).sum()
-                ctx.last.keep(natural, damping[0] * (inner(natural, natural) + leading))
+                columns = rows.T @ (projected[0] * ctx.last.scale(precision, damping))
+                square = damping[0] * inner(natural, natural) + inner(columns, columns)
+                ctx.last.keep(natural, square)
         if ctx.biased and ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
         return of_input, natural, of_bias, None, None, None, None

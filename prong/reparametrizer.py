@@ -12,7 +12,7 @@ from torch import nn
 from prong.agreement import Refresh, assignment
 from prong.arguments import check_held, check_positive, optimizers_of
 from prong.backward import sampled_loss
-from prong.convert import LayerStatus, coverage, unwrap
+from prong.convert import LayerStatus, coverage, is_compiled, unwrap
 from prong.diagonal import BatchDiagonal
 from prong.gathering import (
     Forward,
@@ -131,7 +131,9 @@ class Reparametrizer:
                 canonical where it is allowed and activations elsewhere.
             spread: whether the layers take turns over the T steps of a period instead of being
                 reparametrised all at once: each still every T steps, from the steps just before,
-                so no step stalls and few statistics are held at a time.
+                so no step stalls and few statistics are held at a time. A model that was compiled
+                before is always reparametrised at once, and with a whole P (`leading`): every turn
+                would be one more graph.
             early: whether all layers are reparametrised at steps 10, 20, 40, 80 … of the first
                 period as well, while the first statistics age fastest.
             leading: in canonical layers, P is made of those directions of Σ alone whose eigenvalues
@@ -178,6 +180,9 @@ class Reparametrizer:
             # D acts on single whitened units, so it matters which they are; the path of SGD does
             # not depend on them. Of the others the symmetric root generalises best.
             root = "pca" if batch_diagonal else "cholesky" if plain_sgd else "zca"
+        if is_compiled(model):
+            # Every turn, and every other number of directions, would be one more graph.
+            spread, leading = False, None
         self.whitening = Whitening(
             kind=whitening,
             root=root,

@@ -40,7 +40,7 @@ class Schedule:
         turn = self.period
         if self.spread:
             turn = self.period * (unit + 1) // self.units
-        if self.early and steps < self.period:
+        if self.early_steps and steps < self.period:
             # Turns begin once the first period is over.
             first = self.period if turn == self.period else self.period + turn
             ahead.append(first - steps)

@@ -51,7 +51,7 @@ class _Watched:
 
     def __init__(self, optimizer: Optimizer, units: Sequence[Unit]) -> None:
         """Find the parameters of `units` in the optimizer's groups."""
-        self.length = _length(optimizer)
+        self.layout = _layout(optimizer, units)
         owner = {id(p): index for index, unit in enumerate(units) for p in unit.parameters}
         places: dict[int, int] = {}
         self.entries: list[tuple[nn.Parameter, int, int]] = []
@@ -72,11 +72,14 @@ class _Watched:
         device = units[0].weight.device
         self.indices = torch.tensor(list(places), device=device, dtype=torch.long)
         outputs = [unit.layer.canonical_outputs for unit in self.units]
-        self.smallest = SMALLEST * torch.tensor(outputs, device=device).sqrt()
+        self.smallest = (
+            SMALLEST * torch.tensor(outputs, dtype=wide_dtype(device), device=device).sqrt()
+        )
 
 
-def _length(optimizer: Optimizer) -> tuple[int, ...]:
-    return tuple(len(group["params"]) for group in optimizer.param_groups)
+def _layout(optimizer: Optimizer, units: Sequence[Unit]) -> tuple[torch.device, list[int]]:
+    """What changes when parameters are added, or the model is moved."""
+    return units[0].weight.device, [len(group["params"]) for group in optimizer.param_groups]
 
 
 class StepControl:
@@ -136,7 +139,7 @@ class StepControl:
         self._measure_weights()
         which = self.optimizers.index(optimizer)
         watched = self._watched[which]
-        if watched.length != _length(optimizer):  # Parameters were added.
+        if watched.layout != _layout(optimizer, self._units):
             watched = self._watched[which] = _Watched(optimizer, self._units)
         if not watched.units:
             return
@@ -286,6 +289,9 @@ class StepControl:
 
     def _measure_weights(self) -> None:
         """‖V‖ of units that have not been reparametrised since there was a weight to measure."""
+        device = self._units[0].weight.device
+        if self._norms.device != device:
+            self._norms = self._norms.to(device)
         missing = [unit for unit in self._units if unit.name in self._missing]
         if not missing:
             return

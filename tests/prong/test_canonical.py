@@ -7,6 +7,7 @@ import dataclasses
 
 import pytest
 import torch
+from exact import EXACT
 from torch import nn
 
 import prong
@@ -72,14 +73,13 @@ def test_condition_and_error_are_those_of_the_decomposition(shifted):
     assert float(error) == pytest.approx(exact, rel=0.6)
 
 
-def start(clip=None, **options):
+def start(limit=None, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(*WIDTHS[:2]), nn.Tanh(), nn.Linear(*WIDTHS[1:])).double()
     model = prong.whiten(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    natural = prong.Reparametrizer(
-        model, optimizer, mode="canonical", damping=0.05, period=4, clip=clip, **options
-    )
+    wanted = {"mode": "canonical", "damping": 0.05, "period": 4, "step_limit": limit}
+    natural = prong.Reparametrizer(model, optimizer, **{**EXACT, **wanted, **options})
     return model, optimizer, natural
 
 
@@ -94,34 +94,38 @@ def advance(model, optimizer, natural, first, last, batch=16):
 
 
 @pytest.mark.parametrize("batch", [16, 80])
-@pytest.mark.parametrize("clip", [None, 1e-5])
-def test_leading_directions_take_the_path_of_their_p(batch, clip):
-    model, optimizer, natural = start(clip, leading=0.1)
+@pytest.mark.parametrize("limit", [None, 1e-5])
+def test_leading_directions_take_the_path_of_their_p(batch, limit):
+    model, optimizer, natural = start(limit, leading=0.1)
     advance(model, optimizer, natural, 0, 4, batch)
     assert model[0].precision_damping is not None
     assert model[0].precision_matrix.shape[2] < 30
-    twin, other, dense = start(clip)
+    twin, other, dense = start(limit)
     twin.load_state_dict(model.state_dict())
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    dense.load_state_dict(copy.deepcopy(natural.state_dict()))
     for layer in (twin[0], twin[2]):
         whole = dense_precision(layer.precision_matrix, layer.precision_damping)
         layer.put_precision(whole, None)
+    dense.control.forget()  # ‖V‖, too, is found from either form of P
     advance(model, optimizer, natural, 4, 7, batch)
     advance(twin, other, dense, 4, 7, batch)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert (a - b).abs().max() < 1e-10
-    if clip is not None:
-        assert float(natural.clip.scale) == pytest.approx(float(dense.clip.scale), rel=1e-8)
-        assert float(natural.clip.scale) < 1
+    if limit is not None:
+        for name in ("0", "2"):
+            scale, same = (float(each.control.scales[name]) for each in (natural, dense))
+            assert scale == pytest.approx(same, rel=1e-8)
+            assert scale < 1
 
 
 def test_a_resumed_run_with_leading_directions_is_the_same_to_the_bit():
-    whole = start(1e-5, leading=0.1, spread=True)
+    whole = start(1e-4, leading=0.1, spread=True)
     advance(*whole, 0, 13)
-    model, optimizer, natural = start(1e-5, leading=0.1, spread=True)
+    model, optimizer, natural = start(1e-4, leading=0.1, spread=True)
     advance(model, optimizer, natural, 0, 6)
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), natural.state_dict()))
-    model, optimizer, natural = start(1e-5, leading=0.1, spread=True)
+    model, optimizer, natural = start(1e-4, leading=0.1, spread=True)
     for each, state in zip((model, optimizer, natural), saved, strict=True):
         each.load_state_dict(state)
     advance(model, optimizer, natural, 6, 13)
@@ -209,11 +213,18 @@ def test_the_fit_of_a_skipped_basis_is_at_most_what_was_asked():
 @pytest.mark.parametrize(
     "options", [{"mode": "fold"}, {"mode": "activations"}, {"whitening": "diagonal"}]
 )
-def test_leading_directions_are_refused_where_nobody_uses_them(options):
-    model = prong.whiten(nn.Sequential(nn.Linear(40, 3)))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=r"leading=0\.1: needs mode='canonical'"):
-        prong.Reparametrizer(model, optimizer, **{"mode": "canonical", "leading": 0.1, **options})
+def test_leading_directions_have_no_effect_where_nobody_uses_them(options):
+    states = []
+    for share in (None, 0.1):
+        model, optimizer, natural = start(1e-3, leading=share, **options)
+        natural.initialize([correlated(300, WIDTHS[0], 3)])
+        advance(model, optimizer, natural, 0, 9)
+        assert natural.report.layers["0"].updated
+        assert model[0].precision_damping is None
+        states.append(model.state_dict())
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
 
 
 def test_natural_gradients_are_no_jacobians():
@@ -227,9 +238,9 @@ def test_natural_gradients_are_no_jacobians():
 
 @pytest.mark.parametrize("share", [None, 0.1])
 @pytest.mark.parametrize("change", ["none", "scaled", "accumulated", "replaced", "one row more"])
-def test_the_clip_predicts_the_change_of_the_gradient_that_is_used(change, share):
-    """The factors of the last backward pass count only for the gradient that it gave."""
-    model, optimizer, natural = start(1e-14, leading=share)
+def test_the_step_control_measures_the_gradient_that_is_used(change, share):
+    """The norm of the last backward pass counts only for the gradient that it gave."""
+    model, optimizer, natural = start(1e-9, leading=share)
     advance(model, optimizer, natural, 0, 4)
     layer = model[0]
     assert (layer.precision_damping is None) == (share is None)
@@ -243,19 +254,21 @@ def test_the_clip_predicts_the_change_of_the_gradient_that_is_used(change, share
     elif change == "one row more":
         with torch.no_grad():
             layer.weight.grad[-1] += 1
-    if change == "none":
-        assert layer.last_pass._factors is not None
-    expected = 0.0
-    for each in (model[0], model[2]):
+    assert layer.last_pass._square is not None
+    wanted = {}
+    for name, each in (("0", model[0]), ("2", model[2])):
         whole = dense_precision(each.precision_matrix, each.precision_damping)[0]
-        gradient = each.weight.grad
-        expected += float(((gradient @ torch.linalg.inv(whole)) * gradient).sum())
-        expected += float(each.bias.grad.square().sum())
+        inverse, gradient = torch.linalg.inv(whole), each.weight.grad
+        square = ((gradient @ inverse) * gradient).sum() + each.bias.grad.square().sum()
+        # W has moved by rounding only since the last reparametrisation, at step 4: ρ is 1e-9.
+        norm = ((each.weight.detach() @ inverse) * each.weight.detach()).sum().sqrt()
+        allowed = 1e-9 / (1 + 4 / 100) ** 0.5 * norm
+        wanted[name] = float(allowed / (0.01 * square.sqrt()))
+        assert wanted[name] < 1
     optimizer.step()
-    wanted = (1e-14 / (expected * 0.01**2)) ** 0.5
-    assert wanted < 1
-    assert float(natural.clip.scale) == pytest.approx(wanted, rel=1e-8)
-    assert layer.last_pass._factors is None
+    for name, scale in wanted.items():
+        assert float(natural.control.scales[name]) == pytest.approx(scale, rel=1e-8)
+    assert layer.last_pass._square is None
     natural.detach()
     assert layer.last_pass is None
 

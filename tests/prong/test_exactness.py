@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 
 import torch
+from exact import EXACT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import networks
 
 import prong
+from prong.refresh import INITS
 
 OPTIONS = st.fixed_dictionaries(
     {
@@ -24,6 +26,7 @@ OPTIONS = st.fixed_dictionaries(
         "two_sided": st.sampled_from([None, "empirical", "sampled"]),
         "positions": st.sampled_from([None, 4]),
         "mode": st.sampled_from(["auto", "fold", "activations"]),
+        "leading": st.sampled_from([None, 0.3]),
     }
 )
 
@@ -53,7 +56,8 @@ def train(network, shape, options, init, seed, dtype, optimizer=None):
     optimizer = (optimizer or torch.optim.SGD)(
         model.parameters(), **({"lr": 1e-2, "momentum": 0.9} if optimizer is None else {"lr": 1e-3})
     )
-    natural = prong.Reparametrizer(model, optimizer, period=3, samples=16, **options)
+    wanted = {**EXACT, "period": 3, "samples": 16, **options}
+    natural = prong.Reparametrizer(model, optimizer, **wanted)
     mix = torch.randn(shape[0], shape[0], dtype=dtype)
 
     def batch():
@@ -87,7 +91,7 @@ def train(network, shape, options, init, seed, dtype, optimizer=None):
     return max(changes), difference(folded(x), model(x)), condition(model)
 
 
-@given(networks(), OPTIONS, st.sampled_from(["whitened", "preserve", "scaled"]), st.integers(0, 99))
+@given(networks(), OPTIONS, st.sampled_from(INITS), st.integers(0, 99))
 @settings(max_examples=20)
 def test_fold_and_refresh_keep_the_function_in_float64(network, options, init, seed):
     change, fold, bound = train(*network, options, init, seed, torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from exact import EXACT
 from torch import nn
 
 import prong
@@ -26,7 +27,8 @@ def mlp(sizes=(5, 6, 4, 3), seed=0):
 def attach(model, lr=0.05, **options):
     prong.whiten(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    return optimizer, prong.Reparametrizer(model, optimizer, step_limit=None, **options)
+    options = {**EXACT, "step_limit": None, **options}
+    return optimizer, prong.Reparametrizer(model, optimizer, **options)
 
 
 X = data(64, 5) @ data(5, 5, seed=1) + 1.0
@@ -168,8 +170,8 @@ def test_adam_state_follows_the_basis():
     model = mlp()
     prong.whiten(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    natural = prong.Reparametrizer(model, optimizer, samples=64)
-    assert natural.whitening.root == "pca"  # Adam acts on single coordinates: the basis matters
+    natural = prong.Reparametrizer(model, optimizer, samples=64, **EXACT)
+    assert natural.whitening.root == "zca"  # Adam acts on single coordinates: the basis matters
     natural.initialize([X], "preserve")
     loss_of(model).backward()
     optimizer.step()
@@ -189,7 +191,7 @@ def test_reset_gives_a_fresh_optimizer():
         model = mlp()
         prong.whiten(model)
         optimizer = make(model.parameters(), lr=1e-3)
-        natural = prong.Reparametrizer(model, optimizer, samples=64, momentum="reset")
+        natural = prong.Reparametrizer(model, optimizer, samples=64, momentum="reset", **EXACT)
         loss_of(model).backward()
         optimizer.step()
         natural.initialize([X], "preserve")
@@ -207,7 +209,7 @@ def test_unknown_optimizer_state_is_reset_and_noted():
     model = mlp()
     prong.whiten(model)
     optimizer = Odd(model.parameters(), lr=0.1)
-    natural = prong.Reparametrizer(model, optimizer, samples=64)
+    natural = prong.Reparametrizer(model, optimizer, samples=64, **EXACT)
     optimizer.state[model[0].weight]["strange"] = torch.ones_like(model[0].weight)
     report = natural.initialize([X], "preserve")
     assert report.notes == ("0: optimizer state 'strange' was reset",)

@@ -72,7 +72,9 @@ def test_a_turn_counts_steps_and_the_refreshes_in_them():
     whole = 1e3 * (time.perf_counter() - start)
     assert row.run.natural.steps == 16
     assert len(row.steps) == 8
-    assert len(row.refreshes) == 2
+    # Two layers take turns, once each in a turn of T = 4 steps.
+    assert len(row.run.natural.units) == 2
+    assert len(row.refreshes) == 4
     assert 0 < sum(row.refreshes) <= 8 * row.shares[0] < sum(row.steps) <= whole
     assert row.turns == [pytest.approx(sum(row.steps) / 8)]
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from exact import EXACT
 from torch import nn
 
 import prong
@@ -29,7 +30,7 @@ class Branches(nn.Module):
 
 def attach(model, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    return optimizer, prong.Reparametrizer(model, optimizer, **options)
+    return optimizer, prong.Reparametrizer(model, optimizer, **{**EXACT, **options})
 
 
 def test_whitening_keeps_function_parameters_hooks_and_references():

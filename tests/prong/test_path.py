@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from exact import EXACT
 from reference import ReferenceNetwork, ReferencePRONG
 from torch import nn
 
@@ -50,19 +51,9 @@ def run(root, rule, *, limit=None, lr=0.05, momentum=0.9, mode="fold", narrow=Fa
     """Canonical parameters after every step."""
     model = prong.whiten(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, **options)
+    wanted = {"damping": 0.05, "root": root, "momentum": rule, "step_limit": limit, "mode": mode}
     natural = prong.Reparametrizer(
-        model,
-        optimizer,
-        period=PERIOD,
-        samples=SAMPLES,
-        damping=0.05,
-        root=root,
-        momentum=rule,
-        step_limit=limit,
-        mode=mode,
-        precision=torch.float64,
-        leading=None,
-        spread=False,
+        model, optimizer, period=PERIOD, samples=SAMPLES, **{**EXACT, **wanted}
     )
     path = []
     for x, labels in batches():
@@ -153,7 +144,7 @@ def test_decay_of_v_is_decay_of_w():
         SIZES[0], SIZES[0], dtype=torch.float64
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.5)
-    natural = prong.Reparametrizer(model, optimizer, step_limit=None, precision=torch.float64)
+    natural = prong.Reparametrizer(model, optimizer, step_limit=None, **EXACT)
     natural.initialize([data], "preserve")
     before = arrays(prong.fold(model))[0]
     for parameter in model.parameters():
@@ -171,17 +162,8 @@ def step_of_one_layer(bias, root):
     plain = [p.detach().clone().requires_grad_() for p in layer.parameters()]
     model = prong.whiten(nn.Sequential(layer))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    natural = prong.Reparametrizer(
-        model,
-        optimizer,
-        damping=0.3,
-        root=root,
-        step_limit=None,
-        samples=200,
-        positions=None,
-        precision=torch.float64,
-        mode="fold",
-    )
+    wanted = {"damping": 0.3, "root": root, "step_limit": None, "positions": None}
+    natural = prong.Reparametrizer(model, optimizer, samples=200, **{**EXACT, **wanted})
     natural.initialize([data], "preserve")
     dual = model[0].weight.detach().clone()
     (model(data) - target).square().sum(1).mean().backward()

@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from exact import EXACT
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import prong
+from prong.natural import dense_precision
 
 
 def network(dtype=torch.float32, seed=0):
@@ -38,7 +40,7 @@ def batch(step, size=8, dtype=torch.float32):
 def start(optimizer, **options):
     model = prong.whiten(network())
     made = optimizer(model.parameters())
-    options = {"period": 5, "samples": 16, **options}
+    options = {**EXACT, "period": 5, "samples": 16, **options}
     return model, made, prong.Reparametrizer(model, made, **options)
 
 
@@ -212,7 +214,7 @@ def test_mixed_precision_keeps_statistics_and_fold_in_float32():
 def test_a_bfloat16_model_trains_with_wide_phi_within_a_bound():
     model = prong.whiten(network()).to(torch.bfloat16)
     optimizer = sgd(model.parameters())
-    natural = prong.Reparametrizer(model, optimizer, period=4, samples=16)
+    natural = prong.Reparametrizer(model, optimizer, period=4, samples=16, **EXACT)
     x, y = batch(0)
     natural.initialize([x.bfloat16()], "preserve")
     for step in range(8):
@@ -235,32 +237,55 @@ def test_a_bfloat16_model_trains_with_wide_phi_within_a_bound():
     assert model[4].whitener.dtype == torch.float32
 
 
-def test_loss_scaling_does_not_change_the_step_clip():
+@pytest.mark.parametrize("mode", ["fold", "activations", "canonical"])
+def test_loss_scaling_does_not_change_the_step_control(mode):
     # The hook runs after unscaling; a fused optimizer unscales later and says by how much.
     scales = []
     for scale in (1.0, 1024.0):
-        model, optimizer, natural = start(sgd, clip=1e-5)
-        natural.initialize([batch(99)])
+        model, optimizer, natural = start(sgd, mode=mode)
+        natural.initialize([batch(99)], "whitened")
         x, y = batch(0)
         (scale * nn.functional.cross_entropy(model(x), y)).backward()
         optimizer.grad_scale = torch.tensor(scale)
-        natural.clip(optimizer)
-        scales.append(float(natural.clip.scale))
+        natural.control(optimizer)
+        scales.append([float(natural.control.scales[name]) for name in ("0", "4", "6")])
     assert scales[0] == pytest.approx(scales[1], rel=1e-4)
-    assert scales[0] < 1
+    assert max(scales[0]) < 1
 
 
-def test_the_clip_bounds_the_predicted_change():
-    model, optimizer, natural = start(sgd, clip=1e-4)
-    natural.initialize([batch(99)])
+def norms_of(layer):
+    """‖V‖² and ‖g_V‖² + ‖g_d‖² of a layer, P taken as the matrix that it is."""
+    weight, gradient = (
+        tensor.detach().flatten(1).double() for tensor in (layer.weight, layer.weight.grad)
+    )
+    inverse = torch.eye(layer.mean.shape[1], dtype=torch.float64)
+    if layer.canonical:
+        dense = dense_precision(layer.precision_matrix, layer.precision_damping)
+        inverse = torch.linalg.inv(dense[0].double())
+    # Taps outermost: rows of `in` numbers.
+    taps = weight.shape[1] // len(inverse)
+    weight, gradient = (
+        rows.reshape(len(rows), len(inverse), taps).transpose(1, 2) for rows in (weight, gradient)
+    )
+    square = float(((gradient @ inverse) * gradient).sum()) + float(layer.bias.grad.square().sum())
+    return float(((weight @ inverse) * weight).sum()), square
+
+
+@pytest.mark.parametrize("options", [{}, {"leading": 0.3}])
+@pytest.mark.parametrize("mode", ["fold", "activations", "canonical"])
+def test_the_step_control_bounds_the_relative_change_of_every_layer(mode, options):
+    model, optimizer, natural = start(sgd, mode=mode, **options)
+    natural.initialize([batch(99)], "whitened")
     x, y = batch(0)
     (100 * nn.functional.cross_entropy(model(x), y)).backward()
-    natural.clip(optimizer)
-    whitened = [p for m in model if isinstance(m, prong.Whitened) for p in m.parameters()]
-    assert 0.05**2 * sum(float(p.grad.square().sum()) for p in whitened) == pytest.approx(1e-4)
-    natural.clip.limit = 1.0
-    natural.clip(optimizer)
-    assert float(natural.clip.scale) == 1.0
+    natural.control(optimizer)
+    for name in ("0", "4", "6"):
+        assert float(natural.control.scales[name]) < 1
+        weight, gradient = norms_of(model[int(name)])
+        assert 0.05 * gradient**0.5 == pytest.approx(0.003 * weight**0.5, rel=1e-4)
+    natural.control.limit = 1.0
+    natural.control(optimizer)
+    assert {float(scale) for scale in natural.control.scales.values()} == {1.0}
 
 
 def test_whitened_initialisation_keeps_the_numbers_and_scaled_widens_them():
@@ -279,7 +304,7 @@ def test_initialisation_goes_layer_by_layer_and_leaves_no_trace():
     running = model[1].running_mean.clone()
     model.eval()
     x, y = batch(99, 64)
-    natural.initialize([(x, y)])
+    natural.initialize([(x, y)], "whitened")
     assert torch.equal(model[1].running_mean, running)
     assert not model.training
     # With V's numbers kept, the second layer's input depends on the first layer's Φ: what is white
@@ -292,7 +317,7 @@ def test_statistics_from_a_loader_use_the_present_parameters():
     model = prong.whiten(network(torch.float64))
     optimizer = sgd(model.parameters())
     loader = [batch(7, 16, torch.float64), batch(8, 16, torch.float64)]
-    natural = prong.Reparametrizer(model, optimizer, period=3, samples=20, batches=loader)
+    natural = prong.Reparametrizer(model, optimizer, period=3, samples=20, batches=loader, **EXACT)
     for step in range(3):
         x, y = batch(step, dtype=torch.float64)
         nn.functional.cross_entropy(model(x), y).backward()
@@ -321,7 +346,9 @@ def _rank(rank, size, port, folder, options):
     parallel = nn.parallel.DistributedDataParallel(model) if size > 1 else model
     optimizer = sgd(model.parameters())
     init = "whitened" if "leading" in options else "preserve"
-    natural = prong.Reparametrizer(parallel, optimizer, period=3, samples=16, **options)
+    natural = prong.Reparametrizer(
+        parallel, optimizer, period=3, samples=16, **{**EXACT, **options}
+    )
     share = slice(rank * 8 // size, (rank + 1) * 8 // size)
     model[1].eval()  # batch statistics would differ between world sizes, whatever the method
     natural.initialize([batch(99, dtype=torch.float64)[0][share]], init)

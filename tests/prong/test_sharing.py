@@ -9,6 +9,7 @@ import functools
 import pytest
 import torch
 import torch.distributed as dist
+from exact import EXACT
 from merged_moments import assert_moments_of, gathered
 from processes import groups, run, share
 from torch import nn
@@ -128,9 +129,8 @@ def trained(group, rank, size, options, make, dtype):
         parallel = nn.parallel.DistributedDataParallel(model, process_group=group)
         parallel.register_comm_hook(group, prong.sum_by_parameter)
     optimizer = make(model.parameters())
-    natural = prong.Reparametrizer(
-        parallel, optimizer, period=3, samples=2 * BATCH, process_group=group, **options
-    )
+    options = {**EXACT, "period": 3, "samples": 2 * BATCH, "process_group": group, **options}
+    natural = prong.Reparametrizer(parallel, optimizer, **options)
     part = share(BATCH // 2, rank, size)
     init = "whitened" if natural.mode == "canonical" else "preserve"
     reports = [
@@ -256,7 +256,8 @@ def _volume(rank, size):
     ):
         model = prong.whiten(network())
         optimizer = sgd(model.parameters())
-        natural = prong.Reparametrizer(model, optimizer, period=2, samples=2 * BATCH, **options)
+        options = {**EXACT, "period": 2, "samples": 2 * BATCH, **options}
+        natural = prong.Reparametrizer(model, optimizer, **options)
         for step in range(2):
             loss(model(halves(step)[0][0]), halves(step)[1][0]).backward()
             for parameter in model.parameters():
@@ -292,7 +293,8 @@ def equal(one, other):
 def _failures(rank, size, mode):
     model = prong.whiten(network())
     optimizer = sgd(model.parameters())
-    natural = prong.Reparametrizer(model, optimizer, period=9, samples=99, mode=mode)
+    options = {**EXACT, "period": 9, "samples": 99, "mode": mode}
+    natural = prong.Reparametrizer(model, optimizer, **options)
     model[4].weight.requires_grad_(False)
     natural._stop_gathering()
     natural._schedule()

@@ -9,6 +9,7 @@ import io
 import pytest
 import torch
 from devices import BOTH, CUDA
+from exact import EXACT
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -58,9 +59,8 @@ def trained(device, side_stream, *, steps=9, mixed=False, twice=False, **options
     model = prong.whiten(Network().to(device))
     model.twice = twice
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-    natural = prong.Reparametrizer(
-        model, optimizer, period=4, samples=16, side_stream=side_stream, **options
-    )
+    options = {**EXACT, "period": 4, "samples": 16, "side_stream": side_stream, **options}
+    natural = prong.Reparametrizer(model, optimizer, **options)
     natural.initialize([batch(99, device)[0]])
     states = []
     for step in range(steps):
@@ -175,7 +175,9 @@ def test_on_the_cpu_and_compiled_the_option_makes_no_stream_and_no_graph_more():
         torch.manual_seed(0)
         model = prong.whiten(Network())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
-        natural = prong.Reparametrizer(model, optimizer, period=3, samples=8, side_stream=on)
+        natural = prong.Reparametrizer(
+            model, optimizer, period=3, samples=8, side_stream=on, **EXACT
+        )
         run = torch.compile(model, backend=counter, fullgraph=True)
         for step in range(7):
             x, y = batch(step, "cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from exact import EXACT
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,7 +21,8 @@ def data(*shape, seed=0):
 def attach(model, x, **options):
     model = prong.whiten(model.double())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    options = {"samples": len(x), "positions": None, "step_limit": None, "root": "pca", **options}
+    fixed = {"samples": len(x), "positions": None, "step_limit": None, "root": "pca"}
+    options = {**EXACT, **fixed, **options}
     natural = prong.Reparametrizer(model, optimizer, **options)
     natural.initialize([x], "preserve")
     return model, optimizer, natural
@@ -117,7 +119,7 @@ def test_activation_checkpointing_does_not_count_twice(reentrant, two_sided):
     for mode in (None, reentrant):
         model = prong.whiten(Checkpointed(mode).double())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        options = {"samples": 9, "two_sided": two_sided}
+        options = {**EXACT, "samples": 9, "two_sided": two_sided}
         natural = prong.Reparametrizer(model, optimizer, period=2, **options)
         for _ in range(2):
             model(data(6, 4).requires_grad_()).square().mean().backward()
