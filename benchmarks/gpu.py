@@ -244,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=100, help="T, which is a turn's length too")
     parser.add_argument("--rounds", type=int, default=5, help="turns that count")
-    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--damping", type=float, default=0.1)
     parser.add_argument("--step-limit", type=float, default=0.003, help="ρ; 0 for none")
     parser.add_argument("--precision", choices=("float32", "float64"), default="float32")

@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=INSTALLED, default=INSTALLED)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--period", type=int, default=100)
-    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--damping", type=float, default=0.1)
     parser.add_argument("--precision", choices=("float32", "float64"), default="float32")
     parser.add_argument("--images", type=Path, help="folder with MNIST's or CIFAR-10's files")

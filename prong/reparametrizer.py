@@ -64,7 +64,7 @@ class Reparametrizer:
         optimizer: Optimizer | Sequence[Optimizer],
         *,
         period: int = 100,
-        samples: int = 2000,
+        samples: int = 1000,
         damping: float = 0.1,
         relative: bool = False,
         root: str = "auto",
