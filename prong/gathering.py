@@ -110,9 +110,9 @@ def _untouched(model: nn.Module, gathering: Sequence[Whitened] = ()) -> Iterator
     modes: a batch normalisation that its user froze stays frozen.
     """
     others = [m for m in model.modules() if isinstance(m, Whitened)]
-    held = [(layer, layer.moments, layer.variances) for layer in others]
+    held = [(layer, layer.moments, layer.variances, layer.aside) for layer in others]
     for layer in others:
-        layer.variances = None
+        layer.variances = layer.aside = None
         if layer not in gathering:
             layer.moments = None
     modes = [(module, module.training) for module in model.modules()]
@@ -124,8 +124,8 @@ def _untouched(model: nn.Module, gathering: Sequence[Whitened] = ()) -> Iterator
         with torch.no_grad():
             yield
     finally:
-        for layer, moments, variances in held:
-            layer.variances = variances
+        for layer, moments, variances, aside in held:
+            layer.variances, layer.aside = variances, aside
             if layer not in gathering:
                 layer.moments = moments
         for module, mode in modes:

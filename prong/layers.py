@@ -12,6 +12,7 @@ from torch import nn
 from prong.layout import convolution_samples, dense_samples
 from prong.moments import product_dtype
 from prong.natural import NaturalLinear
+from prong.small import MOST_ASIDE
 from prong.whitened import Whitened
 
 if TYPE_CHECKING:
@@ -50,12 +51,14 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
         """Run as one of many narrow canonical layers; see `prong.small`."""
         centred = input if self.bias is None else input - self.mean[0]
         if self.moments is not None and self.observes():
-            # Not the input itself: whoever owns it may change it in place.
-            if torch.compiler.is_compiling() or self.bias is None:
+            aside = self.aside
+            full = aside is None or len(aside.inputs) >= MOST_ASIDE
+            if aside is None or full or torch.compiler.is_compiling() or self.bias is None:
                 self.observe(input)
             else:
+                # Not the input itself: whoever owns it may change it in place.
                 samples, examples = self.samples(centred.detach())
-                self.aside.inputs.append((samples[0], examples))  # type: ignore[union-attr]
+                aside.inputs.append((samples[0], examples))
         return F.linear(centred, self.weight, self.bias)
 
     def _exact(self, input: Tensor, precision: Tensor) -> bool:

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-    from prong.layers import WhitenedLinear
     from prong.units import Unit
+    from prong.whitened import Whitened
 
 WIDEST = 64
 FEWEST = 4
+MOST_ASIDE = 16
 
 
 class Aside:
@@ -55,6 +56,7 @@ class Pack:
         self.place = {unit.name: index for index, unit in enumerate(units)}
         self.precision = torch.stack([_dense(unit.layer) for unit in units])
         self._written = (0, -1)
+        self._memory: torch.UntypedStorage | None = None
 
     def update(self, unit: Unit) -> None:
         """Take over a unit's new P."""
@@ -75,7 +77,8 @@ class Pack:
         stacked = torch.stack(gradients)
         natural = torch.bmm(stacked, precision)
         torch._foreach_copy_(gradients, list(natural.unbind()))
-        self._written = (first.data_ptr(), first._version)
+        # Held, so that no other gradient can come to lie at this place.
+        self._written, self._memory = (first.data_ptr(), first._version), first.untyped_storage()
         return having, (stacked * natural).sum((1, 2))
 
 
@@ -126,12 +129,16 @@ class SmallLayers:
     def settle(self) -> None:
         """Add what was put aside to the moments."""
         for pack in self.packs:
-            waiting: dict[tuple[Any, ...], list[WhitenedLinear]] = {}
+            waiting: dict[tuple[Any, ...], list[Whitened]] = {}
             for unit in pack.units:
                 aside = unit.layer.aside
-                if aside is not None and aside.inputs:
+                if aside is None or not aside.inputs:
+                    continue
+                if unit.layer.moments is None:
+                    aside.inputs.clear()
+                else:
                     shapes = tuple((part.shape, number) for part, number in aside.inputs)
-                    waiting.setdefault(shapes, []).append(unit.layer)  # type: ignore[arg-type]
+                    waiting.setdefault(shapes, []).append(unit.layer)
             for layers in waiting.values():
                 _add(layers)
 
@@ -161,15 +168,12 @@ def _dense(layer: Any) -> Tensor:
     return dense_precision(layer.precision_matrix, layer.precision_damping)[0]
 
 
-def _add(layers: Sequence[WhitenedLinear]) -> None:
+def _add(layers: Sequence[Whitened]) -> None:
     """Add the inputs that equally many calls have put aside in several layers."""
-    shared = torch.stack([layer.mean[0] for layer in layers])
-    kept = [(layer, layer.moments) for layer in layers]
-    for index in range(len(layers[0].aside.inputs)):  # type: ignore[union-attr]
-        parts = [layer.aside.inputs[index] for layer in layers]  # type: ignore[union-attr]
-        moments = [held for _, held in kept if held is not None]
-        if len(moments) == len(layers):
-            samples = torch.stack([part for part, _ in parts]) + shared.unsqueeze(1)
-            add_stacked(moments, samples, parts[0][1])
-    for layer in layers:
-        layer.aside.inputs.clear()  # type: ignore[union-attr]
+    shared = torch.stack([layer.mean[0] for layer in layers]).unsqueeze(1)
+    moments = [held for layer in layers if (held := layer.moments) is not None]
+    asides = [aside for layer in layers if (aside := layer.aside) is not None]
+    for parts in zip(*(each.inputs for each in asides), strict=True):
+        add_stacked(moments, torch.stack([part for part, _ in parts]) + shared, parts[0][1])
+    for each in asides:
+        each.inputs.clear()
