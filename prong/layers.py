@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from prong.small import Aside
+
 
 class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
     """`nn.Linear` in whitened coordinates; any leading dimensions."""
@@ -28,7 +30,7 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
     def forward(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Apply V U (h − c) + d along the last axis."""
         if self.aside is not None:
-            return self._together(input)
+            return self._together(input, self.aside)
         self.observe(input)
         rows, precision = math.prod(input.shape[:-1]), self.precision_matrix
         if precision is not None and rows < self.out_features and self._exact(input, precision):
@@ -47,13 +49,14 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
             return F.linear(white, self.weight, self.bias)
         return self.watched(F.linear(input, *self.fold()))
 
-    def _together(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+    def _together(
+        self, input: Float[Tensor, "*batch in"], aside: Aside
+    ) -> Float[Tensor, "*batch out"]:
         """Run as one of many narrow canonical layers; see `prong.small`."""
         centred = input if self.bias is None else input - self.mean[0]
         if self.moments is not None and self.observes():
-            aside = self.aside
-            full = aside is None or len(aside.inputs) >= MOST_ASIDE
-            if aside is None or full or torch.compiler.is_compiling() or self.bias is None:
+            full = len(aside.inputs) >= MOST_ASIDE
+            if full or torch.compiler.is_compiling() or self.bias is None:
                 self.observe(input)
             else:
                 # Not the input itself: whoever owns it may change it in place.

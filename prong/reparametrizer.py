@@ -293,15 +293,15 @@ class Reparametrizer:
     def initialize(self, batches: Iterable[Any], init: str = "balanced") -> RefreshReport:
         """Reparametrise at t = 0, layer by layer in the order of the forward pass.
 
-        For a network whose weights were just drawn. Where the standard deviation s of
-        a layer's pre-activations over the batches is less than ¼, "balanced" multiplies W by the
-        gain that makes it √(s/4), half way to ¼ in logarithms: signals that would fade from layer
-        to layer do not, and others stay as they were drawn. The mean of the pre-activations
-        becomes b. "whitened" takes the numbers that
-        initialised W as V (Fig. 3b): the initialisation's fan-in law then holds for whitened
-        inputs. "scaled" multiplies V by √(in / d_eff) besides, because E‖U(h − c)‖² is d_eff = Σ
-        λ/(λ + ε) and not `in`. All three change the function: for a network that is trained
-        already there is "preserve", which keeps it, as every later reparametrisation does.
+        For a network whose weights were just drawn. Where the standard deviation s of a layer's
+        pre-activations over the batches is less than ¼, "balanced" multiplies W by the gain that
+        makes it √(s/4), half way to ¼ in logarithms: signals that would fade from layer to layer do
+        not, and others stay as they were drawn. The mean of the pre-activations becomes b.
+        "whitened" takes the numbers that initialised W as V (Fig. 3b): the initialisation's fan-in
+        law then holds for whitened inputs. "scaled" multiplies V by √(in / d_eff) besides, because
+        E‖U(h − c)‖² is d_eff = Σ λ/(λ + ε) and not `in`. All three change the function: for a
+        network that is trained already there is "preserve", which keeps it, as every later
+        reparametrisation does.
 
         Args:
             batches: training data; as many batches are used as hold `samples` examples. Under

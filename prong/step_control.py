@@ -92,7 +92,6 @@ class StepControl:
         limit: ρ, a share; None lets every step pass.
         steps: t, the optimizer steps made.
         scales: by unit name, what the gradients were last multiplied by, scalar tensors.
-        norms: by unit name, ‖V‖ where it is known, scalar tensors.
     """
 
     def __init__(
@@ -302,19 +301,14 @@ class StepControl:
             self.measured(unit, norm)
 
 
-def weight_norm(unit: Unit, inverse: Tensor | None = None) -> Tensor:
-    """‖V‖ of a unit, a scalar in float64 (float32 on Apple's GPUs).
-
-    Args:
-        unit: the layers that share the weight.
-        inverse: P⁻¹ of a canonical unit with a whole P, if it is at hand.
-    """
+def weight_norm(unit: Unit) -> Tensor:
+    """‖V‖ of a unit, a scalar in float64 (float32 on Apple's GPUs)."""
     layer = unit.layer
-    dtype = layer.wide_dtype
+    dtype = wide_dtype(unit.weight.device)
     if layer.precision_matrix is None:
         norm: Tensor = torch.linalg.vector_norm(unit.weight.detach(), dtype=dtype)
         return norm
     # Φ's own precision is enough: this is a bound's reference.
-    narrow = layer.precision_matrix.dtype if inverse is None else inverse.dtype
+    narrow = layer.precision_matrix.dtype
     rows = layer.canonical_weight(narrow).detach().flatten(1, 2)
-    return weight_square(rows, Precision.of(layer, narrow), inverse).to(dtype).sqrt()
+    return weight_square(rows, Precision.of(layer, narrow)).to(dtype).sqrt()

@@ -23,7 +23,7 @@ from torch import nn
 from prong.backward import ObserveGradient
 from prong.diagonal import UnitVariances
 from prong.layout import weight_from_canonical, weight_to_canonical
-from prong.moments import Moments, product_dtype, wide_dtype
+from prong.moments import Moments, product_dtype
 from prong.natural import LastPass, NaturalGradient, dense_precision, plain_bias
 from prong.projection import Phi, to_canonical
 from prong.roots import root_of_precision
@@ -110,11 +110,6 @@ class Whitened(nn.Module):
         """Outputs of all groups together; taps count once."""
         taps = math.prod(self.weight.shape[2:])
         return self.weight.numel() // (self.mean.shape[1] * taps)
-
-    @property
-    def wide_dtype(self) -> torch.dtype:
-        """The widest floating type of the layer's device."""
-        return wide_dtype(self.weight.device)
 
     @property
     def canonical(self) -> bool:
