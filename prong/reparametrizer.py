@@ -107,7 +107,8 @@ class Reparametrizer:
             momentum: "gradient" or "velocity" carry the optimizer's momentum into the new basis;
                 "reset" starts over as the paper does.
             step_limit: ρ, the share by which one gradient may change a layer's pre-activations,
-                η‖(g_V, g_d)‖ ≤ ρ‖V‖ (see `prong.step_control`); None for no limit. Only for
+                η‖(g_V, g_d)‖ ≤ ρ‖V‖; steps below it grow by a power of their share of it (see
+                `prong.step_control`). None leaves gradients as they are. Only for
                 `torch.optim.SGD`: the steps of other optimizers are not η times the gradient.
             batch_diagonal: whether the per-batch diagonal D of section 3.2 is applied at every
                 step.

@@ -1,10 +1,15 @@
-"""Step control: no layer's pre-activations may change by more than a share ρ in one gradient.
+"""Step control: how far one gradient may change a layer's pre-activations, and how far it does.
 
 Whitened inputs have unit variance, so ‖V_j‖² is the variance of pre-activation j, and η²(‖g_Vj‖² +
 g_dj²) the mean squared change that one gradient makes in it. Each unit's gradient is scaled by
 itself, before momentum, so that
 
     η ‖(g_V, g_d)‖ ≤ ρ ‖V‖.
+
+A gradient whose step is a share r < 1 of that bound gets the share r^0.3. Gradients shrink with the
+loss, as fast as the curvature in a layer's outputs, which whitened inputs leave out. A constant
+rate would then slow down long before the end, and a step of the full length (r⁰) would never come
+to rest on batches that differ.
 
 The bound knows nothing of the loss's scale or reduction, of width or depth. Two things lower ρ: it
 falls with the learning rate, in proportion to the highest rate so far, and as 1/√(1 + t/100) with
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
     from prong.units import Unit
 
 COOLING = 100.0
+POWER = 0.3
 SMALLEST = 0.1
 
 
@@ -151,13 +157,14 @@ class StepControl:
         if loss_scale is not None:
             lengths = lengths / loss_scale.to(lengths)
         allowed = self._allowed(watched, which, rates).to(lengths)
-        scales = torch.where(lengths > allowed, allowed / lengths, 1)
+        inverse = allowed / lengths
+        below = torch.where(lengths > 0, inverse ** (1 - POWER), 1)
+        scales = torch.where(lengths > allowed, inverse, below)
         self.scales = {**self.scales, **dict(zip(watched.place, scales.unbind(), strict=True))}
         held = [(p.grad, place) for p, place, _ in watched.entries if p.grad is not None]
         if scales.device.type == "cpu":
-            # Reading is free there, and spares the gradients that stay.
+            # Reading is free there, and one call does all.
             values = scales.tolist()
-            held = [(gradient, place) for gradient, place in held if values[place] != 1]
             if held:
                 factors = [values[place] for _, place in held]
                 torch._foreach_mul_([gradient for gradient, _ in held], factors)

@@ -74,7 +74,8 @@ class ReferencePRONG:
                 square = np.sum((centred @ self.precisions[i]) * centred) + np.sum(g_bias**2)
                 least = 0.1 * np.sqrt(len(g_bias))
                 allowed = self.limit / np.sqrt(1 + self.steps / 100) * max(self.norms[i], least)
-                scale = self.scales[i] = min(1.0, allowed / (self.lr * np.sqrt(square)))
+                share = self.lr * np.sqrt(square) / allowed
+                scale = self.scales[i] = min(1.0, share**0.3) / share
                 gradients[i] = (scale * g_weight, scale * g_bias)
         for i, (g_weight, g_bias) in enumerate(gradients):
             if self.rule == "velocity":

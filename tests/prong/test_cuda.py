@@ -75,7 +75,7 @@ def test_mixed_precision_follows_float32(device, half, mode):
     paths, runs = [], []
     for mixed in (False, True):
         # Twenty steps are few: ρ binds, and yet lets the loss halve.
-        model, optimizer, natural = start(device, mode=mode, step_limit=0.1)
+        model, optimizer, natural = start(device, mode=mode, step_limit=0.03)
         natural.initialize([batch(99, device)[0]])
         # Low enough that no step is left out: the path beside it leaves out none.
         scaled = mixed and half is torch.float16

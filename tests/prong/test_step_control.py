@@ -1,4 +1,4 @@
-"""Step control: η‖(g_V, g_d)‖ ≤ ρ_t ‖V‖ in every layer, whatever the mode or the loss."""
+"""Step control: the length of every layer's step, whatever the mode or the loss."""
 
 from __future__ import annotations
 
@@ -394,6 +394,44 @@ def test_the_bound_of_every_layer_by_hand(name, mode):
         # Once more: what is left lies within the bound.
         natural.control(optimizer)
         assert float(natural.control.scales["0"]) == pytest.approx(1, rel=1e-10)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_step_below_the_bound_shrinks_by_a_power_of_its_share(name, mode):
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    model = prong.whiten(nn.Sequential(make().double()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    options = {**EXACT, "damping": 0.05, "mode": mode, "samples": 64}
+    natural = prong.Reparametrizer(model, optimizer, **options)
+    natural.initialize([torch.randn(64, *shape[1:], dtype=WIDE) + 1], "preserve")
+    x = torch.randn(shape, dtype=WIDE)
+    for factor in (1e-5, 1e-9, 1e-20):
+        optimizer.zero_grad()
+        (factor * model(x).square().mean()).backward()
+        layer = model[0]
+        share = length(layer, 0.2) / allowed(layer)
+        assert share < 1
+        natural.control(optimizer)
+        wanted = share**0.3 * allowed(layer)
+        assert length(layer, 0.2) == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_falling_rate_shortens_every_step_in_proportion(mode):
+    for factor in (1e-6, 1e3):  # below the bound, and above it
+        model, optimizer, natural = start(mode)
+        natural.initialize([batch(99, 64)[0]], "preserve")
+        lengths = []
+        for rate in (0.1, 0.01):
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.zero_grad()
+            (factor * loss(model, *batch(0))).backward()
+            natural.control(optimizer)
+            lengths.append([length(model[index], rate) for index in (0, 2, 4)])
+        for before, after in zip(*lengths, strict=True):
+            assert after == pytest.approx(before / 10, rel=1e-9)
 
 
 @pytest.mark.parametrize("mode", MODES)
