@@ -12,7 +12,7 @@ rate would then slow down long before the end, and a step of the full length (r�
 to rest on batches that differ.
 
 The bound knows nothing of the loss's scale or reduction, of width or depth. Two things lower ρ: it
-falls with the learning rate, in proportion to the highest rate so far, and as 1/√(1 + t/100) with
+falls with the learning rate, in proportion to the highest rate so far, and as 1/√(1 + t/50) with
 the steps t made, because a bound that binds at every step leaves noise of a constant size.
 
 ‖V‖ is that of the last reparametrisation, the same in every mode: in a canonical layer ‖V‖² =
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from prong.ranks import Ranks
     from prong.units import Unit
 
-COOLING = 100.0
+COOLING = 50.0
 POWER = 0.3
 SMALLEST = 0.1
 

@@ -73,7 +73,7 @@ class ReferencePRONG:
                 centred = g_weight - np.outer(g_bias, self.centres[i])
                 square = np.sum((centred @ self.precisions[i]) * centred) + np.sum(g_bias**2)
                 least = 0.1 * np.sqrt(len(g_bias))
-                allowed = self.limit / np.sqrt(1 + self.steps / 100) * max(self.norms[i], least)
+                allowed = self.limit / np.sqrt(1 + self.steps / 50) * max(self.norms[i], least)
                 share = self.lr * np.sqrt(square) / allowed
                 scale = self.scales[i] = min(1.0, share**0.3) / share
                 gradients[i] = (scale * g_weight, scale * g_bias)

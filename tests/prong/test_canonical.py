@@ -262,7 +262,7 @@ def test_the_step_control_measures_the_gradient_that_is_used(change, share):
         square = ((gradient @ inverse) * gradient).sum() + each.bias.grad.square().sum()
         # W has moved by rounding only since the last reparametrisation, at step 4: ρ is 1e-9.
         norm = ((each.weight.detach() @ inverse) * each.weight.detach()).sum().sqrt()
-        allowed = 1e-9 / (1 + 4 / 100) ** 0.5 * norm
+        allowed = 1e-9 / (1 + 4 / 50) ** 0.5 * norm
         wanted[name] = float(allowed / (0.01 * square.sqrt()))
         assert wanted[name] < 1
     optimizer.step()

@@ -110,7 +110,7 @@ def length(layer, rate, bias_rate=None):
 def allowed(layer, limit=LIMIT, steps=0):
     """ρ_t ‖V‖ by hand."""
     least = 0.1 * outputs_of(layer) ** 0.5
-    return limit / (1 + steps / 100) ** 0.5 * max(square_in_v(layer, layer.weight) ** 0.5, least)
+    return limit / (1 + steps / 50) ** 0.5 * max(square_in_v(layer, layer.weight) ** 0.5, least)
 
 
 # Rates
@@ -167,8 +167,8 @@ def test_the_bound_falls_with_the_rate_and_not_in_a_warm_up(mode):
     assert bound(0.05) == pytest.approx(whole / 2, rel=1e-10)
     assert bound(0.01) == pytest.approx(whole / 10, rel=1e-10)
     assert bound(0.1) == pytest.approx(whole, rel=1e-10)
-    assert bound(0.1, 300) == pytest.approx(whole / 2, rel=1e-10)
-    assert bound(0.05, 300) == pytest.approx(whole / 4, rel=1e-10)
+    assert bound(0.1, 150) == pytest.approx(whole / 2, rel=1e-10)
+    assert bound(0.05, 150) == pytest.approx(whole / 4, rel=1e-10)
 
 
 def test_a_rate_of_zero_stops_everything_and_divides_by_nothing():
@@ -489,7 +489,7 @@ def test_every_layer_of_any_network_keeps_the_bound(network, power, mode, seed):
         for unit in natural.units:
             layer = unit.layer
             least = 0.1 * outputs_of(layer) ** 0.5
-            bound = LIMIT / (1 + step / 100) ** 0.5 * max(norms[unit.name], least)
+            bound = LIMIT / (1 + step / 50) ** 0.5 * max(norms[unit.name], least)
             assert length(layer, 0.05) <= bound * (1 + 1e-6)
             if float(natural.control.scales[unit.name]) < 1:
                 assert length(layer, 0.05) >= bound * (1 - 1e-6)
