@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from prong.units import Unit
+    from prong.refresh.tied_layers import Unit
 
 
 def check_positive(argument: str, value: object, kind: type) -> None:

@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from prong.layers import TWINS, adopt, release
-from prong.sharding import plain_kind, refuse_flat, refuse_shards
-from prong.whitened import Whitened
+from prong.distributed.sharding import plain_kind, refuse_flat, refuse_shards
+from prong.layers.base import Whitened
+from prong.layers.twins import TWINS, adopt, release
 
 Selector = str | Iterable[str] | Callable[[str, nn.Module], bool]
 _REASON = "_prong_reason"

@@ -9,31 +9,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from prong.agreement import Refresh, assignment
 from prong.arguments import check_held, check_positive, optimizers_of
-from prong.backward import sampled_loss
 from prong.convert import LayerStatus, coverage, is_compiled, unwrap
-from prong.diagonal import BatchDiagonal
-from prong.gathering import (
+from prong.distributed.ranks import Ranks
+from prong.distributed.sharding import refuse_flat, refuse_shards
+from prong.extensions.batch_diagonal import BatchDiagonal
+from prong.extensions.side_stream import SideStream
+from prong.extensions.two_sided import sampled_loss
+from prong.layers.base import Whitened
+from prong.options import INITS, Whitening
+from prong.refresh.agreement import Refresh, assignment
+from prong.refresh.collect import (
     Forward,
     call_order,
     default_forward,
     enough,
     gather,
 )
-from prong.modes import chosen_mode, convert, refusal
-from prong.ranks import Ranks
-from prong.refresh import INITS, Whitening
-from prong.report import LayerReport, RefreshReport
-from prong.schedule import Schedule
-from prong.sharding import refuse_flat, refuse_shards
-from prong.side_stream import SideStream
-from prong.small import SmallLayers
-from prong.state import pack_moments, unpack_moments
-from prong.step_control import StepControl
-from prong.units import Unit, units_of
-from prong.whitened import Whitened
-from prong.window import BatchesSeen, batches_seen, start_gathering, stop_gathering
+from prong.refresh.modes import chosen_mode, convert, refusal
+from prong.refresh.narrow_layers import SmallLayers
+from prong.refresh.report import LayerReport, RefreshReport
+from prong.refresh.schedule import Schedule
+from prong.refresh.state import pack_moments, unpack_moments
+from prong.refresh.step_control import StepControl
+from prong.refresh.tied_layers import Unit, units_of
+from prong.refresh.window import BatchesSeen, batches_seen, start_gathering, stop_gathering
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -45,7 +45,7 @@ class Reparametrizer:
 
     Call `step` after every optimizer step. Statistics come from the forward passes of the last
     min(T, ⌈N_s/B⌉) training steps before a reparametrisation, B being the examples of a step, and
-    of fewer for a layer with few inputs (see `prong.window`): the activations are those of
+    of fewer for a layer with few inputs (see `prong.refresh.window`): the activations are those of
     parameters up to that many steps old, unlike line 8 of Algorithm 1, and cost no extra pass. Hand
     over `batches` to take them with the present parameters instead.
 
@@ -108,7 +108,7 @@ class Reparametrizer:
                 "reset" starts over as the paper does.
             step_limit: ρ, the share by which one gradient may change a layer's pre-activations,
                 η‖(g_V, g_d)‖ ≤ ρ‖V‖; steps below it grow by a power of their share of it (see
-                `prong.step_control`). None leaves gradients as they are. Only for
+                `prong.refresh.step_control`). None leaves gradients as they are. Only for
                 `torch.optim.SGD`: the steps of other optimizers are not η times the gradient.
             batch_diagonal: whether the per-batch diagonal D of section 3.2 is applied at every
                 step.
@@ -520,7 +520,12 @@ class Reparametrizer:
         self, units: Sequence[Unit], init: str = "preserve"
     ) -> tuple[dict[str, LayerReport], list[str]]:
         refresh = Refresh(
-            self.whitening, self.ranks, self.optimizers, self.diagonal, self.control, init
+            self.whitening,
+            self.ranks,
+            self.optimizers,
+            None if self.diagonal is None else self.diagonal.damping,
+            self.control,
+            init,
         )
         # Over all units also where a few are due: layers that take turns share out the period.
         owners = assignment(self.units, self.whitening, self.ranks.size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from prong.moments import Moments
+from prong.statistics.moments import Moments
 
 WIDE = torch.float64
 

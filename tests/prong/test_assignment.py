@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prong.assignment import ROOT_WORK, assign, refresh_cost
-from prong.roots import ROOTS
-from prong.triangle import pack_upper, triangle_size, unpack_upper
+from prong.distributed.assignment import ROOT_WORK, assign, refresh_cost
+from prong.linalg.roots import ROOTS
+from prong.linalg.triangle import pack_upper, triangle_size, unpack_upper
 
 costs = st.lists(st.floats(0, 1e12, allow_subnormal=False), max_size=40)
 ranks = st.integers(1, 9)

@@ -11,7 +11,7 @@ from processes import groups, run, share
 from torch import nn
 
 import prong
-from prong.batch_norm import SynchronisedBatchNorm2d
+from prong.distributed.batch_norm import SynchronisedBatchNorm2d
 
 CASES = {
     "1d": (nn.BatchNorm1d, (7, 3), {}),

@@ -11,8 +11,8 @@ from exact import EXACT
 from torch import nn
 
 import prong
-from prong.natural import dense_precision
-from prong.precision import Frame, Precision, fit, leading
+from prong.layers.autograd import dense_precision
+from prong.refresh.preconditioner import Frame, Precision, fit, leading
 
 WIDTHS = (90, 70, 60)
 

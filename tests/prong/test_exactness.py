@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from random_networks import networks
 
 import prong
-from prong.refresh import INITS
+from prong.options import INITS
 
 OPTIONS = st.fixed_dictionaries(
     {

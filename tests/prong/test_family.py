@@ -8,7 +8,7 @@ from exact import EXACT
 from torch import nn
 
 import prong
-from prong.fisher import output_fisher
+from prong.analysis.fisher import output_fisher
 
 
 def data(*shape, seed=0):
@@ -315,7 +315,7 @@ def test_compression_drops_units_and_keeps_the_function():
     model = nn.Sequential(nn.Linear(20, 16), nn.Tanh(), nn.Linear(16, 3)).double()
     attach(model, samples=200)[1].initialize([x], "preserve")
     before = model(x)
-    plain, reports = prong.compress(model, [x], tolerance=1e-6, samples=200)
+    plain, reports = prong.extensions.compress(model, [x], tolerance=1e-6, samples=200)
     assert reports[0].kept == 3
     assert reports[0].split
     assert reports[0].multiply_adds == (320, 3 * 36)
@@ -330,7 +330,7 @@ def test_compression_error_is_what_it_says():
     attach(model, samples=500)[1].initialize([x], "preserve")
     y = model(x).detach()
     for tolerance in (0.0, 0.05, 0.3, 0.7):
-        plain, (report,) = prong.compress(model, [x], tolerance=tolerance, samples=500)
+        plain, (report,) = prong.extensions.compress(model, [x], tolerance=tolerance, samples=500)
         error = ((plain(x).detach() - y).square().sum() / (y - y.mean(0)).square().sum()).sqrt()
         assert float(error) == pytest.approx(report.error, abs=1e-7)
         assert report.error <= tolerance + 1e-9
@@ -348,7 +348,7 @@ def test_compression_of_convolutions(groups, transposed):
     layer = kind(12, 6, 3, padding=1, stride=2, groups=groups, bias=not transposed)
     model = nn.Sequential(layer).double()
     attach(model, samples=10, positions=None)[1].initialize([x], "preserve")
-    plain, (report,) = prong.compress(model, [x], tolerance=1e-7, samples=10)
+    plain, (report,) = prong.extensions.compress(model, [x], tolerance=1e-7, samples=10)
     assert report.kept == (2 if groups == 2 else 4)
     assert report.split
     assert (plain(x) - model(x)).abs().max() < 1e-5
@@ -357,7 +357,7 @@ def test_compression_of_convolutions(groups, transposed):
 def test_compression_refuses_bad_arguments():
     model = mlp()
     with pytest.raises(ValueError, match="no whitened layer"):
-        prong.compress(model, [X])
+        prong.extensions.compress(model, [X])
     attach(model)
     with pytest.raises(ValueError, match="tolerance=1"):
-        prong.compress(model, [X], tolerance=1.0)
+        prong.extensions.compress(model, [X], tolerance=1.0)

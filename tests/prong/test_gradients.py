@@ -7,7 +7,7 @@ from processes import run, share
 from torch import nn
 
 import prong
-from prong.gradients import mean_by_parameter, sum_by_parameter
+from prong.distributed.comm_hooks import mean_by_parameter, sum_by_parameter
 
 SAMPLES = 12
 

@@ -13,10 +13,10 @@ from merged_moments import WIDE, assert_moments_of, gathered
 from torch import nn
 
 import prong
-from prong import roots
-from prong.diagonal import UnitVariances
-from prong.merging import scatter_about, sums
-from prong.triangle import unpack_upper
+from prong.distributed.merging import scatter_about, sums
+from prong.linalg import roots
+from prong.linalg.triangle import unpack_upper
+from prong.statistics.unit_variances import UnitVariances
 
 parts = st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=4)
 

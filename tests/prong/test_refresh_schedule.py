@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prong.schedule import Schedule
+from prong.refresh.schedule import Schedule
 
 CASES = [
     (period, units, spread, early)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import prong
-from prong.natural import dense_precision
+from prong.layers.autograd import dense_precision
 
 
 def network(dtype=torch.float32, seed=0):
@@ -196,7 +196,7 @@ def test_mixed_precision_keeps_statistics_and_fold_in_float32():
     for net, mixed in ((twin, False), (model, True)):
         natural._stop_gathering()
         for layer in (net[0], net[4], net[6]):
-            layer.moments = prong.gathering.new_moments(layer)
+            layer.moments = prong.refresh.collect.new_moments(layer)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             output = net(batch(0)[0])
         seen.append((output.float(), net[0].moments, net[4].moments))

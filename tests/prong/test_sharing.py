@@ -15,13 +15,13 @@ from processes import groups, run, share
 from torch import nn
 
 import prong
-from prong import roots
-from prong.agreement import assignment
-from prong.gathering import enough
-from prong.merging import Merge
-from prong.ranks import Ranks
-from prong.refresh import Outcome
-from prong.triangle import triangle_size
+from prong.distributed.merging import Merge
+from prong.distributed.ranks import Ranks
+from prong.linalg import roots
+from prong.linalg.triangle import triangle_size
+from prong.refresh.agreement import assignment
+from prong.refresh.collect import enough
+from prong.refresh.solve import Outcome
 
 STEPS, BATCH, WIDE = 7, 12, torch.float64
 

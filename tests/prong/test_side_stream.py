@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import prong
-from prong.moments import Moments
-from prong.side_stream import SideStream
+from prong.extensions.side_stream import SideStream
+from prong.statistics.moments import Moments
 
 LONG = 20_000_000  # cycles of a GPU: ten milliseconds, longer than everything that is queued here
 

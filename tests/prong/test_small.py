@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import prong
-from prong import small
+from prong.refresh.solve import narrow_layers as small
 
 OPTIONS = {"period": 12, "samples": 64, "precision": torch.float64}
 

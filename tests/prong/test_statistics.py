@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import prong
-from prong import roots
-from prong.layout import sampling_stride
-from prong.moments import Moments
+from prong.linalg import roots
+from prong.linalg.layout import sampling_stride
+from prong.statistics.moments import Moments
 
 
 def moments_of(parts, groups=2, features=3):
@@ -218,7 +218,7 @@ def test_the_report_says_what_was_done():
 
 
 def test_estimates_of_wide_layers_agree_with_the_exact_numbers(monkeypatch):
-    from prong import conditioning
+    from prong.linalg import conditioning
 
     torch.manual_seed(0)
     a = torch.randn(1, 60, 60, dtype=torch.float64)

@@ -15,7 +15,7 @@ from random_networks import networks
 from torch import nn
 
 import prong
-from prong.natural import dense_precision
+from prong.layers.autograd import dense_precision
 
 MODES = ["fold", "activations", "canonical"]
 WIDE = torch.float64

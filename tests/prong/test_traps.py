@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import prong
-from prong.gathering import gather, new_moments
+from prong.refresh.collect import gather, new_moments
 
 
 def data(*shape, seed=0):
@@ -162,7 +162,7 @@ def test_uneven_rounding_of_products_is_not_used_for_statistics():
     try:
         model[0].moments = new_moments(model[0])
         assert prong.fold(model)(x).allclose(model(x))
-        from prong.moments import product_dtype
+        from prong.linalg.dtypes import product_dtype
 
         assert product_dtype(torch.float32, torch.device("cpu")) == torch.float64
     finally:

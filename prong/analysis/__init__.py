@@ -1,0 +1,1 @@
+"""Measures of a network that training does not need."""

@@ -1,0 +1,89 @@
+"""How white and how well conditioned a network is on given data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from prong.convert import unwrap
+from prong.linalg.conditioning import whitening_error
+from prong.linalg.roots import spectrum
+from prong.refresh.collect import Forward, default_forward, enough, gather
+from prong.refresh.tied_layers import units_of
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Whiteness:
+    """The statistics of one layer's input on given data, without damping.
+
+    Attributes:
+        name: qualified name of the layer.
+        spectrum: eigenvalues of the covariance of h, `[groups, in]`, largest first, in squared
+            units of h.
+        white_spectrum: eigenvalues of the second moment of U(h − c), `[groups, in]`; all 1 if it is
+            white.
+        whitening_error: ‖E[U(h − c)(h − c)ᵀUᵀ] − I‖_F/√in: without damping, dead directions count
+            as 1.
+        rank: eigenvalues of the covariance above 1e-10 of the largest, the most of any group.
+    """
+
+    name: str
+    spectrum: Float[Tensor, "groups in"]
+    white_spectrum: Float[Tensor, "groups in"]
+    whitening_error: float
+    rank: int
+
+
+def whiteness(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    samples: int = 2000,
+    forward: Forward = default_forward,
+) -> dict[str, Whiteness]:
+    """Spectra and whitening errors of every whitened layer, by name.
+
+    Args:
+        model: a whitened model; it is not changed.
+        batches: data to measure on.
+        samples: N_s, examples to use.
+        forward: how to run a batch.
+
+    Raises:
+        ValueError: if the model has no whitened layer or there is no batch.
+    """
+    inner = unwrap(model)
+    units = [unit for unit in units_of(inner) if unit.weight.requires_grad]
+    if not units:
+        raise ValueError("model: it has no whitened layer that is trained")
+    layers = [layer for unit in units for layer in unit.layers]
+    saved = [layer.moments for layer in layers]
+    found = {}
+    try:
+        gather(inner, layers, enough(batches, samples, units[0].weight.device), forward)
+        for unit in units:
+            moments = unit.moments()
+            if moments is None or not float(moments.count) > 0:
+                continue
+            phi = unit.wide_phi()
+            values, _ = spectrum(moments.covariance())
+            white = phi.whitener @ moments.second_moment(phi.mean) @ phi.whitener.transpose(1, 2)
+            found[unit.name] = Whiteness(
+                unit.name,
+                values,
+                torch.linalg.eigvalsh(white).flip(1),
+                float(whitening_error(white)),
+                int((values > 1e-10 * values[:, :1]).sum(1).max()),
+            )
+    finally:
+        for layer, moments in zip(layers, saved, strict=True):
+            layer.moments = moments
+    return found

@@ -1,0 +1,1 @@
+"""Several processes: collectives, who computes what, and messages that merge statistics."""

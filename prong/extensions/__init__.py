@@ -1,0 +1,1 @@
+"""Variants beside the method itself: more of the paper, and what is off by default."""

@@ -1,0 +1,107 @@
+"""The per-batch diagonal D of section 3.2, which keeps the variance of every whitened unit at 1.
+
+U ← D U, V ← V D⁻¹.
+
+Between two reparametrisations the activations drift. D corrects the scale of every whitened unit
+with the batch at hand, exactly and at the cost of scaling rows and columns: the function does not
+change. "Variance 1" includes the damping, V[u·h] + ε‖u‖², which is 1 by construction after a full
+reparametrisation; dead units thus stay put.
+
+D is found from the batch whose gradients are about to be used, so those follow too: g_V ← g_V D.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prong.linalg.layout import weight_from_canonical, weight_to_canonical
+from prong.refresh.optimizer_state import LINEAR, SQUARED
+from prong.statistics.unit_variances import UnitVariances
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from prong.distributed.ranks import Ranks
+    from prong.refresh.tied_layers import Unit
+
+
+class BatchDiagonal:
+    """Applies D before an optimizer step; runs as a step pre-hook, ahead of the step clip.
+
+    Attributes:
+        damping: by unit name, ε of each group at the last reparametrisation; units without wait for
+            their first.
+    """
+
+    def __init__(self, units: Sequence[Unit], ranks: Ranks, velocity: bool) -> None:
+        """Watch `units`; `velocity` says that momentum is a vector and not a covector."""
+        self.units, self.ranks, self.velocity = units, ranks, velocity
+        self.damping: dict[str, Tensor] = {}
+        for unit in units:
+            for layer in unit.layers:
+                layer.variances = UnitVariances(layer.mean)
+
+    @torch.no_grad()
+    def __call__(self, optimizer: Optimizer, *_: Any) -> None:
+        """Rescale the units whose weight `optimizer` is about to move."""
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for unit in self.units:
+            if id(unit.weight) not in held:
+                continue
+            if unit.name in self.damping and unit.weight.grad is not None:
+                self._apply(optimizer, unit, self._diagonal(unit))
+            for layer in unit.layers:
+                if layer.variances is not None:
+                    layer.variances.clear()
+
+    def _diagonal(self, unit: Unit) -> Float[Tensor, "groups in"]:
+        parts = [layer.variances for layer in unit.layers if layer.variances is not None]
+        groups, features = unit.layer.mean.shape
+        packed = torch.cat(
+            [
+                sum((p.count for p in parts), torch.zeros_like(parts[0].count)),
+                sum((p.total for p in parts), torch.zeros_like(parts[0].total)).flatten(),
+                sum((p.squares for p in parts), torch.zeros_like(parts[0].squares)).flatten(),
+            ]
+        )
+        self.ranks.sum_(packed)
+        count = packed[0]
+        total, squares = packed[1:].reshape(2, groups, features) / count.clamp(min=1)
+        variance = squares - total.square() if unit.centred else squares
+        whitener = unit.layer.whitener
+        floor = self.damping[unit.name].to(whitener).unsqueeze(1) * whitener.square().sum(2)
+        wanted = (variance.clamp(min=0) + floor).rsqrt()
+        # Without a finite sample there is nothing to go by: D = 1.
+        diagonal = torch.where((count > 0) & torch.isfinite(wanted), wanted, 1)
+        self.ranks.broadcast_([diagonal])
+        return diagonal
+
+    def _apply(
+        self, optimizer: Optimizer, unit: Unit, diagonal: Float[Tensor, "groups in"]
+    ) -> None:
+        for layer in unit.layers:
+            layer.whitener.mul_(diagonal.unsqueeze(2))
+        _scale_columns(unit, unit.weight.data, 1 / diagonal)
+        assert unit.weight.grad is not None
+        _scale_columns(unit, unit.weight.grad, diagonal)
+        state = optimizer.state.get(unit.weight, {})
+        for key, value in state.items():
+            if not torch.is_tensor(value) or value.shape != unit.weight.shape:
+                continue
+            if key in LINEAR:
+                _scale_columns(unit, value, 1 / diagonal if self.velocity else diagonal)
+            elif key in SQUARED:
+                _scale_columns(unit, value, diagonal.square())
+
+
+def _scale_columns(unit: Unit, weight: Tensor, diagonal: Float[Tensor, "groups in"]) -> None:
+    layer = unit.layer
+    canonical = weight_to_canonical(weight, layer.feature_groups, layer.TRANSPOSED)
+    scaled = canonical * diagonal[:, None, None, :].to(weight.dtype)
+    weight.copy_(weight_from_canonical(scaled, weight.shape, layer.TRANSPOSED))

@@ -1,0 +1,46 @@
+"""Statistics of the back-propagated δ, for two-sided whitening (footnote 4 of the paper).
+
+W = Rᵀ V U, where R is a root of (E[δδᵀ] + γI)⁻¹ with δ the gradient at a layer's output: under the
+model's own predictions that is the Fisher's other Kronecker factor ("sampled"), under the data's
+labels the empirical one ("empirical").
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+Likelihood = Literal["categorical", "bernoulli", "gaussian"]
+LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
+
+
+def sampled_loss(outputs: Float[Tensor, "batch *rest"], likelihood: str) -> Float[Tensor, ""]:
+    """−log p(y | outputs) with y drawn from the model's own prediction, averaged over the batch.
+
+    Args:
+        outputs: logits `[batch, classes, *]` for "categorical", logits of any shape for
+            "bernoulli", means of any shape for "gaussian" (unit variance).
+        likelihood: which of the three.
+
+    Raises:
+        ValueError: if `likelihood` is unknown.
+    """
+    values = outputs.float() if outputs.dtype != torch.float64 else outputs
+    number = max(1, values.shape[0])
+    if likelihood == "categorical":
+        rows = values.movedim(1, -1).flatten(0, -2)
+        drawn = torch.multinomial(rows.detach().softmax(-1), 1).squeeze(-1)
+        return F.cross_entropy(rows, drawn, reduction="sum") / number
+    if likelihood == "bernoulli":
+        drawn = torch.bernoulli(values.detach().sigmoid())
+        return F.binary_cross_entropy_with_logits(values, drawn, reduction="sum") / number
+    if likelihood == "gaussian":
+        drawn = values.detach() + torch.randn_like(values)
+        return 0.5 * (values - drawn).square().sum() / number
+    raise ValueError(f"likelihood={likelihood!r}: allowed are {', '.join(LIKELIHOODS)}")

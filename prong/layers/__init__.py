@@ -1,0 +1,1 @@
+"""Whitened layers and their backward passes."""

@@ -1,0 +1,277 @@
+"""The canonical way to run a whitened layer: W and d are the parameters, `.grad` the natural one.
+
+Eliminating V and U from a step of SGD on (V, d) leaves, with P = UᵀU = (Σ + εI)⁻¹,
+
+    ΔW = −η (g_W − g_b cᵀ) P,   Δd = −η g_b     for   y = W (h − c) + d.
+
+A layer that holds W and d, and whose backward pass gives (g_W − g_b cᵀ) P as W's gradient, follows
+the same path under an optimizer that is linear in the gradient: SGD with momentum or Nesterov's,
+with weight decay, which acts on V as on W. It never forms V, folds nothing in the forward pass, and
+a new P leaves its function alone.
+
+g_W − g_b cᵀ is gᵀ(h − c). A batch with fewer rows than the layer has outputs multiplies the inputs
+by P, gᵀ ((h − c) P), at B N² multiply-adds instead of M N².
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from prong.linalg.layout import weight_from_canonical, weight_to_canonical
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+
+def times(
+    rows: Float[Tensor, "groups rows in"],
+    precision: Float[Tensor, "groups in columns"],
+    damping: Float[Tensor, " groups"] | None,
+) -> Float[Tensor, "groups rows in"]:
+    """Rows times P.
+
+    Args:
+        rows: any rows of `in` numbers.
+        precision: P itself, or with a damping its leading directions F `[groups, in, k]`, scaled so
+            that P = (I − F Fᵀ)/ε. Then Fᵀ F is diagonal with λ/(λ + ε) on it.
+        damping: ε of each group, or None where `precision` is P.
+    """
+    if damping is None:
+        return rows @ precision
+    rest = rows - (rows @ precision) @ precision.transpose(1, 2)
+    return rest / damping[:, None, None]
+
+
+def dense_precision(
+    precision: Float[Tensor, "groups in columns"], damping: Float[Tensor, " groups"] | None
+) -> Float[Tensor, "groups in in"]:
+    """P as a matrix."""
+    if damping is None:
+        return precision
+    identity = torch.eye(precision.shape[1], dtype=precision.dtype, device=precision.device)
+    return times(identity.expand(len(precision), -1, -1), precision, damping)
+
+
+class LastPass:
+    """‖g_V‖² of the last backward pass through a canonical layer, which knows it cheaply.
+
+    With n = g_V U the natural gradient, ‖g_V‖² = ⟨n P⁻¹, n⟩ costs M N² or, with k leading
+    directions, M N k once the pass is over. In the pass it is ⟨gᵀ(h − c), n⟩. Where gᵀ(h − c) is
+    not formed, leading directions give it for B M k (see `scale`), and a whole P as Σ (r rᵀ) ∘
+    (X P Xᵀ) for B² (M + N).
+
+    Only the gradient that this pass gave, unchanged, has this norm. It is recognised by its memory,
+    which is held so that nothing else can lie there, by its version and by some of its numbers.
+    Reading those would make a GPU wait: there the norm is scaled by what ‖n‖ has become, because
+    `GradScaler` unscales gradients without a trace in their version.
+    """
+
+    def __init__(self) -> None:
+        """Remember nothing."""
+        self._square: Tensor | None = None
+        self._memory: torch.UntypedStorage | None = None
+        self._place = (0, 0)
+        self._some: Tensor | None = None
+        self._scale: tuple[Tensor, int, Tensor] | None = None
+
+    def scale(
+        self, precision: Float[Tensor, "1 in k"], damping: Float[Tensor, " 1"]
+    ) -> Float[Tensor, " k"]:
+        """√((1 − s)/ε) of leading directions, with s the diagonal of Fᵀ F.
+
+        With a = X F, ⟨n P⁻¹, n⟩ = ε ‖n‖² + ‖rᵀ (a √((1 − s)/ε))‖². It is computed once for each P.
+        """
+        held = self._scale
+        # By identity: memory of a tensor that was let go may hold another one.
+        if held is None or held[0] is not precision or held[1] != precision._version:
+            rest = 1 - precision[0].square().sum(0)
+            held = (precision, precision._version, (rest / damping).clamp(min=0).sqrt())
+            self._scale = held
+        return held[2]
+
+    def keep(self, natural: Tensor, square: Tensor) -> None:
+        """Remember ‖g_V‖², a scalar, of the pass that gave the gradient `natural`."""
+        self._square, self._memory = square, natural.untyped_storage()
+        self._place = (natural.data_ptr(), natural._version)
+        self._some = inner(natural, natural) if natural.is_cuda else self._sample(natural).clone()
+
+    def take(self, natural: Tensor) -> Tensor | None:
+        """Give what was remembered, once, if `natural` is the gradient of that pass."""
+        square, some = self._square, self._some
+        self._square = self._memory = self._some = None
+        if square is None or not natural.is_contiguous():
+            return None
+        if self._place != (natural.data_ptr(), natural._version):
+            return None
+        assert some is not None
+        if natural.is_cuda:
+            change = inner(natural, natural) / some
+            return square * torch.where(some > 0, change, 1)
+        return square if torch.equal(some, self._sample(natural)) else None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Be copied or stored empty: a copied gradient lies elsewhere."""
+        return LastPass().__dict__
+
+    @staticmethod
+    def _sample(natural: Tensor) -> Tensor:
+        flat = natural.reshape(-1)
+        return flat[:: max(1, len(flat) // 61)]
+
+
+def inner(left: Tensor, right: Tensor) -> Float[Tensor, ""]:
+    """⟨left, right⟩ over all entries, in float32 at least."""
+    dtype = torch.promote_types(left.dtype, torch.float32)
+    return torch.dot(left.to(dtype).reshape(-1), right.to(dtype).reshape(-1))
+
+
+class NaturalGradient(torch.autograd.Function):
+    """(W, d) → (W, d − Σ_taps W c), whose backward pass turns (g_W, g_b) into natural gradients.
+
+    It stands between the parameters and the plain operation, so it serves every layer and can be
+    differentiated twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Float[Tensor, ...],
+        bias: Float[Tensor, " out"] | None,
+        mean: Float[Tensor, "groups in"],
+        precision: Float[Tensor, "groups in columns"],
+        damping: Float[Tensor, " groups"] | None,
+        transposed: bool,
+        last: LastPass | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The weight and the bias (None without one) of the plain layer."""
+        ctx.save_for_backward(mean, precision, damping)
+        ctx.transposed, ctx.last = transposed, last
+        return weight.view_as(weight), plain_bias(weight, bias, mean, transposed)
+
+    @staticmethod
+    def backward(
+        ctx: Any, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, None, None, None, None, None]:
+        """The natural gradient of W and the gradient of d."""
+        mean, precision, damping = ctx.saved_tensors
+        groups = len(mean)
+        canonical = weight_to_canonical(weight.to(precision.dtype), groups, ctx.transposed)
+        outer = None
+        if bias is not None:
+            outer = bias.to(precision.dtype).reshape(groups, -1)
+        centred = canonical
+        if outer is not None:
+            centred = canonical - outer[:, :, None, None] * mean[:, None, None, :]
+        natural = times(centred.flatten(1, 2), precision, damping).reshape(centred.shape)
+        plain = weight_from_canonical(natural, weight.shape, ctx.transposed).to(weight.dtype)
+        plain = plain.contiguous()
+        if ctx.last is not None and not torch.is_grad_enabled():
+            ctx.last.keep(plain, inner(centred, natural))
+        return plain, bias, None, None, None, None, None
+
+
+class NaturalLinear(torch.autograd.Function):
+    """y = W (h − c) + d for a batch of fewer rows than outputs: P multiplies the inputs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Float[Tensor, "*batch in"],
+        weight: Float[Tensor, "out in"],
+        bias: Float[Tensor, " out"] | None,
+        mean: Float[Tensor, "1 in"],
+        precision: Float[Tensor, "1 in columns"],
+        damping: Float[Tensor, " 1"] | None,
+        last: LastPass | None,
+    ) -> Float[Tensor, "*batch out"]:
+        """The dense layer's output; `last` is to remember its backward pass."""
+        ctx.last = last
+        ctx.biased = bias is not None
+        # Fewer rows than outputs: h − c touches less memory than W c would.
+        centred = input if bias is None else input - mean[0].to(input.dtype)
+        ctx.save_for_backward(centred, weight, mean, precision, damping)
+        return F.linear(centred, weight, bias)
+
+    @staticmethod
+    def backward(
+        ctx: Any, gradient: Float[Tensor, "*batch out"]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+        """Gradients of the input and of d, and the natural gradient of W."""
+        centred, weight, mean, precision, damping = ctx.saved_tensors
+        of_input = natural = of_bias = None
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        if ctx.needs_input_grad[0]:
+            passed = weight
+            if torch.is_grad_enabled():
+                # A second derivative reaches W through this product, and is natural too.
+                passed, _ = NaturalGradient.apply(weight, None, mean, precision, damping, False)  # type: ignore[no-untyped-call]
+            of_input = gradient @ passed
+        if ctx.needs_input_grad[1]:
+            flat = centred.reshape(1, -1, centred.shape[-1])
+            if ctx.last is None or torch.is_grad_enabled():
+                natural = rows.T @ times(flat, precision, damping)[0]
+            elif damping is None:
+                left = flat @ precision
+                natural = rows.T @ left[0]
+                batch, (out, features) = len(rows), natural.shape
+                if batch * (out + features) < out * features:
+                    ctx.last.keep(natural, inner(rows @ rows.T, flat[0] @ left[0].T))
+                else:
+                    ctx.last.keep(natural, inner(rows.T @ flat[0], natural))
+            else:
+                projected = flat @ precision
+                left = torch.baddbmm(flat, projected, precision.transpose(1, 2), alpha=-1)
+                natural = rows.T @ left[0].div_(damping)
+                columns = rows.T @ (projected[0] * ctx.last.scale(precision, damping))
+                square = damping[0] * inner(natural, natural) + inner(columns, columns)
+                ctx.last.keep(natural, square)
+        if ctx.biased and ctx.needs_input_grad[2]:
+            of_bias = rows.sum(0)
+        return of_input, natural, of_bias, None, None, None, None
+
+
+class GradientObserver(Protocol):
+    """A layer that takes statistics of its output's gradient, for two-sided whitening."""
+
+    def observe_gradient(self, gradient: Tensor) -> None:
+        """Take them."""
+
+
+class ObserveGradient(torch.autograd.Function):
+    """The identity; in the backward pass the layer takes the statistics of what passes.
+
+    A backward pass runs once also under activation checkpointing, so nothing is counted twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, layer: GradientObserver) -> Tensor:
+        """Pass the output on."""
+        ctx.layer = layer
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Pass the gradient on, and let the layer see it."""
+        ctx.layer.observe_gradient(gradient)
+        return gradient, None
+
+
+def plain_bias(
+    weight: Float[Tensor, ...],
+    bias: Float[Tensor, " out"] | None,
+    mean: Float[Tensor, "groups in"],
+    transposed: bool,
+) -> Float[Tensor, " out"] | None:
+    """The plain layer's bias, d − Σ_taps W c."""
+    if bias is None:
+        return None
+    if weight.dim() == 2:
+        # A sum over one tap would copy W.
+        return (bias.to(mean.dtype) - weight.to(mean.dtype) @ mean[0]).to(bias.dtype)
+    canonical = weight_to_canonical(weight.to(mean.dtype), len(mean), transposed)
+    shift = (canonical.sum(2) @ mean.unsqueeze(-1)).reshape(-1)
+    return (bias.to(mean.dtype) - shift).to(bias.dtype)

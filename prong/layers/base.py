@@ -1,0 +1,333 @@
+"""Whitened layers: the building block of Eq. 6, h_i = f_i(V_i U_{i−1} (h_{i−1} − c_{i−1}) + d_i).
+
+A whitened layer is the plain layer's own object with its class exchanged: the same Parameter
+objects, hooks, attributes and device, plus Φ as buffers. `weight` and `bias` now hold V and d,
+which the optimizer moves; c and U change only in a reparametrisation. The forward pass folds first,
+W = V U and b = d − W c, and then runs the plain layer on (W, b). That is exact for every stride,
+dilation and padding mode, also with zero padding, where centring before padding would put −c
+instead of zeros at the border; autograd gives the gradients of V and d.
+
+A layer without a bias has nowhere to put −W c. It keeps c = 0 and is whitened by the uncentred
+second moment E[hhᵀ], which is the Σ that the paper writes. So does a transposed convolution, where
+the number of taps that reach a pixel depends on the pixel and W c is therefore no constant.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from prong.layers.autograd import (
+    LastPass,
+    NaturalGradient,
+    ObserveGradient,
+    dense_precision,
+    plain_bias,
+)
+from prong.linalg.dtypes import product_dtype
+from prong.linalg.layout import weight_from_canonical, weight_to_canonical
+from prong.linalg.projection import Phi, to_canonical
+from prong.linalg.roots import root_of_precision
+from prong.statistics.moments import GatheringStream, Moments
+from prong.statistics.unit_variances import UnitVariances
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from prong.layers.aside import Aside
+
+
+class Whitened(nn.Module):
+    """What every whitened layer shares: Φ, the fold, and the gathering of statistics.
+
+    Attributes:
+        weight: V, in the shape of the plain layer's weight; W in a canonical layer.
+        bias: d, `[out]`, or None.
+        whitener: U, `[groups, in/groups, in/groups]`, one whitened unit per row. At least float32,
+            whatever type the model is cast to.
+        mean: c, `[groups, in/groups]`, likewise.
+        output_whitener: R of two-sided whitening, `[groups, out/groups, out/groups]`, or None.
+        precision_matrix: P = UᵀU of a canonical layer, in the shape of U, which is None then. With
+            leading directions only, F `[groups, in/groups, k]` with P = (I − F Fᵀ)/ε.
+        precision_damping: that ε, `[groups]`; None where `precision_matrix` is P.
+        moments: where the input's statistics go, or None while none are wanted.
+        backward_moments: where the statistics of the output's gradient go, or None.
+        gradients_wanted: whether the gradients that pass now count.
+        side_stream: where statistics are taken on CUDA, or None for the current stream.
+        last_pass: where a canonical layer keeps what the step control needs, or None.
+        aside: where a narrow canonical layer that is worked on together with others puts the inputs
+            that count, or None where it runs by itself.
+        variances: where the whitened units' variances of this step go, for the per-batch D, or
+            None.
+        activations: whether the inputs are whitened instead of the weights folded, where a layer
+            can.
+        positions: at most this many pixels or tokens of an example become samples; None for all.
+    """
+
+    PLAIN: ClassVar[type[nn.Module]]
+    PHI: ClassVar[tuple[str, ...]] = (
+        "whitener",
+        "mean",
+        "output_whitener",
+        "precision_matrix",
+        "precision_damping",
+    )
+    TRANSPOSED: ClassVar[bool] = False
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    whitener: Tensor
+    mean: Tensor
+    output_whitener: Tensor | None
+    precision_matrix: Tensor | None
+    precision_damping: Tensor | None
+    activations: bool
+    moments: Moments | None
+    backward_moments: Moments | None
+    gradients_wanted: bool
+    side_stream: GatheringStream | None
+    last_pass: LastPass | None
+    aside: Aside | None
+    variances: UnitVariances | None
+    positions: int | None
+
+    @property
+    def feature_groups(self) -> int:
+        """Number of groups, each with a whitener of its own."""
+        return int(getattr(self, "groups", 1))
+
+    @property
+    def centred(self) -> bool:
+        """Whether c follows the mean; if not it stays 0 and the second moment is whitened.
+
+        A frozen bias must not move, and b = d − W c would move with W.
+        """
+        return self.bias is not None and self.bias.requires_grad and not self.TRANSPOSED
+
+    @property
+    def canonical_outputs(self) -> int:
+        """Outputs of all groups together; taps count once."""
+        taps = math.prod(self.weight.shape[2:])
+        return self.weight.numel() // (self.mean.shape[1] * taps)
+
+    @property
+    def canonical(self) -> bool:
+        """Whether W and d are the parameters, and their gradients are the natural ones."""
+        return self.precision_matrix is not None
+
+    def phi(self) -> Phi:
+        """The present Φ; the tensors are the layer's own, but for a canonical layer's U."""
+        whitener = self.whitener
+        if self.precision_matrix is not None:
+            whitener = root_of_precision(
+                dense_precision(self.precision_matrix, self.precision_damping)
+            )
+        return Phi(self.mean, whitener, output=self.output_whitener)
+
+    def phi_buffers(self) -> list[Tensor]:
+        """The buffers that hold Φ."""
+        held = [getattr(self, name) for name in self.PHI]
+        return [buffer for buffer in held if buffer is not None]
+
+    def put_precision(
+        self,
+        precision: Float[Tensor, "groups in columns"],
+        damping: Float[Tensor, " groups"] | None,
+    ) -> None:
+        """Replace P of a canonical layer, in place where the shape is that of before."""
+        held = self.precision_matrix
+        if held is not None and held.shape == precision.shape:
+            held.copy_(precision)
+        else:
+            # One memory layout, whatever found P: a resumed run must multiply in the same order.
+            self.precision_matrix = precision.to(self.mean.dtype).clone(
+                memory_format=torch.contiguous_format
+            )
+        if damping is None:
+            self.precision_damping = None
+        elif self.precision_damping is None:
+            self.precision_damping = damping.to(self.mean.dtype, copy=True)
+        else:
+            self.precision_damping.copy_(damping)
+
+    def start_two_sided(self) -> None:
+        """Give the layer an output whitener, R = I to begin with."""
+        outputs = self.canonical_weight(self.mean.dtype).shape[1]
+        identity = torch.eye(outputs, dtype=self.mean.dtype, device=self.mean.device)
+        self.output_whitener = identity.repeat(self.feature_groups, 1, 1)
+
+    def canonical_weight(self, dtype: torch.dtype) -> Float[Tensor, "groups out taps in"]:
+        """V in the canonical layout and in `dtype`."""
+        weight = self.weight.to(dtype)
+        return weight_to_canonical(weight, self.feature_groups, self.TRANSPOSED)
+
+    def fold(self) -> tuple[Float[Tensor, ...], Float[Tensor, " out"] | None]:
+        """P_Φ⁻¹ of line 7: W = V U and b = d − W c, differentiable, in the type of the parameters.
+
+        Returns:
+            The weight and the bias (None without one) of the plain layer that computes the same
+            function.
+        """
+        device = self.weight.device.type
+        if torch.is_autocast_enabled(device):
+            # Autocast would form V U in half precision, and the error grows with cond(U).
+            with torch.autocast(device, enabled=False):
+                return self._fold()
+        return self._fold()
+
+    def _fold(self) -> tuple[Float[Tensor, ...], Float[Tensor, " out"] | None]:
+        if self.precision_matrix is not None:
+            return self._natural(self.precision_matrix)
+        dtype = product_dtype(self.whitener.dtype, self.whitener.device)
+        phi = Phi(
+            self.mean.to(dtype),
+            self.whitener.to(dtype),
+            output=None if self.output_whitener is None else self.output_whitener.to(dtype),
+        )
+        bias = None
+        if self.bias is not None:
+            bias = self.bias.to(dtype).reshape(self.feature_groups, -1)
+        weight, bias = to_canonical(self.canonical_weight(dtype), bias, phi)
+        plain = weight_from_canonical(weight, self.weight.shape, self.TRANSPOSED)
+        if bias is not None:
+            bias = bias.reshape(-1).to(self.weight.dtype)
+        # The kernels for convolutions refuse a gradient in the strides that a transposed view would
+        # have.
+        return plain.to(self.weight.dtype).contiguous(), bias
+
+    def _natural(
+        self, precision: Tensor
+    ) -> tuple[Float[Tensor, ...], Float[Tensor, " out"] | None]:
+        dtype = product_dtype(precision.dtype, precision.device)
+        mean = self.mean.to(dtype)
+        if not (torch.is_grad_enabled() and self.weight.requires_grad):
+            return self.weight, plain_bias(self.weight, self.bias, mean, self.TRANSPOSED)
+        damping = self.precision_damping
+        if damping is not None:
+            damping = damping.to(dtype)
+        plain: tuple[Tensor, Tensor | None] = NaturalGradient.apply(  # type: ignore[no-untyped-call]
+            self.weight,
+            self.bias,
+            mean,
+            precision.to(dtype),
+            damping,
+            self.TRANSPOSED,
+            None if torch.compiler.is_compiling() else self.last_pass,
+        )
+        return plain
+
+    def samples(self, input: Tensor) -> tuple[Float[Tensor, "groups samples in"], int]:
+        """The samples that an input holds, and the number of its examples."""
+        raise NotImplementedError
+
+    def observe(self, input: Tensor) -> None:
+        """Take the input's statistics, if they are wanted now.
+
+        Only forward passes in training mode count. Activation checkpointing runs the forward pass
+        again inside the backward pass; that second run is recognised and not counted.
+        """
+        if self.moments is None and self.variances is None:
+            return
+        if not self.observes():
+            return
+        with torch.no_grad():
+            samples, examples = self.samples(input)
+            if self.moments is not None:
+                self._add(self.moments, samples, examples, input)
+            if self.variances is not None:
+                self.variances.add(samples, self.mean, self.whitener)
+
+    def observes(self) -> bool:
+        """Whether a forward pass now is one of training, and the first of its inputs."""
+        if not self.training or not self.weight.requires_grad:
+            return False
+        return torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
+
+    def whitens_activations(self, input: Tensor, rows: int) -> bool:
+        """Whether this pass whitens the inputs, at `rows` N² multiply-adds instead of M N²·taps."""
+        wide = input.dtype == self.weight.dtype == self.mean.dtype
+        return (
+            self.activations
+            and not self.canonical
+            and self.output_whitener is None
+            and wide
+            and not torch.is_autocast_enabled(input.device.type)
+            and rows < self.weight.numel() // self.mean.shape[1]
+        )
+
+    def watched(self, output: Tensor) -> Tensor:
+        """The output, whose gradient's statistics will be taken if they are wanted now."""
+        if self.backward_moments is None or not self.training or not output.requires_grad:
+            return output
+        watched: Tensor = ObserveGradient.apply(output, self)  # type: ignore[no-untyped-call]
+        return watched
+
+    def observe_gradient(self, gradient: Tensor) -> None:
+        """Take the statistics of δ, the gradient of the loss of one example at the output.
+
+        The gradient is that of a mean over the examples of the batch, as losses usually are.
+        """
+        if self.backward_moments is not None and self.gradients_wanted:
+            samples, examples = self.gradient_samples(gradient)
+            self._add(self.backward_moments, samples * examples, examples, gradient)
+
+    def _add(self, moments: Moments, samples: Tensor, examples: int, source: Tensor) -> None:
+        if self.side_stream is None or torch.compiler.is_compiling():
+            moments.add(samples, examples)
+        else:
+            self.side_stream.add(moments, samples, examples, source)
+
+    def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "groups samples out"], int]:
+        """The samples that an output's gradient holds, and the number of its examples."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take over raw tensors of either form: a checkpoint says by its keys which one it holds.
+
+        The mode is part of a checkpoint, because a conversion rounds and a resumed run must not.
+        """
+        holder = {"whitener": self.whitener, "precision_matrix": self.precision_matrix}
+        present = [name for name in holder if prefix + name in state]
+        if len(present) == 1 and holder[present[0]] is None:
+            (name,) = present
+            (other,) = set(holder) - {name}
+            setattr(self, name, self.phi().whitener.clone())
+            setattr(self, other, None)
+        given = state.get(f"{prefix}precision_matrix")
+        if given is not None and self.precision_matrix is not None:
+            epsilon = state.get(f"{prefix}precision_damping")
+            # The number of leading directions is a checkpoint's own; `in` is not.
+            if given.dim() == 3 and given.shape[:2] == self.mean.shape:
+                self.precision_matrix = self.mean.new_empty(given.shape)
+            self.precision_damping = (
+                None if epsilon is None else self.mean.new_empty(len(self.mean))
+            )
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Whitened:
+        """Follow `to`, `cuda`, `double`, `bfloat16`, but keep Φ in float32 or wider.
+
+        `module.to(torch.bfloat16)` casts buffers too, and a whitener of 8 bits would no longer undo
+        what V holds.
+        """
+        before = {name: self._buffers[name] for name in self.PHI}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is None or new is None:
+                continue
+            wanted = torch.promote_types(new.dtype, torch.float32)
+            if new.dtype != wanted:
+                self._buffers[name] = old.to(device=new.device, dtype=wanted)
+        for moments in (self.moments, self.backward_moments):
+            if moments is not None:
+                moments.to(self.weight.device)
+        if self.variances is not None:
+            self.variances = UnitVariances(self.mean)
+        return self

@@ -1,0 +1,1 @@
+"""Matrices alone: layouts, projections, roots, and measures of how white they are."""

@@ -1,0 +1,1 @@
+"""A reparametrisation: from statistics to a new c and U, and what has to follow."""

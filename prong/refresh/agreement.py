@@ -1,0 +1,316 @@
+"""A reparametrisation shared by the ranks: each decomposes what it owns, all get its bytes.
+
+Two machines may round differently, and ranks that differ in a bit drift apart: one rank decides for
+each unit. Three rounds, each the same sequence of collectives on every rank, whatever the data:
+
+1. counts and means of all units, in one small sum;
+2. each unit's scatter, summed as a triangle to the unit's owner;
+3. each unit's result, broadcast by its owner.
+
+The last two are under way while units are packed and decomposed. Alone, every round does nothing,
+and the statistics are used where they lie.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from prong.distributed.assignment import Assignment, assign, refresh_cost
+from prong.distributed.merging import Merge
+from prong.linalg.dtypes import wide_dtype
+from prong.options import Whitening
+from prong.refresh.optimizer_state import carry_state, lost_state, reset_state
+from prong.refresh.outcome import Message, Part, numbers_part, unit_parts
+from prong.refresh.preconditioner import find_precision, install
+from prong.refresh.report import LayerReport
+from prong.refresh.solve import BALANCED, Outcome, find_phi, group_damping
+from prong.refresh.step_control import weight_norm
+from prong.refresh.window import stop_gathering
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from prong.distributed.ranks import Ranks
+    from prong.refresh.step_control import StepControl
+    from prong.refresh.tied_layers import Unit
+    from prong.statistics.moments import Moments
+
+KINDS = ("moments", "backward_moments")
+WEIGHT_NORM = Outcome.FIELDS.index("weight_norm")
+
+
+def assignment(units: Sequence[Unit], whitening: Whitening, ranks: int) -> Assignment:
+    """Owners of all units of a model; a frozen one costs nothing."""
+    costs = []
+    for unit in units:
+        layer = unit.layer
+        groups, features = layer.mean.shape
+        outputs = unit.weight.numel() // (groups * features)
+        output = layer.output_whitener
+        cost = refresh_cost(
+            groups,
+            features,
+            outputs,
+            root=whitening.root,
+            canonical=layer.canonical,
+            full=whitening.kind == "full",
+            momentum=whitening.momentum != "reset",
+            two_sided=0 if output is None else output.shape[1],
+        )
+        costs.append(cost if unit.weight.requires_grad else 0.0)
+    return assign(costs, ranks)
+
+
+@dataclass
+class _Turn:
+    """One unit on its way through the rounds."""
+
+    unit: Unit
+    owner: int
+    own: bool
+    outcome: Outcome
+    damping: Tensor | None
+    merges: dict[str, Merge] = field(default_factory=dict)
+    messages: list[Message] = field(default_factory=list)
+
+
+class Refresh:
+    """New Φ for some units, their parameters and momentum rewritten in it (lines 7 to 10).
+
+    Args:
+        whitening: what to do.
+        ranks: the processes that share the statistics and the work.
+        optimizers: whose state is to follow the basis.
+        dampings: where the damping of each unit is written, `[groups]` by name, for the per-batch D;
+            None if nobody needs it.
+        control: the step control, which needs to know ‖V‖.
+        init: "preserve" keeps the function, "balanced" but for a gain, "whitened" and "scaled" the
+            numbers in V.
+    """
+
+    def __init__(
+        self,
+        whitening: Whitening,
+        ranks: Ranks,
+        optimizers: Sequence[Optimizer],
+        dampings: dict[str, Tensor] | None,
+        control: StepControl,
+        init: str = "preserve",
+    ) -> None:
+        """Remember what to do."""
+        self.whitening, self.ranks, self.optimizers = whitening, ranks, optimizers
+        self.dampings, self.control, self.init = dampings, control, init
+        # Whether a result's length, or whether there is one, is known only when it is found.
+        self._late = whitening.leading is not None or whitening.refit is not None
+
+    @torch.no_grad()
+    def __call__(
+        self, units: Sequence[Unit], owners: Assignment, everybody: Sequence[Unit]
+    ) -> tuple[dict[str, LayerReport], list[str]]:
+        """Reparametrise, and forget the statistics.
+
+        Args:
+            units: those whose turn it is.
+            owners: of all units of the model.
+            everybody: all units, in the order of `owners`.
+
+        Returns:
+            A report for each of `units`, and notes about optimizer state that could not follow;
+            the same on every rank.
+        """
+        reports: dict[str, LayerReport] = {}
+        turns: dict[int, _Turn] = {}
+        for unit in units:
+            gathered = any(layer.moments is not None for layer in unit.layers)
+            reports[unit.name] = LayerReport(unit.name, False, "no statistics were gathered")
+            if not unit.weight.requires_grad:
+                reports[unit.name] = LayerReport(unit.name, False, "frozen")
+            elif gathered:
+                job = everybody.index(unit)
+                turns[job] = self._turn(unit, owners.owners[job])
+        ordered = [turns[job] for job in owners.order if job in turns]
+        if self.ranks.size > 1:
+            self._merge(ordered)
+        for turn in ordered:
+            if turn.owner == self.ranks.index:
+                self._decide(turn)
+            stop_gathering(turn.unit.layers)
+            self._tell(turn)
+        for turn in ordered:
+            self._tell_late(turn)
+        for turn in ordered:
+            self._take_over(turn)
+        notes: list[str] = []
+        for turn in turns.values():
+            unit, outcome = turn.unit, turn.outcome
+            reports[unit.name] = outcome.report(unit.name)
+            if outcome.updated and not turn.own:
+                notes += lost_state(self.optimizers, unit, self.whitening.momentum)
+        return reports, notes
+
+    def _turn(self, unit: Unit, owner: int) -> _Turn:
+        layer = unit.layer
+        kept = self.init in ("preserve", "balanced")
+        own = layer.canonical and kept and self.whitening.kind == "full"
+        outcome = Outcome.empty(layer.mean.device)
+        damping = None
+        if self.dampings is not None:
+            groups, device = len(layer.mean), layer.mean.device
+            damping = torch.zeros(groups, dtype=wide_dtype(device), device=device)
+        return _Turn(unit, owner, own, outcome, damping)
+
+    def _merge(self, turns: Sequence[_Turn]) -> None:
+        """The first round, and the beginning of the second."""
+        for turn in turns:
+            layers = turn.unit.layers
+            for kind in KINDS:
+                parts: list[Moments] = [m.settle() for each in layers if (m := getattr(each, kind))]
+                if parts:
+                    narrow = turn.own and len(layers) == 1
+                    mean = parts[0].mean
+                    dtype = mean.dtype if narrow else wide_dtype(mean.device)
+                    turn.merges[kind] = Merge(parts, dtype)
+        merges = [merge for turn in turns for merge in turn.merges.values()]
+        if not merges:
+            return
+        flat = self.ranks.sum_(torch.cat([merge.sums for merge in merges]))
+        totals = iter(torch.split(flat, [len(merge.sums) for merge in merges]))
+        for turn in turns:
+            for merge in turn.merges.values():
+                merge.send(next(totals), self.ranks, turn.owner)
+            stop_gathering(turn.unit.layers)
+
+    def _moments(self, turn: _Turn, kind: str) -> Moments | None:
+        if self.ranks.size == 1:
+            return turn.unit.moments(kind, widened=not turn.own or kind != "moments")
+        merge = turn.merges.get(kind)
+        return None if merge is None else merge.moments()
+
+    def _decide(self, turn: _Turn) -> None:
+        """The owner's work on a unit: everything that is decomposed, and what follows from it."""
+        unit, whitening = turn.unit, self.whitening
+        moments, deltas = (self._moments(turn, kind) for kind in KINDS)
+        start = time.perf_counter()
+        drawn = [bias.clone() for bias in unit.biases]
+        assert moments is not None
+        if turn.own:
+            wanted = whitening if self.init == "preserve" else replace(whitening, refit=None)
+            outcome, precision, mean = find_precision(unit, moments, wanted)
+            if precision is not None and not install(
+                unit,
+                precision,
+                mean,
+                self.optimizers,
+                whitening.momentum,
+                kept=outcome.skipped,
+            ):
+                outcome.put(updated=0, reason=3, fallback=3)
+        else:
+            old = unit.wide_phi()
+            wanted = whitening if self.init == "preserve" else replace(whitening, refit=None)
+            outcome = find_phi(unit, moments, wanted, deltas)
+            if outcome.phi is not None:
+                outcome.apply(unit, old, self.init)
+                if outcome.updated:
+                    carry_state(self.optimizers, unit, old, outcome.phi, whitening.momentum)
+            if turn.damping is not None and outcome.updated:
+                turn.damping.copy_(group_damping(unit, moments, whitening))
+            outcome.phi = None
+        norm = weight_norm(unit)
+        if outcome.updated and self.init == "balanced":
+            norm = norm * balance(unit, norm, outcome.get("damping"), drawn)
+        outcome.put(weight_norm=norm)
+        held = unit.layer.precision_matrix
+        whole = held is None or unit.layer.precision_damping is None
+        outcome.put(
+            seconds=time.perf_counter() - start,
+            rank=self.ranks.index,
+            columns=-1 if held is None or whole else held.shape[2],
+            own=float(turn.own),
+        )
+        turn.outcome.numbers.copy_(outcome.numbers)
+
+    def _tell(self, turn: _Turn) -> None:
+        """The third round, for what has a length that everybody knows."""
+        if self.ranks.size == 1:
+            return
+        parts = [numbers_part(turn.outcome)]
+        if not self._late:
+            parts += self._parts(turn)
+        self._send(turn, parts)
+
+    def _tell_late(self, turn: _Turn) -> None:
+        """The rest of it, of units that have a result, once its length is known."""
+        if self.ranks.size == 1 or not self._late:
+            return
+        turn.messages[0].finish(owner=turn.owner == self.ranks.index)
+        turn.messages.clear()
+        if turn.outcome.updated:
+            self._send(turn, self._parts(turn))
+
+    def _parts(self, turn: _Turn) -> list[Part]:
+        return unit_parts(
+            turn.unit,
+            self.whitening,
+            self.optimizers,
+            turn.outcome,
+            turn.damping,
+            own=turn.own,
+            late=self._late,
+        )
+
+    def _send(self, turn: _Turn, parts: list[Part]) -> None:
+        message = Message(parts, turn.unit.layer.mean.device)
+        message.start(self.ranks, turn.owner)
+        turn.messages.append(message)
+
+    def _take_over(self, turn: _Turn) -> None:
+        """Wait for what the others found, and let go of what was sent."""
+        mine = turn.owner == self.ranks.index
+        for message in turn.messages:
+            message.finish(owner=mine)
+        for merge in turn.merges.values():
+            merge.finish()
+        # The owner's, in every bit.
+        self.control.measured(turn.unit, turn.outcome.numbers[WEIGHT_NORM])
+        if not turn.outcome.updated:
+            return
+        if not mine and self.whitening.momentum == "reset":
+            for optimizer in self.optimizers:
+                reset_state(optimizer, turn.unit.parameters)
+        if self.dampings is not None and turn.damping is not None:
+            self.dampings[turn.unit.name] = turn.damping
+
+
+def balance(unit: Unit, norm: Tensor, damping: float, drawn: Sequence[Tensor]) -> Tensor:
+    """Multiply the weight so that a deviation s below ¼ becomes √(s/4); give the gain.
+
+    s² is the mean over outputs of E(W(h − c))², that is (‖V‖² − ε‖W‖²) ÷ outputs. What centring
+    moved into the biases is taken out again: the means of the pre-activations are the numbers drawn
+    for b.
+
+    Args:
+        unit: the layers that share the weight, just reparametrised.
+        norm: ‖V‖, a scalar.
+        damping: ε, the mean over groups.
+        drawn: the biases of before.
+    """
+    layer = unit.layer
+    weight = unit.weight if layer.canonical else layer.fold()[0]
+    undamped = norm.square() - damping * weight.to(norm.dtype).square().sum()
+    deviation = (undamped.clamp(min=0) / layer.canonical_outputs).sqrt()
+    gain = (BALANCED / deviation).sqrt().clamp(min=1)
+    # Of a constant input, or of a head that starts at zero, there is nothing to go by.
+    gain = torch.where(deviation > 1e-6, gain, 1)
+    unit.weight.mul_(gain.to(unit.weight.dtype))
+    if unit.centred:
+        for bias, before in zip(unit.biases, drawn, strict=True):
+            bias.copy_(before)
+    return gain

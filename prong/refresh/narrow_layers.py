@@ -1,0 +1,164 @@
+"""Narrow canonical layers, many at a time: one product with P for all layers of one shape.
+
+Arithmetic is nothing in a layer of 16 inputs, and every operation counts. Such a layer runs as
+y = W (h − c) + d by torch's own operations, so that backward leaves gᵀ(h − c), the gradient of V
+times U⁻ᵀ, in `.grad`. Before the optimizer's step these are stacked, multiplied by the stacked P
+and written back: from then on `.grad` is the natural gradient, as in every canonical layer.
+
+Inputs that are to be counted are put aside in the forward pass, centred by the old c, and added to
+the moments at the end of the step, all layers of one shape together.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prong.layers.aside import Aside
+from prong.layers.autograd import dense_precision
+from prong.statistics.moments import add_stacked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from prong.layers.base import Whitened
+    from prong.refresh.tied_layers import Unit
+
+WIDEST = 64
+FEWEST = 4
+
+
+class Pack:
+    """Layers of one shape, moved by one optimizer."""
+
+    def __init__(self, optimizer: Optimizer, units: Sequence[Unit]) -> None:
+        """Stack their P."""
+        self.optimizer, self.units = optimizer, list(units)
+        self.place = {unit.name: index for index, unit in enumerate(units)}
+        self.precision = torch.stack([_dense(unit.layer) for unit in units])
+        self._written = (0, -1)
+        self._memory: torch.UntypedStorage | None = None
+
+    def update(self, unit: Unit) -> None:
+        """Take over a unit's new P."""
+        self.precision[self.place[unit.name]] = _dense(unit.layer)
+
+    def work(self) -> tuple[Sequence[Unit], Tensor] | None:
+        """Turn the gradients into natural ones; give the units that have one, and ‖g_V‖²."""
+        found = [(u, u.weight.grad) for u in self.units if u.weight.grad is not None]
+        if not found:
+            return None
+        having, gradients = [unit for unit, _ in found], [gradient for _, gradient in found]
+        first = gradients[0]
+        if self._written == (first.data_ptr(), first._version):
+            return None  # The same gradients again: they are natural already.
+        precision = self.precision
+        if len(having) < len(self.units):
+            precision = precision[[self.place[unit.name] for unit in having]]
+        stacked = torch.stack(gradients)
+        natural = torch.bmm(stacked, precision)
+        torch._foreach_copy_(gradients, list(natural.unbind()))
+        # Held, so that no other gradient can come to lie at this place.
+        self._written, self._memory = (first.data_ptr(), first._version), first.untyped_storage()
+        return having, (stacked * natural).sum((1, 2))
+
+
+class SmallLayers:
+    """Sees to it that narrow layers are worked on together.
+
+    Only a process that trains alone does so: ranks must not round a product each for itself.
+    """
+
+    def __init__(
+        self, units: Sequence[Unit], optimizers: Sequence[Optimizer], *, alone: bool
+    ) -> None:
+        """Find the layers; `arrange` lets them run."""
+        self._units, self._optimizers, self._alone = list(units), list(optimizers), alone
+        self.packs: list[Pack] = []
+
+    def arrange(self) -> None:
+        """Decide anew which layers run in batches, and take over their P."""
+        self.release()
+        holder = {
+            id(parameter): optimizer
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        found: dict[tuple[Any, ...], list[Unit]] = {}
+        for unit in self._units:
+            optimizer = holder.get(id(unit.weight))
+            if optimizer is not None and self._alone and _is_small(unit):
+                weight = unit.weight
+                key = (id(optimizer), tuple(weight.shape), weight.dtype, weight.device)
+                found.setdefault(key, []).append(unit)
+        if sum(len(members) for members in found.values()) < FEWEST:
+            return
+        for members in found.values():
+            self.packs.append(Pack(holder[id(members[0].weight)], members))
+            for unit in members:
+                unit.layer.aside = Aside()
+
+    def release(self) -> None:
+        """Let every layer run by itself."""
+        self.settle()
+        self.packs = []
+        for unit in self._units:
+            for layer in unit.layers:
+                layer.aside = None
+
+    def settle(self) -> None:
+        """Add what was put aside to the moments."""
+        for pack in self.packs:
+            waiting: dict[tuple[Any, ...], list[Whitened]] = {}
+            for unit in pack.units:
+                aside = unit.layer.aside
+                if aside is None or not aside.inputs:
+                    continue
+                if unit.layer.moments is None:
+                    aside.inputs.clear()
+                else:
+                    shapes = tuple((part.shape, number) for part, number in aside.inputs)
+                    waiting.setdefault(shapes, []).append(unit.layer)
+            for layers in waiting.values():
+                _add(layers)
+
+    def work(self, optimizer: Optimizer) -> list[tuple[Sequence[Unit], Tensor]]:
+        """Turn the gradients that an optimizer is about to use into natural ones; give ‖g_V‖²."""
+        found = [pack.work() for pack in self.packs if pack.optimizer is optimizer]
+        return [each for each in found if each is not None]
+
+    def updated(self, units: Sequence[Unit]) -> None:
+        """Take over the P of units that were reparametrised."""
+        for pack in self.packs:
+            for unit in units:
+                if unit.name in pack.place:
+                    pack.update(unit)
+
+
+def _is_small(unit: Unit) -> bool:
+    layer = unit.layer
+    if len(unit.layers) > 1 or not layer.canonical or layer.weight.dim() != 2:
+        return False
+    wide = layer.weight.dtype == layer.mean.dtype
+    return max(layer.weight.shape) <= WIDEST and layer.weight.requires_grad and wide
+
+
+def _dense(layer: Any) -> Tensor:
+    assert layer.precision_matrix is not None
+    return dense_precision(layer.precision_matrix, layer.precision_damping)[0]
+
+
+def _add(layers: Sequence[Whitened]) -> None:
+    """Add the inputs that equally many calls have put aside in several layers."""
+    shared = torch.stack([layer.mean[0] for layer in layers]).unsqueeze(1)
+    moments = [held for layer in layers if (held := layer.moments) is not None]
+    asides = [aside for layer in layers if (aside := layer.aside) is not None]
+    for parts in zip(*(each.inputs for each in asides), strict=True):
+        add_stacked(moments, torch.stack([part for part, _ in parts]) + shared, parts[0][1])
+    for each in asides:
+        each.inputs.clear()

@@ -1,0 +1,321 @@
+"""Step control: how far one gradient may change a layer's pre-activations, and how far it does.
+
+Whitened inputs have unit variance, so ‖V_j‖² is the variance of pre-activation j, and η²(‖g_Vj‖² +
+g_dj²) the mean squared change that one gradient makes in it. Each unit's gradient is scaled by
+itself, before momentum, so that
+
+    η ‖(g_V, g_d)‖ ≤ ρ ‖V‖.
+
+A gradient whose step is a share r < 1 of that bound gets the share r^0.3. Gradients shrink with the
+loss, as fast as the curvature in a layer's outputs, which whitened inputs leave out. A constant
+rate would then slow down long before the end, and a step of the full length (r⁰) would never come
+to rest on batches that differ.
+
+The bound knows nothing of the loss's scale or reduction, of width or depth. Two things lower ρ: it
+falls with the learning rate, in proportion to the highest rate so far, and as 1/√(1 + t/50) with
+the steps t made, because a bound that binds at every step leaves noise of a constant size.
+
+‖V‖ is that of the last reparametrisation, the same in every mode: in a canonical layer ‖V‖² =
+tr(W P⁻¹ Wᵀ). Where it is less than 0.1 for each pre-activation (a head that starts at zero), 0.1
+takes its place: such a layer must be able to leave zero.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prong.layers.autograd import LastPass
+from prong.linalg.dtypes import wide_dtype
+from prong.linalg.layout import weight_to_canonical
+from prong.refresh.preconditioner import Precision, weight_square
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+    from prong.distributed.ranks import Ranks
+    from prong.refresh.tied_layers import Unit
+
+COOLING = 50.0
+POWER = 0.3
+SMALLEST = 0.1
+
+
+class _Watched:
+    """What one optimizer moves of the whitened units, laid out once.
+
+    Attributes:
+        units: the units that it holds something of, by their index among all.
+        entries: parameter, its unit's place in `units`, its group's index.
+        deciding: for each of `units`, the group whose rate lowers the bound: its weight's, if held.
+        smallest: the least ‖V‖ that counts, `[units]`.
+    """
+
+    def __init__(self, optimizer: Optimizer, units: Sequence[Unit]) -> None:
+        """Find the parameters of `units` in the optimizer's groups."""
+        self.layout = _layout(optimizer, units)
+        owner = {id(p): index for index, unit in enumerate(units) for p in unit.parameters}
+        places: dict[int, int] = {}
+        self.entries: list[tuple[nn.Parameter, int, int]] = []
+        self.deciding: list[int] = []
+        for group, settings in enumerate(optimizer.param_groups):
+            for parameter in settings["params"]:
+                index = owner.get(id(parameter))
+                if index is None:
+                    continue
+                if index not in places:
+                    places[index] = len(places)
+                    self.deciding.append(group)
+                if parameter is units[index].weight:
+                    self.deciding[places[index]] = group
+                self.entries.append((parameter, places[index], group))
+        self.units = [units[index] for index in places]
+        self.place = {unit.name: place for place, unit in enumerate(self.units)}
+        device = units[0].weight.device
+        self.indices = torch.tensor(list(places), device=device, dtype=torch.long)
+        outputs = [unit.layer.canonical_outputs for unit in self.units]
+        self.smallest = (
+            SMALLEST * torch.tensor(outputs, dtype=wide_dtype(device), device=device).sqrt()
+        )
+
+
+def _layout(optimizer: Optimizer, units: Sequence[Unit]) -> tuple[torch.device, list[int]]:
+    """What changes when parameters are added, or the model is moved."""
+    return units[0].weight.device, [len(group["params"]) for group in optimizer.param_groups]
+
+
+class StepControl:
+    """Scales the gradients of whitened units that an optimizer is about to use.
+
+    By then they have been summed over micro-batches and ranks, and unscaled. On a GPU nothing is
+    read back.
+
+    Attributes:
+        limit: ρ, a share; None lets every step pass.
+        steps: t, the optimizer steps made.
+        scales: by unit name, what the gradients were last multiplied by, scalar tensors.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        limit: float | None,
+        optimizers: Sequence[Optimizer],
+        ranks: Ranks,
+    ) -> None:
+        """Watch the parameters of `units`."""
+        self.limit, self.ranks, self.optimizers = limit, ranks, list(optimizers)
+        self.steps = 0
+        self.scales: dict[str, Tensor] = {}
+        self._units = list(units)
+        self._watched = [_Watched(optimizer, self._units) for optimizer in self.optimizers]
+        self._highest: list[list[float]] = [[0.0] * len(o.param_groups) for o in self.optimizers]
+        self._inverses: dict[str, tuple[Tensor, int, Tensor]] = {}
+        device = self._units[0].weight.device
+        self._norms = torch.zeros(len(self._units), dtype=wide_dtype(device), device=device)
+        self._index = {unit.name: index for index, unit in enumerate(self._units)}
+        self._missing = set(self._index)
+        for unit in self._units:
+            for layer in unit.layers:
+                alone = limit is not None and ranks.size == 1
+                layer.last_pass = LastPass() if alone else None
+
+    @property
+    def norms(self) -> dict[str, Tensor]:
+        """By unit name, ‖V‖ where it is known, scalar tensors."""
+        return {n: self._norms[i] for n, i in self._index.items() if n not in self._missing}
+
+    @torch.no_grad()
+    def __call__(
+        self, optimizer: Optimizer, known: Sequence[tuple[Sequence[Unit], Tensor]] = ()
+    ) -> None:
+        """Scale the gradients that `optimizer` is about to use.
+
+        Args:
+            optimizer: one of those watched.
+            known: units for which somebody has ‖g_V‖² already, and the squares, `[units]`.
+        """
+        if self.limit is None:
+            return
+        self._measure_weights()
+        which = self.optimizers.index(optimizer)
+        watched = self._watched[which]
+        if watched.layout != _layout(optimizer, self._units):
+            watched = self._watched[which] = _Watched(optimizer, self._units)
+        if not watched.units:
+            return
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        squares = self._squares(watched, rates, known)
+        lengths = self.ranks.sum_(squares).sqrt()
+        # Fused optimizers unscale inside their kernel: here the gradients are still times the loss
+        # scale.
+        loss_scale = getattr(optimizer, "grad_scale", None)
+        if loss_scale is not None:
+            lengths = lengths / loss_scale.to(lengths)
+        allowed = self._allowed(watched, which, rates).to(lengths)
+        inverse = allowed / lengths
+        below = torch.where(lengths > 0, inverse ** (1 - POWER), 1)
+        scales = torch.where(lengths > allowed, inverse, below)
+        self.scales = {**self.scales, **dict(zip(watched.place, scales.unbind(), strict=True))}
+        held = [(p.grad, place) for p, place, _ in watched.entries if p.grad is not None]
+        if scales.device.type == "cpu":
+            # Reading is free there, and one call does all.
+            values = scales.tolist()
+            if held:
+                factors = [values[place] for _, place in held]
+                torch._foreach_mul_([gradient for gradient, _ in held], factors)
+        else:
+            for gradient, place in held:
+                gradient.mul_(scales[place])
+
+    def measured(self, unit: Unit, norm: Tensor) -> None:
+        """Take over ‖V‖, a scalar, of a unit that was reparametrised."""
+        self._norms[self._index[unit.name]] = norm
+        self._missing.discard(unit.name)
+
+    def forget(self) -> None:
+        """Measure every ‖V‖ again before the next step."""
+        self._missing = set(self._index)
+
+    def state(self) -> dict[str, Any]:
+        """Plain numbers that a resumed run needs, besides `norms`."""
+        return {"highest_rates": [list(rates) for rates in self._highest]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave; a shape that does not fit is left out."""
+        given = state.get("highest_rates", [])
+        if [len(rates) for rates in given] == [len(rates) for rates in self._highest]:
+            self._highest = [[float(rate) for rate in rates] for rates in given]
+
+    def tensors(self) -> list[Tensor]:
+        """What is held for gradients that did not come from a single backward pass."""
+        return [inverse for _, _, inverse in self._inverses.values()]
+
+    def _allowed(self, watched: _Watched, which: int, rates: Sequence[float]) -> Tensor:
+        """ρ_t ‖V‖ of each unit, `[units]`."""
+        assert self.limit is not None
+        highest = self._highest[which]
+        highest += [0.0] * (len(rates) - len(highest))
+        for group, rate in enumerate(rates):
+            highest[group] = max(highest[group], rate)
+        limit = self.limit / (1 + self.steps / COOLING) ** 0.5
+        lowered = [
+            rate / most if most > 0 else 1.0 for rate, most in zip(rates, highest, strict=True)
+        ]
+        norms = self._norms[watched.indices]
+        allowed: Tensor = torch.maximum(norms, watched.smallest.to(norms))
+        if len(set(lowered)) == 1:
+            lowest: Tensor = allowed * (limit * lowered[0])
+            return lowest
+        shares = [limit * lowered[group] for group in watched.deciding]
+        return allowed * torch.tensor(shares, dtype=allowed.dtype, device=allowed.device)
+
+    def _squares(
+        self,
+        watched: _Watched,
+        rates: Sequence[float],
+        known: Sequence[tuple[Sequence[Unit], Tensor]],
+    ) -> Tensor:
+        """η²‖(g_V, g_d)‖² of each unit, this rank's part of it, `[units]`."""
+        having = {unit.name for units, _ in known for unit in units}
+        gradients: list[Tensor] = []
+        factors: list[float] = []
+        places: list[int] = []
+        natural: list[tuple[int, float, Tensor]] = []
+        dtype = torch.float32
+        weight_rates: dict[str, float] = {}
+        for parameter, place, group in watched.entries:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if gradient.dtype == torch.float64:
+                dtype = torch.float64
+            unit = watched.units[place]
+            if unit.layer.canonical and parameter is unit.weight:
+                if unit.name in having:
+                    weight_rates[unit.name] = rates[group]
+                else:
+                    natural.append((place, rates[group], self._natural_square(unit, gradient)))
+            elif self.ranks.index == 0:
+                gradients.append(gradient)
+                factors.append(rates[group])
+                places.append(place)
+        device = watched.indices.device
+        squares = torch.zeros(len(watched.units), dtype=dtype, device=device)
+
+        def add(at: list[int], by: list[float], values: Tensor) -> None:
+            weights = torch.tensor(by, dtype=dtype, device=device)
+            squares.index_add_(0, torch.tensor(at, device=device), values.to(dtype) * weights)
+
+        if gradients:
+            norms = torch.stack(torch._foreach_norm(gradients, 2, dtype))
+            add(places, [rate**2 for rate in factors], norms.square())
+        if natural:
+            found = torch.stack([part.to(dtype) for _, _, part in natural])
+            add([place for place, _, _ in natural], [rate**2 for _, rate, _ in natural], found)
+        for units, values in known:
+            at = [watched.place[unit.name] for unit in units]
+            add(at, [weight_rates.get(unit.name, 0.0) ** 2 for unit in units], values)
+        return squares
+
+    def _natural_square(self, unit: Unit, natural: Tensor) -> Tensor:
+        """‖g_V‖² = ⟨n P⁻¹, n⟩ of a canonical unit; on several ranks, of this rank's rows."""
+        taken = [each.last_pass.take(natural) for each in unit.layers if each.last_pass is not None]
+        if len(taken) == 1 and taken[0] is not None:
+            return taken[0]
+        layer = unit.layer
+        assert layer.precision_matrix is not None
+        dtype = torch.promote_types(natural.dtype, layer.precision_matrix.dtype)
+        groups = layer.feature_groups
+        rows = weight_to_canonical(natural.to(dtype), groups, layer.TRANSPOSED).flatten(1, 2)
+        size, index = self.ranks.size, self.ranks.index
+        if size > 1:
+            # The ranks hold the same gradients: each takes its share of the work.
+            rows = rows[:, index * rows.shape[1] // size : (index + 1) * rows.shape[1] // size]
+        return weight_square(rows, Precision.of(layer, dtype), self._inverse(unit, dtype))
+
+    def _inverse(self, unit: Unit, dtype: torch.dtype) -> Tensor | None:
+        """P⁻¹ of a whole P, computed once per reparametrisation."""
+        layer = unit.layer
+        precision = layer.precision_matrix
+        assert precision is not None
+        if layer.precision_damping is not None:
+            self._inverses.pop(unit.name, None)
+            return None
+        held = self._inverses.get(unit.name)
+        # By identity: memory of a tensor that was let go may hold another one.
+        if held is None or held[0] is not precision or held[1] != precision._version:
+            inverse = torch.linalg.inv(precision.to(dtype))
+            held = self._inverses[unit.name] = (precision, precision._version, inverse)
+        return held[2].to(dtype)
+
+    def _measure_weights(self) -> None:
+        """‖V‖ of units that have not been reparametrised since there was a weight to measure."""
+        device = self._units[0].weight.device
+        if self._norms.device != device:
+            self._norms = self._norms.to(device)
+        missing = [unit for unit in self._units if unit.name in self._missing]
+        if not missing:
+            return
+        norms = torch.stack([weight_norm(unit) for unit in missing])
+        # Two machines may round differently, and ranks must stay equal in every bit.
+        self.ranks.broadcast_([norms])
+        for unit, norm in zip(missing, norms, strict=True):
+            self.measured(unit, norm)
+
+
+def weight_norm(unit: Unit) -> Tensor:
+    """‖V‖ of a unit, a scalar in float64 (float32 on Apple's GPUs)."""
+    layer = unit.layer
+    dtype = wide_dtype(unit.weight.device)
+    if layer.precision_matrix is None:
+        norm: Tensor = torch.linalg.vector_norm(unit.weight.detach(), dtype=dtype)
+        return norm
+    # Φ's own precision is enough: this is a bound's reference.
+    narrow = layer.precision_matrix.dtype
+    rows = layer.canonical_weight(narrow).detach().flatten(1, 2)
+    return weight_square(rows, Precision.of(layer, narrow)).to(dtype).sqrt()

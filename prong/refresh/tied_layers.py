@@ -1,0 +1,173 @@
+"""A unit: the layers that share one weight, and therefore one Φ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from prong.layers.autograd import dense_precision
+from prong.layers.base import Whitened
+from prong.linalg.dtypes import wide_dtype
+from prong.linalg.layout import weight_from_canonical
+from prong.linalg.projection import Phi, from_canonical, to_canonical
+from prong.linalg.roots import root_of_precision
+from prong.statistics.moments import Moments
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """Whitened layers with the same weight tensor: one V needs one (c, U) in all of them.
+
+    Attributes:
+        name: qualified name of the first layer.
+        layers: the layers; nearly always one.
+    """
+
+    name: str
+    layers: tuple[Whitened, ...]
+
+    @property
+    def layer(self) -> Whitened:
+        """The first layer; shapes and Φ are the same in all."""
+        return self.layers[0]
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """V."""
+        return self.layer.weight
+
+    @property
+    def biases(self) -> tuple[nn.Parameter, ...]:
+        """The distinct d of the layers."""
+        unique = {id(b): b for b in (layer.bias for layer in self.layers) if b is not None}
+        return tuple(unique.values())
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, ...]:
+        """V and the distinct d."""
+        return (self.weight, *self.biases)
+
+    @property
+    def centred(self) -> bool:
+        """Whether every layer can take up −W c in a bias."""
+        return all(layer.centred for layer in self.layers)
+
+    def wide_phi(self) -> Phi:
+        """A copy of Φ in the widest type of the device."""
+        layer = self.layer
+        dtype = wide_dtype(layer.weight.device)
+        output = layer.output_whitener
+        if layer.precision_matrix is None:
+            whitener = layer.whitener.to(dtype, copy=True)
+        else:
+            whitener = root_of_precision(
+                dense_precision(
+                    layer.precision_matrix.to(dtype),
+                    None if layer.precision_damping is None else layer.precision_damping.to(dtype),
+                )
+            )
+        return Phi(
+            layer.mean.to(dtype, copy=True),
+            whitener,
+            output=None if output is None else output.to(dtype, copy=True),
+        )
+
+    def moments(self, kind: str = "moments", *, widened: bool = True) -> Moments | None:
+        """Moments of all layers together; None if none are gathered.
+
+        Args:
+            kind: "moments" of the inputs or "backward_moments" of the outputs' gradients.
+            widened: whether in the widest type and a copy; else a single layer's own are given,
+                settled.
+        """
+        if not widened and len(self.layers) == 1:
+            only: Moments | None = getattr(self.layer, kind)
+            return None if only is None else only.settle()
+        pooled: Moments | None = None
+        for layer in self.layers:
+            own: Moments | None = getattr(layer, kind)
+            if own is None:
+                continue
+            wide = own.widened()
+            if pooled is None:
+                pooled = wide
+            else:
+                pooled.merge(wide)
+        return pooled
+
+    @torch.no_grad()
+    def move(self, old: Phi, new: Phi) -> bool:
+        """Write the parameters in the new Φ and install it; the function stays (lines 7 and 10).
+
+        Returns:
+            False, with nothing changed, if the new parameters would not be finite.
+        """
+        layer, dtype = self.layer, new.whitener.dtype
+        canonical = layer.canonical_weight(dtype)
+        moved: list[tuple[nn.Parameter, Tensor]] = []
+        if layer.canonical:
+            # W is the parameter: only d takes up what the new mean takes away.
+            shift = canonical.sum(2) @ (new.mean - old.mean).unsqueeze(-1)
+            for bias in self.biases:
+                outer = bias.to(dtype).reshape(layer.feature_groups, -1) + shift.squeeze(-1)
+                moved.append((bias, outer.reshape(-1)))
+            return self._write(moved, new)
+        weight, _ = from_canonical(to_canonical(canonical, None, old)[0], None, new)
+        moved.append(
+            (self.weight, weight_from_canonical(weight, self.weight.shape, layer.TRANSPOSED))
+        )
+        for bias in self.biases:
+            outer = bias.to(dtype).reshape(layer.feature_groups, -1)
+            _, carried = from_canonical(*to_canonical(canonical, outer, old), new)
+            assert carried is not None
+            moved.append((bias, carried.reshape(-1)))
+        return self._write(moved, new)
+
+    def _write(self, moved: list[tuple[nn.Parameter, Tensor]], new: Phi) -> bool:
+        if not all(bool(torch.isfinite(value.to(p.dtype)).all()) for p, value in moved):
+            return False
+        for parameter, value in moved:
+            parameter.copy_(value)
+        self.install(new)
+        return True
+
+    @torch.no_grad()
+    def keep_numbers(self, old: Phi, new: Phi) -> None:
+        """Install Φ and keep the numbers in V: a canonical layer's W = V U follows U."""
+        if self.layer.canonical:
+            canonical = self.layer.canonical_weight(new.whitener.dtype)
+            whitened, _ = from_canonical(canonical, None, old)
+            moved, _ = to_canonical(whitened, None, new)
+            shape, transposed = self.weight.shape, self.layer.TRANSPOSED
+            self.weight.copy_(weight_from_canonical(moved, shape, transposed))
+        self.install(new)
+
+    @torch.no_grad()
+    def install(self, new: Phi) -> None:
+        """Replace Φ and leave the parameters as they are."""
+        for layer in self.layers:
+            layer.mean.copy_(new.mean)
+            if layer.precision_matrix is None:
+                layer.whitener.copy_(new.whitener)
+            else:
+                full = new.whitener.transpose(1, 2) @ new.whitener
+                layer.put_precision(full, None)
+            if layer.output_whitener is not None and new.output is not None:
+                layer.output_whitener.copy_(new.output)
+
+
+def units_of(model: nn.Module) -> list[Unit]:
+    """The units of a whitened model, in the order of its modules."""
+    shared: dict[int, list[tuple[str, Whitened]]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Whitened):
+            shared.setdefault(id(module.weight), []).append((name, module))
+    return [
+        Unit(members[0][0], tuple(layer for _, layer in members)) for members in shared.values()
+    ]

@@ -1,0 +1,96 @@
+"""The window of training steps whose forward passes are sampled before a reparametrisation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from prong.linalg.dtypes import wide_dtype
+from prong.refresh.collect import new_backward_moments, new_moments
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prong.distributed.ranks import Ranks
+    from prong.layers.base import Whitened
+    from prong.refresh.tied_layers import Unit
+
+FEWEST = 256
+PER_FEATURE = 32
+
+
+def start_gathering(layers: Sequence[Whitened], two_sided: str | None) -> None:
+    """Let layers take statistics of their inputs, and for two-sided whitening of their δ."""
+    for layer in layers:
+        layer.moments = new_moments(layer)
+        if two_sided is not None:
+            layer.backward_moments = new_backward_moments(layer)
+            # Sampled δ come from a backward pass of their own; the loss's must not count.
+            layer.gradients_wanted = two_sided == "empirical"
+
+
+def stop_gathering(layers: Sequence[Whitened]) -> None:
+    """Forget all statistics and free their memory."""
+    for layer in layers:
+        layer.moments = layer.backward_moments = None
+
+
+@dataclass(frozen=True)
+class BatchesSeen:
+    """What a training step shows to the layers, over all ranks.
+
+    Attributes:
+        examples: B, the examples that the layer sees which sees fewest.
+        samples: by unit name, the samples (pixels, tokens) of one example; 1 where none was seen.
+    """
+
+    examples: float
+    samples: dict[str, float]
+
+    def window(self, unit: Unit, most: int, period: int) -> int:
+        """Steps that hold as many examples as a unit's estimate needs: 1 to `period`.
+
+        A covariance of N features from 32 N samples is off by about √(N/32 N), a sixth, in every
+        direction; more would cost and change little. Pixels of one image are alike, so it is never
+        of fewer than `FEWEST` examples, unless `most` is.
+
+        Args:
+            unit: the layers that share a weight.
+            most: N_s, examples.
+            period: T, steps.
+        """
+        features = unit.layer.mean.shape[1]
+        enough = max(FEWEST, PER_FEATURE * features / self.samples.get(unit.name, 1.0))
+        return min(period, max(1, math.ceil(min(most, enough) / self.examples)))
+
+
+def batches_seen(units: Sequence[Unit], ranks: Ranks, steps: int) -> BatchesSeen | None:
+    """What the steps that were gathered have shown.
+
+    Args:
+        units: units whose layers have gathered.
+        ranks: the processes whose examples add up.
+        steps: number of steps gathered.
+
+    Returns:
+        None if no layer has seen an example.
+    """
+    device = units[0].weight.device
+    counts = torch.zeros(len(units), 2, dtype=wide_dtype(device), device=device)
+    for row, unit in zip(counts, units, strict=True):
+        moments = unit.moments()
+        if moments is not None:
+            row[0] = moments.count.squeeze()
+            row[1] = (moments.examples + moments.rejected).squeeze()
+    counts = ranks.sum_(counts)
+    seen = counts[:, 1][counts[:, 1] > 0]
+    if not len(seen):
+        return None
+    per_example = (counts[:, 0] / counts[:, 1].clamp(min=1)).clamp(min=1).tolist()
+    return BatchesSeen(
+        float(seen.min()) / max(1, steps),
+        {unit.name: value for unit, value in zip(units, per_example, strict=True)},
+    )
