@@ -31,9 +31,10 @@ test-full: setup  ## all tests, the long ones too
 test-gpu: setup  ## the tests that need a CUDA device; without one they are skipped
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
-lint: setup  ## style and docstrings
+lint: setup  ## style, docstrings, and which room may import which
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
 
 types: setup  ## static types, strict
 	@$(BIN)/mypy

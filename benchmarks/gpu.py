@@ -33,10 +33,10 @@ from torch import Tensor
 from benchmarks import step_time, workloads
 from benchmarks.step_time import METHODS, Method, quartiles
 from benchmarks.workloads import MODELS
-from pipelines.export import folded, onnx_bytes
-from pipelines.metadata import ModelCard
-from pipelines.runtime import VERSION as ORT_VERSION
-from pipelines.runtime import OnnxModel
+from pipelines.export.to_onnx import folded, onnx_bytes
+from pipelines.systems.onnx.metadata import ModelCard
+from pipelines.systems.onnx.runtime import VERSION as ORT_VERSION
+from pipelines.systems.onnx.runtime import OnnxModel
 from pipelines.training.network import NetworkSpec, build
 
 SETTINGS = ("float32", "bf16", "compiled")

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.trial import Change, options, settings, trial, unchanged
+from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
-from pipelines.layout import Layout
 
 
 def coarse(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

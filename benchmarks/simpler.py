@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.trial import options, settings, trial
-from pipelines.config import Method
+from pipelines.core.config import Method
+from pipelines.core.paths import Layout
 from pipelines.data.prepared import Split, load_split
-from pipelines.layout import Layout
 
 MOST = 4000
 """Training images of the linear model: its cost grows with their cube."""

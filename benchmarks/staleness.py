@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.trial import Change, options, score, settings, trial, unchanged
+from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_split
-from pipelines.layout import Layout
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines import config
-from pipelines.config import TrainConfig
+from pipelines.core import config
+from pipelines.core.config import TrainConfig
+from pipelines.core.paths import Layout
 from pipelines.data.prepared import Split, load_split
-from pipelines.layout import Layout
 from pipelines.training.loop import Loop
 from pipelines.training.parallel import Ranks
 

@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.trial import options, trial
-from pipelines import config
-from pipelines.config import TrainConfig
-from pipelines.errors import UserError
-from pipelines.layout import Layout
+from pipelines.core import config
+from pipelines.core.config import TrainConfig
+from pipelines.core.errors import UserError
+from pipelines.core.paths import Layout
 
 DEFAULT = ("train.lr=0.025,0.05,0.1", "train.damping=0.03,0.1,0.3")
 

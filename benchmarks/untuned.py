@@ -40,7 +40,7 @@ from benchmarks.untuned_plan import Work
 from benchmarks.untuned_times import Clock, Times
 from benchmarks.untuned_trials import Job, Trial
 from benchmarks.untuned_workloads import WORKLOADS
-from pipelines.errors import UserError
+from pipelines.core.errors import UserError
 
 
 @dataclass

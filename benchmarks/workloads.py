@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prong
-from pipelines import config
+from pipelines.core import config
+from pipelines.core.paths import Layout
 from pipelines.data import sources
-from pipelines.layout import Layout
 
 AUTOENCODER = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
 MODELS = ("autoencoder", "vgg", "inception", "mlp4096", "tiny")

@@ -12,9 +12,9 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.core.errors import UserError
+from pipelines.core.progress import bar
 from pipelines.data.images import content_hash, fit, pixels
-from pipelines.data.progress import bar
-from pipelines.errors import UserError
 
 CHUNK = 16
 """Images per unit of work."""

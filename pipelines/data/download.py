@@ -20,8 +20,8 @@ from urllib.parse import quote, unquote, urlsplit
 import requests
 import urllib3
 
-from pipelines.data.progress import bar
-from pipelines.errors import Unavailable, UserError
+from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.progress import bar
 
 ATTEMPTS = 5
 """Attempts in a row that bring nothing before a host counts as not answering."""

@@ -23,10 +23,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from pipelines.core.errors import UserError
+from pipelines.core.files import sha256_file, sha256_json
 from pipelines.data.collection import Collection, from_files
 from pipelines.data.images import EXTENSIONS, MAX_BYTES
-from pipelines.errors import UserError
-from pipelines.files import sha256_file, sha256_json
 
 POOL = frozenset({"train", "training", "val", "valid", "validation"})
 TEST = frozenset({"test"})

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.config import DataConfig
+from pipelines.core.config import DataConfig
+from pipelines.core.files import atomic_directory, write_json
 from pipelines.data import card as cards
 from pipelines.data import schema, sources
 from pipelines.data.collection import Collection
 from pipelines.data.prepared import CARD, PICTURE, SAMPLE, SPLITS, Card, Split, save_split
 from pipelines.data.splits import Selection, Shares, assign, select
-from pipelines.files import atomic_directory, write_json
 
 
 def prepare(config: DataConfig, *, root: Path, downloads: Path, out: Path) -> Card:

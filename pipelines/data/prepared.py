@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from pipelines.errors import UserError
+from pipelines.core.errors import UserError
 
 SPLITS = ("train", "validation", "gate", "test")
 CARD, PICTURE, SAMPLE = "card.json", "examples.png", "sample.png"
@@ -125,6 +125,37 @@ def save_split(directory: Path, name: str, split: Split) -> None:
     (directory / f"{name}.safetensors").write_bytes(save(tensors))
 
 
+def check_split(where: str, split: Split, *, size: int, channels: int, classes: int) -> None:
+    """Check one split's types, shapes and ranges.
+
+    Args:
+        where: What to call it in an error.
+        split: Any length, also none.
+        size: Edge of the images, pixels.
+        channels: 1 or 3.
+        classes: How many there are; labels lie in 0 … classes − 1.
+
+    Raises:
+        UserError: Naming the first thing that does not hold.
+    """
+    images, labels, n = split.images, split.labels, len(split.hashes)
+    if images.dtype != np.uint8:
+        raise UserError(f"{where}: images must be uint8 (0 to 255), not {images.dtype}")
+    if images.shape != (n, channels, size, size):
+        raise UserError(
+            f"{where}: images must be {[n, channels, size, size]}, not {list(images.shape)}"
+        )
+    if labels.dtype != np.int64 or labels.shape != (n,):
+        raise UserError(
+            f"{where}: labels must be int64 [{n}], not {labels.dtype} {list(labels.shape)}"
+        )
+    if n and not 0 <= labels.min() <= labels.max() < classes:
+        wrong = labels[(labels < 0) | (labels >= classes)][0]
+        raise UserError(f"{where}: label {wrong} is no class; allowed: 0 to {classes - 1}")
+    if list(split.hashes) != sorted(split.hashes):
+        raise UserError(f"{where}: images must be in the order of their content hash")
+
+
 def load_split(directory: Path, name: str) -> Split:
     """Read one split and check it against the data card.
 
@@ -135,8 +166,6 @@ def load_split(directory: Path, name: str) -> Split:
     Raises:
         UserError: If the split is unknown or absent, or not what the card says it is.
     """
-    from pipelines.data.schema import check_split  # which imports this module
-
     if name not in SPLITS:
         raise UserError(f"split {name!r}: unknown; allowed: {', '.join(SPLITS)}")
     card = load_card(directory)

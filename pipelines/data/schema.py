@@ -6,39 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipelines.data.prepared import SPLITS, Split
-from pipelines.errors import UserError
-
-
-def check_split(where: str, split: Split, *, size: int, channels: int, classes: int) -> None:
-    """Check one split's types, shapes and ranges.
-
-    Args:
-        where: What to call it in an error.
-        split: Any length, also none.
-        size: Edge of the images, pixels.
-        channels: 1 or 3.
-        classes: How many there are; labels lie in 0 … classes − 1.
-
-    Raises:
-        UserError: Naming the first thing that does not hold.
-    """
-    images, labels, n = split.images, split.labels, len(split.hashes)
-    if images.dtype != np.uint8:
-        raise UserError(f"{where}: images must be uint8 (0 to 255), not {images.dtype}")
-    if images.shape != (n, channels, size, size):
-        raise UserError(
-            f"{where}: images must be {[n, channels, size, size]}, not {list(images.shape)}"
-        )
-    if labels.dtype != np.int64 or labels.shape != (n,):
-        raise UserError(
-            f"{where}: labels must be int64 [{n}], not {labels.dtype} {list(labels.shape)}"
-        )
-    if n and not 0 <= labels.min() <= labels.max() < classes:
-        wrong = labels[(labels < 0) | (labels >= classes)][0]
-        raise UserError(f"{where}: label {wrong} is no class; allowed: 0 to {classes - 1}")
-    if list(split.hashes) != sorted(split.hashes):
-        raise UserError(f"{where}: images must be in the order of their content hash")
+from pipelines.core.errors import UserError
+from pipelines.data.prepared import SPLITS, Split, check_split
 
 
 def check(

@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.config import DataConfig
+from pipelines.core.config import DataConfig
+from pipelines.core.errors import UserError
 from pipelines.data import added, folder
 from pipelines.data.collection import Collection, from_arrays
 from pipelines.data.download import Remote, fetch, gunzip
-from pipelines.errors import UserError
 
 SIZES = {"digits": 28, "mnist": 28, "cifar10": 32, "images": 32}
 """Edge in pixels where `data.size` is 0."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipelines.gates.finding import Finding, failed, passed
-from pipelines.metadata import ModelCard
+from pipelines.systems.onnx.metadata import ModelCard
 
 
 def schema(card: ModelCard | ValueError, data_hash: str) -> Finding:

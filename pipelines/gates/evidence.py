@@ -5,30 +5,27 @@ Nothing is loaded into a runtime before the gates that only read it have let it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from pipelines import registry, scoring, signing
-from pipelines.config import Params
+from pipelines.core.config import Params
+from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.files import sha256_file
+from pipelines.core.paths import Layout
 from pipelines.data.prepared import Card, Split, load_card, load_split
-from pipelines.errors import Unavailable, UserError
-from pipelines.files import sha256_file
-from pipelines.gates import record
+from pipelines.evaluation import scoring
+from pipelines.evaluation.scoring import Score
 from pipelines.gates.provenance import StoredFile
-from pipelines.layout import Layout
-from pipelines.metadata import ModelCard
-from pipelines.onnx_file import checked_card, outside, parse, tensors
-from pipelines.runtime import OnnxModel
-from pipelines.scoring import Score
-
-if TYPE_CHECKING:
-    from pipelines.registry import Version
+from pipelines.provenance import signing
+from pipelines.systems.onnx.metadata import ModelCard
+from pipelines.systems.onnx.model_file import checked_card, outside, parse, tensors
+from pipelines.systems.onnx.runtime import OnnxModel
 
 T = TypeVar("T")
 _NUMERIC = "fc"  # numpy's kinds: float, complex
@@ -56,6 +53,45 @@ class kept(Generic[T]):  # reads as a decorator
                 failed[self._name] = error
                 raise
         return had[self._name]
+
+
+class StoredModel(Protocol):
+    """A registered version, as far as the gates need to know it.
+
+    What reads its folder raises `UserError` if that cannot be read, and `Unavailable` if the
+    registry does not answer.
+    """
+
+    @property
+    def number(self) -> int:
+        """Its number."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes that were registered."""
+
+    @property
+    def lineage(self) -> Mapping[str, str]:
+        """What it was made from."""
+
+    @property
+    def metrics(self) -> Mapping[str, str]:
+        """Figures that were registered with it."""
+
+    def fetch_model(self, target: Path) -> None:
+        """Download its ONNX file anew; nothing is checked."""
+
+    def fetch_signature(self, target: Path) -> None:
+        """Download its signature anew."""
+
+    def checked_file(self) -> Path:
+        """Return its ONNX file, after its hash was checked."""
+
+    def files(self, scratch: Path) -> list[StoredFile]:
+        """Return what lies in its folder, with an empty directory for downloads."""
+
+    def weights_sha256(self) -> str:
+        """Return the sha256 of the trained weights behind it; empty if nobody knows."""
 
 
 class Contender:
@@ -97,8 +133,8 @@ class Evidence:
         self,
         layout: Layout,
         params: Params,
-        candidate: Version,
-        champion: Version | None,
+        candidate: StoredModel,
+        champion: StoredModel | None,
         best_error: float | None,
         scratch: Path,
     ) -> None:
@@ -114,13 +150,13 @@ class Evidence:
         Raises:
             UserError: If there is none.
         """
-        text = self.candidate.under(registry.METRIC).get(metric, "")
+        text = self.candidate.metrics.get(metric, "")
         try:
             return float(text)
         except ValueError:
             said = f"{text!r} is no number" if text else "is not there"
             raise UserError(
-                f"{self._name}: its tag {registry.METRIC}{metric} {said}; register it again"
+                f"{self._name}: its metric {metric} {said}; register it again"
             ) from None
 
     # What lies in the registry, read and not run.
@@ -128,9 +164,8 @@ class Evidence:
     @kept
     def path(self) -> Path:
         """The candidate's ONNX file, downloaded from the registry now; nothing is checked."""
-        where = registry.location(self._layout, self.candidate)
         path = self._scratch / "model.onnx"
-        registry.download(self._layout, where, path)
+        self.candidate.fetch_model(path)
         return path
 
     @kept
@@ -143,18 +178,17 @@ class Evidence:
         """The candidate's folder."""
         folder = self._scratch / "files"
         folder.mkdir()
-        return record.stored_files(self._layout, self.candidate, folder)
+        return self.candidate.files(folder)
 
     @kept
     def signer(self) -> str | Exception:
         """The key that signed the candidate's bytes as they lie there now, or why none did."""
         if self.sha256 != self.candidate.sha256:
             raise UserError(f"{self._name}: not read: its bytes are not those registered")
-        bundle = self._scratch / registry.SIGNATURE
-        where = registry.location(self._layout, self.candidate)
+        bundle = self._scratch / "model.onnx.sig"
         try:
             try:
-                registry.download(self._layout, where, bundle, registry.SIGNATURE)
+                self.candidate.fetch_signature(bundle)
             except Unavailable:
                 raise
             except UserError:
@@ -254,7 +288,7 @@ class Evidence:
         if champion is None:
             return None
         try:
-            path = registry.version_file(self._layout, champion)
+            path = champion.checked_file()
             contender = Contender(path, self.gate, self.data)
             if not contender.score.finite:
                 raise UserError("its answers are not finite")
@@ -274,16 +308,16 @@ class Evidence:
         weights = self._layout.trained / "network.safetensors"
         if not (weights.is_file() and weights.with_suffix(".json").is_file()):
             return False
-        return sha256_file(weights) == record.weights_of(self._layout, self.candidate)
+        return sha256_file(weights) == self.candidate.weights_sha256()
 
     def parity(self) -> dict[int, float] | None:
         """Return batch → difference of torch and ONNX Runtime; None without the weights."""
         model = self.new.model
         if not self.weights_at_hand:
             return None
-        from pipelines.export import folded  # torch, which the other gates do without
+        from pipelines.export.to_onnx import folded  # torch, which the other gates do without
         from pipelines.training.network import load
-        from pipelines.verification import compare, torch_answer
+        from pipelines.verification.verify import compare, torch_answer
 
         network = torch_answer(folded(load(self._layout.trained)[1]))
         networks = {"torch": network, "onnx": lambda asked, batch: model.logits(asked, batch=batch)}

@@ -6,21 +6,16 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.config import Params
-from pipelines.errors import Unavailable, UserError
+from pipelines.core.config import Params
+from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.paths import Layout
 from pipelines.gates import agreement, contents, measuring, provenance, quality, running
-from pipelines.gates.evidence import Contender, Evidence
+from pipelines.gates.evidence import Contender, Evidence, StoredModel
 from pipelines.gates.finding import Finding, failed, not_run
-from pipelines.layout import Layout
-from pipelines.registry import LINEAGE
-from pipelines.runtime import VERSION
-
-if TYPE_CHECKING:
-    from pipelines.registry import Version
+from pipelines.systems.onnx.runtime import VERSION
 
 Judge = Callable[[Evidence], Finding]
 
@@ -41,7 +36,7 @@ class Gate:
 
 
 def _lineage(e: Evidence) -> Finding:
-    made_from, clean = e.candidate.under(LINEAGE), e.params.gates.clean
+    made_from, clean = e.candidate.lineage, e.params.gates.clean
     return provenance.lineage(made_from, e.candidate.sha256, clean)
 
 
@@ -79,7 +74,7 @@ def _batch(e: Evidence) -> Finding:
 def _skew(e: Evidence) -> Finding:
     score = e.new.score_on(e.test)
     registered, images = e.registered("test_error") / 100, int(e.registered("test_images"))
-    same = e.candidate.under(LINEAGE).get("data_hash") == e.data.data_hash
+    same = e.candidate.lineage.get("data_hash") == e.data.data_hash
     limit = e.params.gates.skew
     return agreement.skew(score.error, score.images, registered, images, same, limit)
 
@@ -137,7 +132,7 @@ GATES: dict[str, Gate] = {
     ),
     "schema": Gate(
         "Are inputs, outputs and metadata those of a released model?",
-        lambda e: contents.schema(e.card, e.candidate.under(LINEAGE).get("data_hash", "")),
+        lambda e: contents.schema(e.card, e.candidate.lineage.get("data_hash", "")),
         reads=True,
     ),
     "weights": Gate(
@@ -172,8 +167,8 @@ GATES: dict[str, Gate] = {
 def judge(
     layout: Layout,
     params: Params,
-    candidate: Version,
-    champion: Version | None,
+    candidate: StoredModel,
+    champion: StoredModel | None,
     best_error: float | None,
 ) -> tuple[Finding, ...]:
     """Hold a version to every gate of the list.
@@ -187,7 +182,7 @@ def judge(
         candidate: The version to judge.
         champion: What it is held against; None if there is no champion.
         best_error: Lowest error of any champion on this gate split, a share, where one is known:
-            `ratchet.best_error`.
+            `pipelines.release.best_champion.best_error`.
 
     Returns:
         One finding per gate, in the order of the list.

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.core.errors import UserError
 from pipelines.data.prepared import Split
-from pipelines.errors import UserError
-from pipelines.runtime import BATCHES, OnnxModel
+from pipelines.systems.onnx.runtime import BATCHES, OnnxModel
 
 Images = NDArray[np.uint8]
 LATENCY_BATCHES = (1, 64)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from pipelines.gates.finding import Finding, failed, passed
-from pipelines.lineage import UNKNOWN
+from pipelines.provenance.lineage import UNKNOWN
 
 KNOWN = (
     "data_hash",

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from pipelines.config import AlertsConfig
+from pipelines.core.config import AlertsConfig
 
 Event = Literal["failed", "blocked", "promoted"]
 TIMEOUT = 5.0

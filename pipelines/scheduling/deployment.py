@@ -15,8 +15,8 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
-from pipelines.errors import UserError
-from pipelines.layout import Layout
+from pipelines.core.errors import UserError
+from pipelines.core.paths import Layout
 from pipelines.scheduling import cron
 from pipelines.scheduling.runs import api
 

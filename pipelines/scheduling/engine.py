@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import runpy
 
-from pipelines.processes import end_with_keeper
+from pipelines.systems.processes import end_with_keeper
 
 
 def main() -> None:
     """Sign the run that the environment names, then execute it."""
     end_with_keeper()
-    from pipelines.environment import open_checkout
+    from pipelines.core.environment import open_checkout
 
     open_checkout()
     from pipelines.scheduling import runs

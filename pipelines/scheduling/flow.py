@@ -23,15 +23,15 @@ from prefect.runtime import deployment as deployment_context
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed
 
-from pipelines import versioning
-from pipelines.config import Params
-from pipelines.environment import open_checkout
-from pipelines.errors import Failed, Unavailable, UserError
-from pipelines.flow import JobResult, check_data
-from pipelines.flow import run as run_main_job
-from pipelines.layout import Layout
+from pipelines.core.config import Params
+from pipelines.core.environment import open_checkout
+from pipelines.core.errors import Failed, Unavailable, UserError
+from pipelines.core.paths import Layout
+from pipelines.pipeline.flow import JobResult, check_data
+from pipelines.pipeline.flow import run as run_main_job
 from pipelines.scheduling import alerts, rules, runs
 from pipelines.scheduling.rules import Due
+from pipelines.systems.dvc import reproduce as versioning
 
 _PATIENCE = 45.0
 """Seconds to wait for the lease: longer than one lasts whose holder died where it is not seen."""
@@ -119,7 +119,7 @@ def attempt(layout: Layout, params: Params, call: Call) -> Outcome:
 
 def _settle(layout: Layout, params: Params, call: Call) -> str:
     """Close what is dead and settle with the other runs; return why to skip, or nothing."""
-    from pipelines import tracking
+    from pipelines.systems import mlflow as tracking
 
     tracking.close_dead_runs(layout)
     if not call.deployment:
@@ -138,7 +138,7 @@ def _settle(layout: Layout, params: Params, call: Call) -> str:
 @contextmanager
 def _only_one(layout: Layout, name: str, patience: float = _PATIENCE) -> Iterator[bool]:
     """Hold the deployment's lease; yield False if a living run keeps it."""
-    from pipelines.tracking.leases import leased
+    from pipelines.systems.mlflow.leases import leased
 
     deadline = time.monotonic() + patience
     while True:
@@ -178,8 +178,9 @@ def work(layout: Layout, params: Params, name: str) -> Outcome:
         UserError: If a parameter, the data or an outside system is at fault.
         Failed: If a stage crashed.
     """
-    from pipelines import lineage, tracking
-    from pipelines.worktrees import finish, worktree
+    from pipelines.provenance import lineage
+    from pipelines.systems import mlflow as tracking
+    from pipelines.systems.worktrees import finish, worktree
 
     # The tree shares the checkout's stores, not its folder.
     os.environ["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = tracking.artifact_root(layout)
@@ -206,9 +207,10 @@ def judged_version(layout: Layout, params: Params) -> int | None:
         layout: A checkout whose stage `prepare` is up to date.
         params: Its parameters.
     """
-    from pipelines import registry, tracking
+    from pipelines.core.fingerprints import training_hash
     from pipelines.data.prepared import load_card
-    from pipelines.metadata import training_hash
+    from pipelines.registry import versions as registry
+    from pipelines.systems import mlflow as tracking
 
     wanted = training_hash(load_card(layout.prepared).data_hash, params, layout.root)
     client = tracking.connect(layout)

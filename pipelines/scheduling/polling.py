@@ -9,7 +9,7 @@ import asyncio
 import os
 import sys
 
-from pipelines.processes import end_with_keeper
+from pipelines.systems.processes import end_with_keeper
 
 
 def main(pool: str) -> None:

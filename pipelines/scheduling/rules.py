@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from pipelines.errors import Unavailable
+from pipelines.core.errors import Unavailable
 
 Phase = Literal["waiting", "running", "done", "skipped"]
 ATTEMPTS = 3

@@ -27,9 +27,9 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelled, Crashed, Scheduled
 
-from pipelines.errors import Unavailable
+from pipelines.core.errors import Unavailable
 from pipelines.scheduling.rules import Due, Phase, to_begin_again
-from pipelines.tracking.liveness import HEARTBEAT, STALE, dead, identity
+from pipelines.systems.liveness import HEARTBEAT, STALE, dead, identity
 
 SKIPPED = "Skipped"
 """Name of the state of a run in whose place another works."""

@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from pipelines.config import Params
-from pipelines.errors import Unavailable, UserError
-from pipelines.layout import Layout
-from pipelines.prefect_server import scheduling_server
-from pipelines.processes import end_group, exit_on_sigterm, kept
+from pipelines.core.config import Params
+from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.paths import Layout
+from pipelines.systems.prefect.server import scheduling_server
+from pipelines.systems.processes import end_group, exit_on_sigterm, kept
 
 _LOOK = 30.0
 """Seconds between looks for runs whose process died."""

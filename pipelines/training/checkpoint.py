@@ -20,8 +20,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines import faults
-from pipelines.files import read_json, sha256_file, sync, write_json
+from pipelines.core import faults
+from pipelines.core.files import read_json, sha256_file, sync, write_json
 
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8})")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import write_text
+from pipelines.core.files import write_text
 
 HISTORY = (
     "step",

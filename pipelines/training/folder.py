@@ -18,9 +18,9 @@ from typing import IO, Any
 
 import torch
 
-from pipelines.config import TrainConfig
-from pipelines.errors import UserError
-from pipelines.files import read_json, sha256_json, sha256_sources, write_json
+from pipelines.core.config import TrainConfig
+from pipelines.core.errors import UserError
+from pipelines.core.files import read_json, sha256_json, sha256_sources, write_json
 
 PATIENCE = 30.0
 """Seconds to wait for the ranks of an attempt that was killed to end."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipelines import tracking
+from pipelines.systems import mlflow as tracking
 from pipelines.training.events import CONDITIONING, Event, EventReader
 
 

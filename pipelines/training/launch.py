@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from pipelines import tracking
-from pipelines.config import Params, TrainConfig
+from pipelines.core.config import Params, TrainConfig
+from pipelines.core.errors import Failed, UserError
+from pipelines.core.files import atomic_directory, sha256_file, sweep, write_json
+from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
-from pipelines.errors import Failed, UserError
-from pipelines.files import atomic_directory, sha256_file, sweep, write_json
-from pipelines.layout import Layout
+from pipelines.systems import mlflow as tracking
 from pipelines.training import checkpoint, methods
 from pipelines.training.events import CONDITIONING, HISTORY, write_table
 from pipelines.training.folder import TrainingFolder, name, tidy

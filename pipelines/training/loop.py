@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import prong
-from pipelines import faults
-from pipelines.config import TrainConfig
+from pipelines.core import faults
+from pipelines.core.config import TrainConfig
+from pipelines.core.errors import UserError
 from pipelines.data.prepared import Card, load_card, load_split
-from pipelines.errors import UserError
 from pipelines.training import batches, methods, network, state
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.events import EventWriter

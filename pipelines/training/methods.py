@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import prong
-from pipelines.config import Method, TrainConfig
+from pipelines.core.config import Method, TrainConfig
 
 LEARNING_RATE: dict[Method, float] = {
     "sgd": 0.03,

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import prong
-from pipelines.config import Method
-from pipelines.errors import UserError
-from pipelines.files import atomic_path, read_json, write_json
+from pipelines.core.config import Method
+from pipelines.core.errors import UserError
+from pipelines.core.files import atomic_path, read_json, write_json
 
 _SPEC, _WEIGHTS = "network.json", "network.safetensors"
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import prong
-from pipelines.config import TrainConfig
+from pipelines.core.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import read_json, write_json
-from pipelines.processes import machine, process_start
+from pipelines.core.files import read_json, write_json
+from pipelines.systems.processes import machine, process_start
 
 _SIZE = 512
 

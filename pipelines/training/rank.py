@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
-from pipelines import faults
-from pipelines.config import TrainConfig
-from pipelines.errors import UserError, disk_error
-from pipelines.files import write_json
-from pipelines.processes import end_with_keeper, exit_on_sigterm
+from pipelines.core import faults
+from pipelines.core.config import TrainConfig
+from pipelines.core.errors import UserError, disk_error
+from pipelines.core.files import write_json
+from pipelines.systems.processes import end_with_keeper, exit_on_sigterm
 from pipelines.training.pulse import Pulse
 
 if TYPE_CHECKING:

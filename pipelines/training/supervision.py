@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import Failed, Interrupted, UserError
-from pipelines.processes import run_group
+from pipelines.core.errors import Failed, Interrupted, UserError
+from pipelines.systems.processes import run_group
 from pipelines.training import pulse
 from pipelines.training.folder import TrainingFolder
 from pipelines.training.pulse import Sign

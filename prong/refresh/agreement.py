@@ -88,8 +88,8 @@ class Refresh:
         whitening: what to do.
         ranks: the processes that share the statistics and the work.
         optimizers: whose state is to follow the basis.
-        dampings: where the damping of each unit is written, `[groups]` by name, for the per-batch D;
-            None if nobody needs it.
+        dampings: where the damping of each unit is written, `[groups]` by name, for the per-batch
+            D; None if nobody needs it.
         control: the step control, which needs to know ‖V‖.
         init: "preserve" keeps the function, "balanced" but for a gain, "whitened" and "scaled" the
             numbers in V.

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import config
-from pipelines.config import Method, Params
+from pipelines.core import config
+from pipelines.core.config import Method, Params
 from pipelines.data.prepare import prepare
 from pipelines.training.loop import Loop, save
 from pipelines.training.parallel import Ranks

@@ -48,7 +48,7 @@ class Checkout:
     def start(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
         """Start `prong` with arguments."""
         return subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", *arguments],
+            [sys.executable, "-m", "pipelines.cli.app", *arguments],
             cwd=self.root,
             env=self.environment(**more),
             stdout=subprocess.PIPE,
@@ -78,8 +78,9 @@ class Checkout:
     def run_states(self) -> list[str]:
         """Return how each MLflow run of the checkout's trainings stands."""
         program = (
-            "import json, pathlib; from pipelines.layout import Layout;"
-            "from pipelines import tracking; client = tracking.connect(Layout(pathlib.Path.cwd()));"
+            "import json, pathlib; from pipelines.core.paths import Layout;"
+            "from pipelines.systems import mlflow as tracking;"
+            "client = tracking.connect(Layout(pathlib.Path.cwd()));"
             "ids = [e.experiment_id for e in client.search_experiments()];"
             "print(json.dumps([r.info.status for r in client.search_runs(ids)]))"
         )
@@ -110,7 +111,7 @@ def make(root: Path) -> Checkout:
         "pyproject.toml",
     ):
         shutil.copy(SOURCE / name, root / name)
-    from pipelines import config
+    from pipelines.core import config
 
     config.edit(root / "params.yaml", list(SMALL))
     checkout = Checkout(root)

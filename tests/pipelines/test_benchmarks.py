@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from benchmarks import agreement, inputs, simpler, staleness, tune
-from pipelines import config
+from pipelines.core import config
+from pipelines.core.errors import UserError
 from pipelines.data.prepared import Split, load_split
-from pipelines.errors import UserError
 
 pytest_plugins = ["networks"]
 ROOT = Path(__file__).parents[2]

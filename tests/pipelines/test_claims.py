@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks import inputs, simpler, staleness
 from benchmarks.trial import score, trial, unchanged
-from pipelines import config
-from pipelines.config import TrainConfig
+from pipelines.core import config
+from pipelines.core.config import TrainConfig
 from pipelines.data.prepare import prepare
 from pipelines.data.prepared import load_split
 

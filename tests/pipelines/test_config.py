@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import config
-from pipelines.errors import UserError
+from pipelines.core import config
+from pipelines.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from small_checkout import SOURCE, make
 
-from pipelines import config, flow
-from pipelines.errors import UserError
-from pipelines.layout import Layout
+from pipelines.core import config
+from pipelines.core.errors import UserError
+from pipelines.core.paths import Layout
+from pipelines.pipeline import flow
 
 
 @pytest.mark.parametrize("path", [".", "data", "data/prepared", "data/prepared/x", "models", ".."])

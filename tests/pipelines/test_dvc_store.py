@@ -12,9 +12,9 @@ from object_store import ObjectStore, object_store
 from small_checkout import SOURCE
 from test_versioning import PIPELINE, STAGE
 
-from pipelines.dvc_store import have_back, keep, push, share
-from pipelines.errors import Unavailable, UserError
-from pipelines.versioning import Outcome, ensure
+from pipelines.core.errors import Unavailable, UserError
+from pipelines.systems.dvc.reproduce import Outcome, ensure
+from pipelines.systems.dvc.store import have_back, keep, push, share
 
 __all__ = ["object_store"]
 

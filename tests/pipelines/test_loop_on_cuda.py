@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipelines.config import Params, TrainConfig
+from pipelines.core.config import Params, TrainConfig
 from pipelines.training import checkpoint
 from pipelines.training.loop import Loop
 from pipelines.training.parallel import Ranks

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.config import Params
+from pipelines.core.config import Params
+from pipelines.core.errors import UserError
 from pipelines.data.prepared import Split, load_card, load_split
-from pipelines.errors import UserError
-from pipelines.export import export
-from pipelines.prediction import predict
-from pipelines.runtime import OnnxModel
-from pipelines.scoring import error
+from pipelines.evaluation.scoring import error
+from pipelines.export.to_onnx import export
+from pipelines.serving.predict import predict
+from pipelines.systems.onnx.runtime import OnnxModel
 
 if TYPE_CHECKING:
     from networks import Trained

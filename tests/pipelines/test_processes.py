@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.processes import run_group
+from pipelines.systems.processes import run_group
 
 # A child that starts a grandchild, both deaf to SIGTERM if asked; prints the grandchild's id.
 FAMILY = """
@@ -53,13 +53,13 @@ WATCHER = """
 import os, pathlib, sys, time
 pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
 time.sleep(float(sys.argv[2]))
-from pipelines.processes import end_with_keeper
+from pipelines.systems.processes import end_with_keeper
 end_with_keeper(0.05)
 time.sleep(600)
 """
 KEEPER = """
 import os, pathlib, subprocess, sys
-from pipelines.processes import run_group
+from pipelines.systems.processes import run_group
 run_group([sys.executable, "-c", *sys.argv[1:]], cwd=pathlib.Path.cwd(), env=os.environ)
 """
 BETWEEN = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_checkout import Checkout, make
 
-from pipelines import config, git
-from pipelines.rebuild import Rebuilt, lines, tolerance
-from pipelines.registry import Version
+from pipelines.core import config
+from pipelines.registry.versions import Version
+from pipelines.release.rebuild import Rebuilt, lines, tolerance
+from pipelines.systems import git
 
 
 @given(st.floats(0, 100), st.integers(2, 100_000))
@@ -88,8 +89,8 @@ def test_without_dvcs_cache_the_data_are_made_anew(checkout: Checkout) -> None:
 @pytest.mark.slow
 def test_a_commit_that_is_gone_is_said(checkout: Checkout) -> None:
     program = (
-        "from pathlib import Path; from pipelines import tracking;"
-        "from pipelines.layout import Layout; c = tracking.connect(Layout(Path.cwd()));"
+        "from pathlib import Path; from pipelines.systems import mlflow as tracking;"
+        "from pipelines.core.paths import Layout; c = tracking.connect(Layout(Path.cwd()));"
         "c.set_model_version_tag('prong-digits', '1', 'lineage.git_commit', '{}')"
     )
     commit = git.tell(checkout.root, "rev-parse", "HEAD")

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipelines.charts import Series, line_chart
-from pipelines.config import Params
-from pipelines.errors import UserError
-from pipelines.evaluation import evaluate
-from pipelines.export import export
-from pipelines.files import read_json, write_json, write_text
+from pipelines.core.config import Params
+from pipelines.core.errors import UserError
+from pipelines.core.files import read_json, write_json, write_text
+from pipelines.core.paths import Layout
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.export.to_onnx import export
 from pipelines.gates.finding import Finding
-from pipelines.layout import Layout
-from pipelines.report import StageLine, Summary, write_report
-from pipelines.verification import verify
+from pipelines.pipeline.charts import Series, line_chart
+from pipelines.pipeline.report import StageLine, Summary, write_report
+from pipelines.verification.verify import verify
 
 if TYPE_CHECKING:
     from networks import Trained

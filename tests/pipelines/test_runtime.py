@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from pipelines.errors import UserError
-from pipelines.metadata import ModelCard
-from pipelines.runtime import OnnxModel, providers
+from pipelines.core.errors import UserError
+from pipelines.systems.onnx.metadata import ModelCard
+from pipelines.systems.onnx.runtime import OnnxModel, providers
 
 SIZE, CLASSES = 4, ("cat", "dog", "ürsus")
 WEIGHT = np.random.default_rng(0).normal(size=(SIZE * SIZE, len(CLASSES))).astype(np.float32)
@@ -245,8 +245,8 @@ def test_cuda_asked_for_and_absent_is_an_error_and_says_nothing_else(tmp_path: P
     """Hidden devices stand for none; the runtime's own log must not reach the terminal."""
     path = write(tmp_path / "m.onnx")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom pipelines.errors import UserError\n"
-        "from pipelines.runtime import OnnxModel\n"
+        "import sys\nfrom pathlib import Path\nfrom pipelines.core.errors import UserError\n"
+        "from pipelines.systems.onnx.runtime import OnnxModel\n"
         "try:\n    OnnxModel.load(Path(sys.argv[1]), 'cuda')\n"
         "except UserError as error:\n    print(error)\n    sys.exit(error.exit_code)\n"
     )

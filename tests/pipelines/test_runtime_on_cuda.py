@@ -10,10 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipelines.config import Params
+from pipelines.core.config import Params
 from pipelines.data.prepared import load_split
-from pipelines.export import export, folded
-from pipelines.runtime import OnnxModel, Provider, providers
+from pipelines.export.to_onnx import export, folded
+from pipelines.systems.onnx.runtime import OnnxModel, Provider, providers
 from pipelines.training.network import load
 
 if TYPE_CHECKING:

@@ -4,26 +4,46 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import grimp
 import pytest
 from dvc.stage.cache import _get_cache_hash
 from ruamel.yaml import YAML
 
-from pipelines import flow, stages
+from pipelines.core.fingerprints import SOURCES
+from pipelines.pipeline import flow, stages
 
 ROOT = Path(__file__).parents[2]
 OWNERS = {
-    "mlflow": {"pipelines/tracking", "pipelines/registry.py", "pipelines/upload.py",
-               "pipelines/registrar.py", "pipelines/comparison.py", "pipelines/artifacts.py",
-               "pipelines/garbage.py", "pipelines/gates/record.py"},
-    "prefect": {"pipelines/flow.py", "pipelines/prefect_server.py", "pipelines/scheduling"},
-    "dvc": {"pipelines/versioning.py", "pipelines/dvc_store.py"},
-    "onnxruntime": {"pipelines/runtime.py"},
-}  # fmt: skip
+    "mlflow": ("pipelines/systems/mlflow", "pipelines/registry", "pipelines/release"),
+    "prefect": ("pipelines/systems/prefect", "pipelines/pipeline/flow.py", "pipelines/scheduling"),
+    "dvc": ("pipelines/systems/dvc",),
+    "onnxruntime": ("pipelines/systems/onnx",),
+}
+STEPS = {
+    "prepare": "pipelines.data.prepare",
+    "train": "pipelines.training.launch",
+    "evaluate": "pipelines.evaluation.evaluate",
+    "export": "pipelines.export.to_onnx",
+    "verify": "pipelines.verification.verify",
+}
+WITHOUT_INFLUENCE = (
+    "pipelines.core.config",  # its values are parameters of the stages
+    "pipelines.core.errors",
+    "pipelines.core.faults",
+    "pipelines.core.paths",
+    "pipelines.core.progress",
+    "pipelines.systems.liveness",
+    "pipelines.systems.mlflow",  # records what is measured
+    "pipelines.systems.processes",
+)
+"""What a step imports and what cannot change what it makes."""
 
 
 def _imports(path: Path) -> Iterator[str]:
@@ -48,18 +68,87 @@ def test_dvc_flow_and_step_functions_carry_the_same_names() -> None:
     assert order == sorted(order)
 
 
-def test_every_module_a_stage_is_made_of_is_a_dependency_of_it() -> None:
-    declared = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
-    for name, module in {
-        "prepare": "pipelines/data",
-        "train": "pipelines/training",
-        "evaluate": "pipelines/evaluation.py",
-        "export": "pipelines/export.py",
-        "verify": "pipelines/verification.py",
-    }.items():
-        assert module in declared[name]["deps"]
-    for name in ("train", "evaluate", "export", "verify"):
-        assert "prong" in declared[name]["deps"]
+def _sources(stage: str) -> set[str]:
+    """Paths of all modules that a step is made of, as far as they can change what it makes."""
+    graph = grimp.build_graph("prong", "pipelines", cache_dir=None)
+    found = {STEPS[stage], *graph.find_upstream_modules(STEPS[stage])}
+    counting = {
+        name
+        for name in found
+        if not any(name == out or name.startswith(f"{out}.") for out in WITHOUT_INFLUENCE)
+    }
+    paths = {name: ROOT.joinpath(*name.split(".")) for name in counting}
+    return {
+        (path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
+        .relative_to(ROOT)
+        .as_posix()
+        for path in paths.values()
+    }
+
+
+def _covers(entries: Sequence[str], path: str) -> bool:
+    return any(path == entry or path.startswith(f"{entry}/") for entry in entries)
+
+
+@pytest.mark.parametrize("stage", STEPS)
+def test_a_stage_depends_on_every_source_that_it_is_made_of(stage: str) -> None:
+    declared = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"][stage]["deps"]
+    sources = _sources(stage)
+    assert [path for path in sorted(sources) if not _covers(declared, path)] == []
+    # And on no other, but that the ONNX file carries the hash of all that a model is made of.
+    own = [entry for entry in declared if entry.split("/")[0] in ("prong", "pipelines")]
+    spare = [entry for entry in own if not any(_covers([entry], path) for path in sources)]
+    assert spare == []
+
+
+def test_the_code_hash_covers_every_source_of_a_models_bytes() -> None:
+    declared = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["export"]["deps"]
+    for stage in ("prepare", "train", "export"):
+        assert [p for p in sorted(_sources(stage)) if not _covers(SOURCES, p)] == []
+    assert [name for name in SOURCES if name not in declared] == []
+
+
+def _lint(root: Path) -> subprocess.CompletedProcess[str]:
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "broken"),
+    [
+        ("pipelines/core/errors.py", "", ""),
+        (
+            "pipelines/core/errors.py",
+            "import pipelines.cli.app",
+            "pipelines.core is not allowed to import pipelines.cli",
+        ),
+        (
+            "pipelines/gates/quality.py",
+            "def planted() -> None:\n    from pipelines.registry import versions",
+            "pipelines.gates is not allowed to import pipelines.registry",
+        ),
+        (
+            "prong/linalg/conditioning.py",
+            "import prong.linalg.projection",
+            "No cycles are allowed in prong.linalg",
+        ),
+        (
+            "prong/linalg/layout.py",
+            "import pipelines.core.errors",
+            "prong.linalg.layout -> pipelines.core.errors",
+        ),
+    ],
+)
+def test_an_import_upwards_is_found(tmp_path: Path, module: str, line: str, broken: str) -> None:
+    for name in ("prong", "pipelines"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    path = tmp_path / module
+    path.write_text(f"{path.read_text(encoding='utf-8')}\n\n{line}\n", encoding="utf-8")
+    done = _lint(tmp_path)
+    assert (done.returncode != 0) == bool(broken), done.stdout
+    assert broken in done.stdout
 
 
 def test_the_method_knows_nothing_of_the_pipeline() -> None:
@@ -81,7 +170,8 @@ def test_one_place_owns_each_outside_system(system: str) -> None:
 
 def test_the_command_line_imports_nothing_heavy_for_its_help() -> None:
     program = (
-        "import sys, pipelines.cli; heavy = {'torch', 'mlflow', 'prefect', 'dvc', 'numpy', 'onnx'};"
+        "import sys, pipelines.cli.app;"
+        "heavy = {'torch', 'mlflow', 'prefect', 'dvc', 'numpy', 'onnx'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(

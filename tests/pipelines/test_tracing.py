@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.config import Params
+from pipelines.core.config import Params
+from pipelines.core.errors import UserError
 from pipelines.data.prepared import load_split
-from pipelines.errors import UserError
-from pipelines.export import export
-from pipelines.tracing import trace
+from pipelines.export.to_onnx import export
 from pipelines.training.network import load
+from pipelines.verification.trace import trace
 
 if TYPE_CHECKING:
     from networks import Trained

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 from small_checkout import Checkout, make
 
-from pipelines import config
-from pipelines.config import Method, TrainConfig
+from pipelines.core import config
+from pipelines.core.config import Method, TrainConfig
+from pipelines.core.errors import UserError
 from pipelines.data.prepare import prepare
-from pipelines.errors import UserError
 from pipelines.training import launch, methods, network
 from pipelines.training.loop import Loop
 from pipelines.training.parallel import Ranks

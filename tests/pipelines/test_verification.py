@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipelines.config import Params
-from pipelines.errors import UserError
-from pipelines.export import export
-from pipelines.files import read_json
-from pipelines.runtime import VERSION, providers
+from pipelines.core.config import Params
+from pipelines.core.errors import UserError
+from pipelines.core.files import read_json
+from pipelines.export.to_onnx import export
+from pipelines.systems.onnx.runtime import VERSION, providers
 from pipelines.training import network
 from pipelines.training.network import load
-from pipelines.verification import BATCHES, compare, verify
+from pipelines.verification.verify import BATCHES, compare, verify
 
 if TYPE_CHECKING:
     from networks import Trained

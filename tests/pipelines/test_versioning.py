@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from dvc.repo import Repo
 
-from pipelines import versioning
-from pipelines.errors import Failed, UserError
-from pipelines.versioning import Outcome, ensure
+from pipelines.core.errors import Failed, UserError
+from pipelines.systems.dvc import reproduce as versioning
+from pipelines.systems.dvc.reproduce import Outcome, ensure
 
 # A stage as the project's own are: it leaves a record where one is asked for.
 STAGE = """
@@ -31,7 +31,8 @@ if source == "sleep":
 folder = pathlib.Path("out"); folder.mkdir()
 if source == "full":  # for DVC, which waits for this stage
     pid = os.getppid()
-    while b"pipelines.versioning" not in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+    sign = b"pipelines.systems.dvc.reproduce"
+    while sign not in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
         pid = int(pathlib.Path(f"/proc/{pid}/stat").read_text().split()[3])
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
 (folder / "a").write_text(source); (folder / "b").write_text("constant")
@@ -163,7 +164,7 @@ def test_a_list_of_locks_that_broke_off_does_not_stop_later_runs(root: Path, tex
 def test_an_interrupt_ends_the_stage_and_the_next_run_recovers(root: Path) -> None:
     (root / "source.txt").write_text("sleep")
     program = (
-        "from pipelines.versioning import ensure; import pathlib;"
+        "from pipelines.systems.dvc.reproduce import ensure; import pathlib;"
         f"ensure(pathlib.Path({str(root)!r}), 'make')"
     )
     process = subprocess.Popen(

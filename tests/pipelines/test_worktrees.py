@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 from small_checkout import Checkout, make
 
-from pipelines import config, tracking
-from pipelines.config import Params
-from pipelines.errors import UserError
-from pipelines.layout import Layout
-from pipelines.versioning import Outcome, ensure
-from pipelines.worktrees import finish, worktree
+from pipelines.core import config
+from pipelines.core.config import Params
+from pipelines.core.errors import UserError
+from pipelines.core.paths import Layout
+from pipelines.systems import mlflow as tracking
+from pipelines.systems.dvc.reproduce import Outcome, ensure
+from pipelines.systems.worktrees import finish, worktree
 
 ONCE = """
 import sys; from pathlib import Path
-from pipelines import config; from pipelines.layout import Layout
-from pipelines.worktrees import worktree
+from pipelines.core import config; from pipelines.core.paths import Layout
+from pipelines.systems.worktrees import worktree
 layout = Layout(Path(sys.argv[1]))
 tree = worktree(layout, deployment="nightly", params=config.load(layout.params), commit="HEAD")
 print(tree.root)
@@ -131,7 +132,7 @@ def test_two_trees_work_at_once(layout: Layout, params: Params) -> None:
     other = replace(params, data=replace(params.data, limit=300))
     trees = [_tree(layout, params), _tree(layout, other)]
     program = (
-        "import sys; from pathlib import Path; from pipelines.versioning import ensure;"
+        "import sys; from pathlib import Path; from pipelines.systems.dvc.reproduce import ensure;"
         "print(ensure(Path(sys.argv[1]), 'prepare').outcome)"
     )
     started = [
@@ -200,10 +201,10 @@ def test_one_whose_making_was_killed_is_made_anew(
 
 def test_changed_code_in_a_tree_is_not_run(layout: Layout, params: Params) -> None:
     tree = _tree(layout, params)
-    (tree.root / "pipelines/flow.py").write_text("damaged")
+    (tree.root / "pipelines/pipeline/flow.py").write_text("damaged")
     again = _tree(layout, params)
     assert again == tree
-    assert (tree.root / "pipelines/flow.py").read_text() != "damaged"
+    assert (tree.root / "pipelines/pipeline/flow.py").read_text() != "damaged"
 
 
 def test_data_that_changed_meanwhile_is_taken_over(layout: Layout, params: Params) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.config import DataConfig
+from pipelines.core.config import DataConfig
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
 

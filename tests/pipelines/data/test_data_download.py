@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.core.errors import Unavailable, UserError
 from pipelines.data import download
 from pipelines.data.download import ATTEMPTS, Remote, fetch
-from pipelines.errors import Unavailable, UserError
 
 CONTENT = np.random.default_rng(0).bytes(700_000)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipelines.core.errors import UserError
 from pipelines.data import folder
 from pipelines.data.collection import Collection
 from pipelines.data.folder import layout
-from pipelines.errors import UserError
 
 
 def read(path: Path, sha256: str = "") -> Collection:

@@ -13,9 +13,9 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin
 
+from pipelines.core.errors import UserError
 from pipelines.data import images
 from pipelines.data.images import content_hash, decode, fit, pixels
-from pipelines.errors import UserError
 
 ARRAYS = st.tuples(st.integers(1, 24), st.integers(1, 24), st.sampled_from([1, 3])).flatmap(
     lambda shape: hnp.arrays(np.uint8, shape)

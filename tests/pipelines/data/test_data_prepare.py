@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.config import DataConfig
+from pipelines.core.config import DataConfig
+from pipelines.core.errors import UserError, disk_error
 from pipelines.data import schema
 from pipelines.data.card import describe, picture, statistics
 from pipelines.data.prepare import prepare
 from pipelines.data.prepared import SPLITS, Card, Split, load_card, load_split, save_split
-from pipelines.errors import UserError, disk_error
 
 Configured = Callable[..., DataConfig]
 

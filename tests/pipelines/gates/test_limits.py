@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipelines import config
-from pipelines.errors import UserError
+from pipelines.core import config
+from pipelines.core.errors import UserError
+from pipelines.core.fingerprints import params_hash
 from pipelines.gates.interval import images_needed
-from pipelines.metadata import params_hash
 
 ROOT = Path(__file__).parents[3]
 PARAMS = config.load(ROOT / "params.yaml")

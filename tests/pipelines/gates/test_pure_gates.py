@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.errors import UserError
+from pipelines.core.errors import UserError
 from pipelines.gates import agreement, contents, provenance, quality, running
 from pipelines.gates.finding import Finding
 from pipelines.gates.interval import upper_bound
 from pipelines.gates.provenance import KNOWN, PRESENT, StoredFile
-from pipelines.metadata import ModelCard
+from pipelines.systems.onnx.metadata import ModelCard
 
 SHA = "a" * 64
 MADE_FROM = {**dict.fromkeys(KNOWN, "x"), **dict.fromkeys(PRESENT, "unknown"), "onnx_sha256": SHA}

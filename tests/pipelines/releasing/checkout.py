@@ -10,15 +10,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from pipelines import config
-from pipelines.config import Params
+from pipelines.core import config
+from pipelines.core.config import Params
+from pipelines.core.files import sha256_file, write_json, write_text
+from pipelines.core.fingerprints import code_hash, params_hash
+from pipelines.core.paths import Layout
 from pipelines.data.prepare import prepare
 from pipelines.data.prepared import load_card, load_split
-from pipelines.files import sha256_file, write_json, write_text
-from pipelines.layout import Layout
-from pipelines.metadata import ModelCard, code_hash, params_hash
-from pipelines.runtime import OnnxModel
-from pipelines.scoring import error
+from pipelines.evaluation.scoring import error
+from pipelines.systems.onnx.metadata import ModelCard
+from pipelines.systems.onnx.runtime import OnnxModel
 
 _ALL = config.load(Path(__file__).parents[3] / "params.yaml")
 # 64 gate images show less than 519, and a model of microseconds is timed less well than a network.

@@ -11,7 +11,7 @@ from object_store import object_store
 from postgres import Postgres, postgres
 from stage import PostgresDatabases, SqliteFiles, Stage, checkouts
 
-from pipelines.layout import Layout
+from pipelines.core.paths import Layout
 
 __all__ = ["object_store", "postgres"]  # fixtures
 
@@ -32,7 +32,7 @@ def worker(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def database(shared: Path) -> Path:
     """An empty MLflow database: the first migration takes seconds."""
-    from pipelines import tracking
+    from pipelines.systems import mlflow as tracking
 
     layout = Layout(shared / "database")
     tracking.connect(layout)  # makes it, whole, in one of the processes

@@ -117,10 +117,15 @@ def _commands() -> dict[str, Any]:
     import psycopg2  # noqa: F401
     from checkout import PARAMS
 
-    from pipelines import promotion, registrar, registry, release, tracking, upload
+    from pipelines.core.paths import Layout
     from pipelines.gates import judging
-    from pipelines.layout import Layout
-    from pipelines.tracking import leases
+    from pipelines.registry import versions as registry
+    from pipelines.release import promote as promotion
+    from pipelines.release import register as release
+    from pipelines.release import transaction as registrar
+    from pipelines.release import upload
+    from pipelines.systems import mlflow as tracking
+    from pipelines.systems.mlflow import leases
 
     assert upload
     assert judging

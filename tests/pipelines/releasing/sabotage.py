@@ -13,12 +13,15 @@ from checkout import Checkout
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from pipelines import registry, release, signing, tracking
+from pipelines.core.files import read_json, sha256_file, write_json
 from pipelines.data.prepared import load_split
-from pipelines.files import read_json, sha256_file, write_json
-from pipelines.registry import LINEAGE, SHA256
-from pipelines.runtime import OnnxModel
-from pipelines.scoring import error
+from pipelines.evaluation.scoring import error
+from pipelines.provenance import signing
+from pipelines.registry import versions as registry
+from pipelines.registry.versions import LINEAGE, SHA256
+from pipelines.release import register as release
+from pipelines.systems import mlflow as tracking
+from pipelines.systems.onnx.runtime import OnnxModel
 
 MODEL = "prong-digits"
 

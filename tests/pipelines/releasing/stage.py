@@ -13,8 +13,8 @@ from checkout import Checkout
 from nursery import Ended, Nursery
 from postgres import Postgres
 
-from pipelines import signing
-from pipelines.layout import Layout
+from pipelines.core.paths import Layout
+from pipelines.provenance import signing
 
 
 class Databases(Protocol):

@@ -14,8 +14,9 @@ import pytest
 from checkout import Checkout
 from test_release import MODEL
 
-from pipelines import promotion, release
-from pipelines.layout import Layout
+from pipelines.core.paths import Layout
+from pipelines.release import promote as promotion
+from pipelines.release import register as release
 
 SOURCE = Path(__file__).parents[3]
 Make = Callable[..., Checkout]
@@ -25,7 +26,7 @@ def prong(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Type `prong …` in a checkout."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_"))}
     return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", *arguments],
+        [sys.executable, "-m", "pipelines.cli.app", *arguments],
         cwd=layout.root,
         env={**kept, "PYTHONPATH": str(SOURCE)},
         capture_output=True,
@@ -91,7 +92,7 @@ def test_every_command_of_the_life_cycle(released: Layout) -> None:
 def test_a_rollback_loads_neither_torch_nor_what_trains(released: Layout) -> None:
     program = (
         "import sys; sys.argv = ['prong', 'rollback']\n"
-        "from pipelines.cli import app\n"
+        "from pipelines.cli.app import app\n"
         "try: app()\n"
         "finally: print(sorted({'torch', 'prefect', 'dvc', 'onnxscript', 'matplotlib'}"
         " & set(sys.modules)))"

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from checkout import Checkout
 
-from pipelines import promotion, release
-from pipelines.comparison import SECTIONS, compare, show
-from pipelines.errors import UserError
-from pipelines.files import read_json, write_json
+from pipelines.core.errors import UserError
+from pipelines.core.files import read_json, write_json
+from pipelines.registry.compare import SECTIONS, compare, show
+from pipelines.release import promote as promotion
+from pipelines.release import register as release
 
 MODEL = "prong-digits"
 Make = Callable[..., Checkout]

@@ -10,7 +10,7 @@ import pytest
 from nursery import KILLED
 from stage import Registry, Stage
 
-from pipelines.faults import POINTS
+from pipelines.core.faults import POINTS
 
 BY_COMMAND = {
     command: [point for point in POINTS if point.startswith(command)]

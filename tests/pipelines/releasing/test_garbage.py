@@ -10,10 +10,16 @@ import pytest
 from checkout import Checkout
 from test_release import MODEL, aliases, stored
 
-from pipelines import artifacts, garbage, promotion, registrar, registry, release, tracking
-from pipelines.errors import UserError
-from pipelines.files import write_text
-from pipelines.layout import Layout
+from pipelines.core.errors import UserError
+from pipelines.core.files import write_text
+from pipelines.core.paths import Layout
+from pipelines.registry import artifacts
+from pipelines.registry import versions as registry
+from pipelines.release import gc as garbage
+from pipelines.release import promote as promotion
+from pipelines.release import register as release
+from pipelines.release import transaction as registrar
+from pipelines.systems import mlflow as tracking
 
 Make = Callable[..., Checkout]
 LOCK = "schema: '2.0'\nstages:\n  prepare:\n    outs:\n    - path: data/prepared\n      md5: {}\n"

@@ -17,14 +17,17 @@ import pytest
 from checkout import Checkout, prepare_digits
 from sabotage import MODEL, again, exchange, register, reweigh, sign_again, stored
 
-from pipelines import promotion, registry, release, tracking
-from pipelines.errors import Unavailable, UserError
-from pipelines.files import sha256_file
-from pipelines.gates.command import hold_to_gates, show
+from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.files import sha256_file
 from pipelines.gates.finding import Finding, from_tags
 from pipelines.gates.judging import GATES, judge
-from pipelines.gates.ratchet import best_error
-from pipelines.registry import Version
+from pipelines.registry import versions as registry
+from pipelines.registry.versions import Version
+from pipelines.release import promote as promotion
+from pipelines.release import register as release
+from pipelines.release.best_champion import best_error
+from pipelines.release.hold_to_gates import hold_to_gates, show
+from pipelines.systems import mlflow as tracking
 
 Make = Callable[..., Checkout]
 
@@ -72,7 +75,7 @@ def test_the_command_says_why_and_exits_with_one(checkout: Make) -> None:
         shutil.copy(root / name, made.layout.root / name)
     tracking.connect(made.layout).delete_model_version_tag(MODEL, "1", "lineage.torch")
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "gates", "1", "--json"],
+        [sys.executable, "-m", "pipelines.cli.app", "gates", "1", "--json"],
         cwd=made.layout.root,
         env={**os.environ, "PYTHONPATH": str(root)},
         capture_output=True,
@@ -151,8 +154,8 @@ def test_nothing_is_left_of_what_was_downloaded(checkout: Make) -> None:
 def test_an_empty_gate_split_blocks_and_says_what_to_raise(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
+    from pipelines.core.files import read_json, write_json
     from pipelines.data.prepared import load_split, save_split
-    from pipelines.files import read_json, write_json
 
     split = load_split(made.layout.prepared, "gate")
     empty = replace(split, images=split.images[:0], labels=split.labels[:0], hashes=())
@@ -198,8 +201,8 @@ def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path
     other = prepare_digits(tmp_path / "more", limit=900)
     shutil.copytree(other, made.layout.prepared)
     from pipelines.data.prepared import load_card, load_split
-    from pipelines.runtime import OnnxModel
-    from pipelines.scoring import error
+    from pipelines.evaluation.scoring import error
+    from pipelines.systems.onnx.runtime import OnnxModel
 
     split, classes = load_split(made.layout.prepared, "gate"), load_card(other).classes
     model = OnnxModel.load(stored(made, 1), "cpu")
@@ -235,7 +238,7 @@ def test_where_the_weights_are_at_hand_parity_is_measured_again(
     import torch
 
     from pipelines.data.prepared import load_card
-    from pipelines.export import export
+    from pipelines.export.to_onnx import export
     from pipelines.training.network import NetworkSpec, build, save
 
     made = checkout()

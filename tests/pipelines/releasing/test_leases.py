@@ -17,12 +17,13 @@ from postgres import Postgres
 from stage import Registry, Stage
 from test_crashes import settled
 
-from pipelines import faults, tracking
-from pipelines.errors import Unavailable, UserError
-from pipelines.layout import Layout
-from pipelines.tracking import leases
-from pipelines.tracking.leases import TableLeases, leased
-from pipelines.tracking.liveness import identity
+from pipelines.core import faults
+from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.paths import Layout
+from pipelines.systems import mlflow as tracking
+from pipelines.systems.liveness import identity
+from pipelines.systems.mlflow import leases
+from pipelines.systems.mlflow.leases import TableLeases, leased
 
 Make = Callable[..., Checkout]
 NAME = "registry m"
@@ -228,7 +229,7 @@ def test_a_server_knows_leases_and_intents_too(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    from pipelines.ui import free_port, pages
+    from pipelines.cli.ui import free_port, pages
 
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # so none is started
     with pages(layout, mlflow_port=free_port(5700), prefect_port=4200) as (page, _):

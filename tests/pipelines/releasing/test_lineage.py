@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from checkout import Checkout
 
-from pipelines.errors import UserError
-from pipelines.files import sha256_file, write_text
-from pipelines.lineage import commit, dirty, is_dirty, lineage
+from pipelines.core.errors import UserError
+from pipelines.core.files import sha256_file, write_text
+from pipelines.provenance.lineage import commit, dirty, is_dirty, lineage
 
 Make = Callable[..., Checkout]
 

@@ -11,11 +11,17 @@ import pytest
 from checkout import Checkout, write_model
 from test_release import MODEL, aliases, forget, stored
 
-from pipelines import history, promotion, registrar, registry, release, signing, tracking
-from pipelines.errors import Failed, UserError
-from pipelines.judgement import Decision
-from pipelines.layout import Layout
-from pipelines.runtime import OnnxModel
+from pipelines.core.errors import Failed, UserError
+from pipelines.core.paths import Layout
+from pipelines.provenance import signing
+from pipelines.registry import history
+from pipelines.registry import versions as registry
+from pipelines.release import promote as promotion
+from pipelines.release import register as release
+from pipelines.release import transaction as registrar
+from pipelines.release.judge import Decision
+from pipelines.systems import mlflow as tracking
+from pipelines.systems.onnx.runtime import OnnxModel
 
 Make = Callable[..., Checkout]
 

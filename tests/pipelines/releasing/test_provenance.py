@@ -16,13 +16,19 @@ from checkout import Checkout
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from pipelines import ancestry, git, registry, release, releases, signing, tracking
-from pipelines.ancestry import Verdict
+from pipelines.core.errors import UserError
+from pipelines.core.files import read_json, sha256_file, write_text
+from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
-from pipelines.errors import UserError
-from pipelines.files import read_json, sha256_file, write_text
-from pipelines.layout import Layout
-from pipelines.resigning import sign_version
+from pipelines.provenance import release_branch as releases
+from pipelines.provenance import signing
+from pipelines.registry import versions as registry
+from pipelines.release import audit as ancestry
+from pipelines.release import register as release
+from pipelines.release.audit import Verdict
+from pipelines.release.sign import sign_version
+from pipelines.systems import git
+from pipelines.systems import mlflow as tracking
 
 ROOT = Path(__file__).parents[3]
 MODEL = "prong-digits"
@@ -95,8 +101,8 @@ def test_the_card_says_what_the_reports_say(made: Checkout) -> None:
 
 
 def test_what_lies_beside_depends_on_nothing_but_the_model(made: Checkout, tmp_path: Path) -> None:
-    from pipelines.accompany import accompany
-    from pipelines.lineage import lineage
+    from pipelines.provenance.attachments import accompany
+    from pipelines.provenance.lineage import lineage
 
     made_from = lineage(made.layout, made.params)
     figures = {

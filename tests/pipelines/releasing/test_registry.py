@@ -6,11 +6,14 @@ import pytest
 from checkout import Checkout
 from test_release import forget, stored
 
-from pipelines import promotion, registry, release, tracking
-from pipelines.errors import Unavailable, UserError
-from pipelines.files import sha256_file
-from pipelines.layout import Layout
-from pipelines.versions_table import show_versions
+from pipelines.cli.versions_table import show_versions
+from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.files import sha256_file
+from pipelines.core.paths import Layout
+from pipelines.registry import versions as registry
+from pipelines.release import promote as promotion
+from pipelines.release import register as release
+from pipelines.systems import mlflow as tracking
 
 MODEL = "prong-digits"
 Make = Callable[..., Checkout]

@@ -15,15 +15,18 @@ import pytest
 from checkout import Checkout, write_model
 from mlflow.entities.model_registry import ModelVersion
 
-from pipelines import promotion, registry, release, tracking
-from pipelines.config import Params
-from pipelines.errors import UserError
-from pipelines.files import sha256_file, write_json, write_text
+from pipelines.core.config import Params
+from pipelines.core.errors import UserError
+from pipelines.core.files import sha256_file, write_json, write_text
+from pipelines.core.paths import Layout
 from pipelines.gates.finding import blocked, from_tags
 from pipelines.gates.judging import GATES
-from pipelines.layout import Layout
-from pipelines.metadata import ModelCard
-from pipelines.runtime import OnnxModel
+from pipelines.registry import versions as registry
+from pipelines.release import promote as promotion
+from pipelines.release import register as release
+from pipelines.systems import mlflow as tracking
+from pipelines.systems.onnx.metadata import ModelCard
+from pipelines.systems.onnx.runtime import OnnxModel
 
 MODEL = "prong-digits"
 Make = Callable[..., Checkout]
@@ -333,8 +336,9 @@ def test_a_read_only_store_is_the_users_to_mend(
 def test_registrars_at_once_give_distinct_versions(checkout: Make, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from checkout import PARAMS\nfrom pipelines import promotion, release\n"
-        "from pipelines.layout import Layout\n"
+        "from checkout import PARAMS\nfrom pipelines.release import promote as promotion\n"
+        "from pipelines.release import register as release\n"
+        "from pipelines.core.paths import Layout\n"
         "layout = Layout(Path(sys.argv[1]))\n"
         "done = release.register(layout, PARAMS, None)\n"
         "promotion.promote(layout, PARAMS, done.version)\n"
@@ -390,7 +394,7 @@ def test_a_version_of_someone_else_is_shown_and_left_alone(checkout: Make) -> No
 def test_a_server_does_as_well(
     checkout: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from pipelines.ui import free_port, pages
+    from pipelines.cli.ui import free_port, pages
 
     made = checkout()
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # so none is started

@@ -14,11 +14,14 @@ import sabotage as wrong
 from checkout import Checkout
 from sabotage import MODEL, again, exchange, register
 
-from pipelines import promotion, registry, release, tracking
-from pipelines.files import read_json, write_json
+from pipelines.core.files import read_json, write_json
+from pipelines.core.paths import Layout
 from pipelines.gates.finding import blocked, from_tags
 from pipelines.gates.judging import GATES
-from pipelines.layout import Layout
+from pipelines.registry import versions as registry
+from pipelines.release import promote as promotion
+from pipelines.release import register as release
+from pipelines.systems import mlflow as tracking
 
 Make = Callable[..., Checkout]
 READING = {name for name, gate in GATES.items() if gate.reads}
@@ -222,8 +225,8 @@ def test_a_slow_slide_is_stopped_at_the_margin_below_the_best(checkout: Make) ->
 def right_images(made: Checkout) -> list[int]:
     """Images of the gate split that the model answers rightly."""
     from pipelines.data.prepared import load_split
-    from pipelines.runtime import OnnxModel
-    from pipelines.scoring import error
+    from pipelines.evaluation.scoring import error
+    from pipelines.systems.onnx.runtime import OnnxModel
 
     model, split = OnnxModel.load(made.layout.onnx, "cpu"), load_split(made.layout.prepared, "gate")
     score = error(model, split, model.card.classes)

@@ -17,9 +17,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import registry, release, signing, tracking
-from pipelines.errors import UserError
-from pipelines.layout import Layout
+from pipelines.core.errors import UserError
+from pipelines.core.paths import Layout
+from pipelines.provenance import signing
+from pipelines.registry import versions as registry
+from pipelines.release import register as release
+from pipelines.systems import mlflow as tracking
 
 MODEL = "prong-digits"
 Make = Callable[..., Checkout]
@@ -213,8 +216,10 @@ def test_no_session_is_built_of_what_is_not_signed(checkout: Make) -> None:
     (folder_of(made.layout, 1) / registry.SIGNATURE).unlink()
     shutil.rmtree(made.layout.state / "cache")
     program = (
-        "import sys\nfrom pathlib import Path\nfrom pipelines import registry, signing\n"
-        "from pipelines.layout import Layout\nlayout = Layout(Path(sys.argv[1]))\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from pipelines.registry import versions as registry\n"
+        "from pipelines.provenance import signing\n"
+        "from pipelines.core.paths import Layout\nlayout = Layout(Path(sys.argv[1]))\n"
         "(version,) = registry.list_versions(layout, 'prong-digits')\n"
         "try:\n    registry.version_file(layout, version)\n"
         "except signing.Unsigned:\n    print('refused', 'onnxruntime' in sys.modules)\n"

@@ -12,10 +12,16 @@ from PIL import Image
 from postgres import Postgres
 from test_release import MODEL, forget
 
-from pipelines import artifacts, garbage, promotion, registrar, registry, release, tracking
 from pipelines.data.prepared import load_split
-from pipelines.prediction import predict
-from pipelines.runtime import OnnxModel
+from pipelines.registry import artifacts
+from pipelines.registry import versions as registry
+from pipelines.release import gc as garbage
+from pipelines.release import promote as promotion
+from pipelines.release import register as release
+from pipelines.release import transaction as registrar
+from pipelines.serving.predict import predict
+from pipelines.systems import mlflow as tracking
+from pipelines.systems.onnx.runtime import OnnxModel
 
 Make = Callable[..., Checkout]
 

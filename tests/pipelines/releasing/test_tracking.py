@@ -21,12 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric_name
 
-from pipelines import tracking
-from pipelines.errors import Unavailable, UserError
-from pipelines.files import write_text
-from pipelines.layout import Layout
-from pipelines.tracking import liveness
-from pipelines.tracking.leases import leased
+from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.files import write_text
+from pipelines.core.paths import Layout
+from pipelines.systems import mlflow as tracking
+from pipelines.systems.mlflow import liveness
+from pipelines.systems.mlflow.leases import leased
 
 URI = "MLFLOW_TRACKING_URI"
 
@@ -34,8 +34,9 @@ URI = "MLFLOW_TRACKING_URI"
 def child(code: str, layout: Layout, **kwargs: object) -> subprocess.Popen[str]:
     """Start Python with `layout` and `tracking` at hand."""
     head = (
-        "import sys, time\nfrom pathlib import Path\nfrom pipelines import tracking\n"
-        "from pipelines.layout import Layout\nlayout = Layout(Path(sys.argv[1]))\n"
+        "import sys, time\nfrom pathlib import Path\n"
+        "from pipelines.systems import mlflow as tracking\n"
+        "from pipelines.core.paths import Layout\nlayout = Layout(Path(sys.argv[1]))\n"
     )
     env = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
     return subprocess.Popen(
@@ -340,7 +341,7 @@ def test_an_older_mlflows_database_says_how_to_upgrade(layout: Layout) -> None:
 def test_a_full_disk_is_the_users_to_mend(layout: Layout) -> None:
     size = (layout.state / "mlflow.db").stat().st_size
     code = (
-        "from pipelines.errors import UserError\n"
+        "from pipelines.core.errors import UserError\n"
         "try:\n"
         "    for _ in range(50):\n"
         "        with tracking.training_run(layout, experiment='e', tags={},\n"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from pipelines import tracking
-from pipelines.errors import Unavailable, UserError
-from pipelines.layout import Layout
-from pipelines.ui import Page, _start, _wait, free_port, pages, serve_pages
+from pipelines.cli.ui import Page, _start, _wait, free_port, pages, serve_pages
+from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.paths import Layout
+from pipelines.systems import mlflow as tracking
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def test_both_pages_answer_and_end_with_the_command(
     client = tracking.connect(layout)
     tracking.experiment_id(layout, client, "seen")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom pipelines.layout import Layout\n"
-        "from pipelines.ui import serve_pages\n"
+        "import sys\nfrom pathlib import Path\nfrom pipelines.core.paths import Layout\n"
+        "from pipelines.cli.ui import serve_pages\n"
         "serve_pages(Layout(Path(sys.argv[1])), mlflow_port=int(sys.argv[2]),"
         " prefect_port=int(sys.argv[2]))\n"
     )

@@ -15,8 +15,8 @@ from prefect.settings import (
 from small_checkout import make
 from webhook import receiver  # noqa: F401
 
-from pipelines.layout import Layout
-from pipelines.prefect_server import prefect_api
+from pipelines.core.paths import Layout
+from pipelines.systems.prefect.server import prefect_api
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from webhook import Receiver
 
-from pipelines.config import AlertsConfig
+from pipelines.core.config import AlertsConfig
 from pipelines.scheduling import alerts
 from pipelines.scheduling.alerts import Alert
 

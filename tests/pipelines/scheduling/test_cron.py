@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prefect.server.schemas.schedules import CronSchedule as ServerSchedule
 
-from pipelines.errors import UserError
+from pipelines.core.errors import UserError
 from pipelines.scheduling.cron import check_name, schedule
 
 FIELD = st.text("0123456789*/-, LWRHh#?", max_size=6)

@@ -18,13 +18,13 @@ from prefect.states import Completed, Crashed, Pending, Running, Scheduled
 from ruamel.yaml import YAML
 from small_checkout import SOURCE
 
-from pipelines.errors import Unavailable, UserError
-from pipelines.layout import Layout
-from pipelines.processes import process_start
+from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.paths import Layout
 from pipelines.scheduling import deployment, runs
 from pipelines.scheduling.cron import schedule
 from pipelines.scheduling.deployment import FLOW, POOL, deploy
-from pipelines.tracking.liveness import identity
+from pipelines.systems.liveness import identity
+from pipelines.systems.processes import process_start
 
 NIGHTLY = schedule("0 3 * * *", "UTC")
 

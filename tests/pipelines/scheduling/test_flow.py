@@ -11,15 +11,16 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from webhook import Receiver
 
-from pipelines import config, tracking
-from pipelines.config import AlertsConfig, Params
-from pipelines.errors import Failed, Unavailable, UserError
-from pipelines.flow import JobResult
-from pipelines.layout import Layout
-from pipelines.promotion import Decision
-from pipelines.release import Registration
+from pipelines.core import config
+from pipelines.core.config import AlertsConfig, Params
+from pipelines.core.errors import Failed, Unavailable, UserError
+from pipelines.core.paths import Layout
+from pipelines.pipeline.flow import JobResult
+from pipelines.release.promote import Decision
+from pipelines.release.register import Registration
 from pipelines.scheduling.flow import Call, _announce, _may_pass, _only_one, _reporting
 from pipelines.scheduling.rules import Due
+from pipelines.systems import mlflow as tracking
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.errors import Failed, Unavailable, UserError
+from pipelines.core.errors import Failed, Unavailable, UserError
 from pipelines.scheduling import rules
 from pipelines.scheduling.rules import ATTEMPTS, Due
 

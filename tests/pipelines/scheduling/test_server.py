@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.errors import UserError
-from pipelines.layout import Layout
-from pipelines.prefect_server import prefect_api, standing_server
-from pipelines.processes import process_start
+from pipelines.core.errors import UserError
+from pipelines.core.paths import Layout
 from pipelines.scheduling.worker import _only_worker
+from pipelines.systems.prefect.server import prefect_api, standing_server
+from pipelines.systems.processes import process_start
 
 API = "http://127.0.0.1:9/api"
 

@@ -22,7 +22,7 @@ from postgres import Postgres
 from small_checkout import Checkout, make
 from webhook import Receiver
 
-from pipelines import config
+from pipelines.core import config
 from pipelines.training import checkpoint, pulse
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ def working(checkout: Checkout, **more: str) -> Iterator[subprocess.Popen[bytes]
     log = checkout.root.parent / f"worker-{time.monotonic_ns()}.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", "worker"],
+            [sys.executable, "-m", "pipelines.cli.app", "worker"],
             cwd=checkout.root,
             env=checkout.environment(**more),
             stdout=file,
@@ -145,7 +145,7 @@ def test_a_cron_deployment_fires_and_trains_only_what_is_new(
     made = checkout.prong("schedule", "--cron", "* * * * *")
     assert made.code == 0, made.err
     with working(checkout, PRONG_WEBHOOK=receiver.url):
-        second = checkout.run(sys.executable, "-m", "pipelines.cli", "worker")
+        second = checkout.run(sys.executable, "-m", "pipelines.cli.app", "worker")
         assert second.code == 2
         assert "a worker runs in this checkout already" in second.err
         unchanged = checkout.prong("schedule", "--cron", "* * * * *")

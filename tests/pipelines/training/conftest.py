@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import config
-from pipelines.config import TrainConfig
+from pipelines.core import config
+from pipelines.core.config import TrainConfig
 from pipelines.data.prepare import prepare
 
 ROOT = Path(__file__).parents[3]

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.config import TrainConfig
-from pipelines.processes import kept
+from pipelines.core.config import TrainConfig
+from pipelines.systems.processes import kept
 from pipelines.training.folder import TrainingFolder
 from pipelines.training.rank import Job
 
@@ -148,8 +148,8 @@ class Gang:
 
 
 def _supervise(path: Path, restarts: int) -> int:
-    from pipelines.errors import Failed, Interrupted, UserError
-    from pipelines.processes import exit_on_sigterm
+    from pipelines.core.errors import Failed, Interrupted, UserError
+    from pipelines.systems.processes import exit_on_sigterm
     from pipelines.training.supervision import Machines, supervise
 
     exit_on_sigterm()

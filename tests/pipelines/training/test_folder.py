@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config import TrainConfig
-from pipelines.errors import UserError
+from pipelines.core.config import TrainConfig
+from pipelines.core.errors import UserError
 from pipelines.training import folder
 from pipelines.training.folder import TrainingFolder
 

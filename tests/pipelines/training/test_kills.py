@@ -18,7 +18,7 @@ import psutil
 import pytest
 from small_checkout import Checkout, make
 
-from pipelines import config
+from pipelines.core import config
 
 SETTINGS = ["train.epochs=25", "train.period=5", "supervision.checkpoint=9"]
 QUICK, FULL = 3, 27  # of each number of ranks
@@ -60,8 +60,13 @@ def _tables(checkout: Checkout) -> list[dict[str, str]]:
 def _role(process: psutil.Process) -> str:
     with suppress(psutil.Error):
         words = " ".join(process.cmdline())
-        for role, sign in (("torchrun", "distributed.run"), ("rank", "training.rank"),
-                           ("stage", "pipelines.stages"), ("dvc", "dvc repro")):  # fmt: skip
+        signs = {
+            "torchrun": "distributed.run",
+            "rank": "training.rank",
+            "stage": "pipelines.pipeline.stages",
+            "dvc": "dvc repro",
+        }
+        for role, sign in signs.items():
             if sign in words:
                 return role
     return "other"
@@ -99,7 +104,8 @@ def _kill(checkout: Checkout, draw: random.Random, seen: Counter[str]) -> bool:
 def _runs(checkout: Checkout) -> list[dict[str, Any]]:
     """Return the status of every MLflow run, and how often it has each point."""
     program = (
-        "import json, pathlib; from pipelines.layout import Layout; from pipelines import tracking;"
+        "import json, pathlib; from pipelines.core.paths import Layout;"
+        "from pipelines.systems import mlflow as tracking;"
         "layout = Layout(pathlib.Path.cwd()); tracking.close_dead_runs(layout);"
         "client = tracking.connect(layout);"
         "ids = [e.experiment_id for e in client.search_experiments()];"

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from small_checkout import Checkout, make
 
-from pipelines import config, tracking
-from pipelines.layout import Layout
+from pipelines.core import config
+from pipelines.core.paths import Layout
+from pipelines.systems import mlflow as tracking
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.launch import _goes_on
 
@@ -90,7 +91,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 def _train(checkout: Checkout, **more: str) -> dict[str, Any]:
     done = checkout.run("env", *(f"{k}={v}" for k, v in more.items()),
-                        "python", "-m", "pipelines.stages", "train")  # fmt: skip
+                        "python", "-m", "pipelines.pipeline.stages", "train")  # fmt: skip
     assert done.code == 0, done.out + done.err
     found: dict[str, Any] = json.loads((checkout.root / "reports/train.json").read_text())
     return found

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks import agreement
-from pipelines.config import Method, TrainConfig
+from pipelines.core.config import Method, TrainConfig
 from pipelines.training import checkpoint
 
 Tensors = dict[str, Tensor]

@@ -16,8 +16,8 @@ import torch
 from gang import Gang
 from torch import nn
 
-from pipelines.config import Method, TrainConfig
-from pipelines.faults import POINTS
+from pipelines.core.config import Method, TrainConfig
+from pipelines.core.faults import POINTS
 from pipelines.training import checkpoint, pulse, state
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.loop import Loop
@@ -193,7 +193,7 @@ def test_sigkill_at_every_point(
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Gang:
     """A training that nobody disturbed."""
-    from pipelines import config
+    from pipelines.core import config
 
     train = config.load(Path(__file__).parents[3] / "params.yaml").train
     settings = replace(

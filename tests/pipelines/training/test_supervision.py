@@ -16,8 +16,8 @@ import pytest
 from gang import Gang
 from small_checkout import make
 
-from pipelines import config
-from pipelines.config import TrainConfig
+from pipelines.core import config
+from pipelines.core.config import TrainConfig
 from pipelines.training import checkpoint, pulse, supervision
 from pipelines.training.pulse import Sign
 

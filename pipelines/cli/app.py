@@ -1,0 +1,481 @@
+"""The `prong` command.
+
+Heavy imports stand inside the commands, so that help and usage errors answer at once.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.core.errors import Failed, UserError, disk_error
+
+app = typer.Typer(
+    name="prong",
+    help="Train by natural gradient, verify, register, promote and serve: one pipeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Name = Annotated[
+    str | None, typer.Option("--model", help="Registered model; default: the one of params.yaml.")
+]
+Number = Annotated[str, typer.Argument(help="A version's number, or an alias.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"prong {version('prong')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train by natural gradient, verify, register, promote and serve: one pipeline."""
+
+
+@app.command()
+def run(
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Edit params.yaml first. Repeatable."),
+    ] = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option("--force", metavar="STAGE", help="Run a stage even if nothing changed."),
+    ] = None,
+) -> None:
+    """Run the main job in this checkout: prepare … promote; what is up to date is not redone."""
+    from pipelines.pipeline.run import run_and_show
+
+    run_and_show(assignments or [], force or [])
+
+
+@app.command()
+def join() -> None:
+    """Train as one more machine of the training that `prong run` began on the first one."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.systems.processes import exit_on_sigterm
+    from pipelines.training.launch import join
+
+    exit_on_sigterm()
+    layout, params = open_checkout()
+    join(layout, params)
+    print("the training has ended")
+
+
+@app.command()
+def models(name: Name = None, as_json: AsJson = False) -> None:
+    """List the versions in the registry with metrics, aliases and lineage."""
+    from pipelines.cli.versions_table import show_versions
+    from pipelines.core.environment import open_checkout
+    from pipelines.registry.versions import list_versions
+    from pipelines.release.transaction import settled
+
+    layout, params = open_checkout()
+    settled(layout, name or params.model_name)
+    rows = list_versions(layout, name or params.model_name)
+    if as_json:
+        print(json.dumps([row.as_json() for row in rows], indent=2, ensure_ascii=False))
+    else:
+        show_versions(name or params.model_name, rows)
+
+
+@app.command()
+def gates(
+    version: Annotated[int, typer.Argument(min=1, help="The version's number.")],
+    name: Name = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run every gate on a version: why it may, or may not, be champion. Exit code 1: it may not."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.release.hold_to_gates import hold_to_gates, show
+
+    layout, params = open_checkout()
+    model = name or params.model_name
+    findings = hold_to_gates(layout, params, model, version)
+    if not show(model, version, findings, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    name: Name = None,
+    provider: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    top: Annotated[int, typer.Option(min=1, help="Classes to show for each image.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Answer from the champion's ONNX file."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.registry.versions import champion_file
+    from pipelines.serving.predict import predict
+    from pipelines.systems.onnx.runtime import OnnxModel
+
+    if provider not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--provider {provider!r}: allowed: auto, cpu, cuda")
+    layout, params = open_checkout()
+    version, path = champion_file(layout, name or params.model_name)
+    model = OnnxModel.load(path, provider, asked="--provider")  # type: ignore[arg-type]
+    answers = predict(model, images, top=top)
+    if as_json:
+        found = [
+            {"path": str(a.path), "label": a.label, "probability": a.probability, "top": a.top}
+            for a in answers
+        ]
+        print(json.dumps({"version": version, "provider": model.provider, "answers": found}))
+        return
+    for answer in answers:
+        likely = "  ".join(f"{label} {100 * share:.1f} %" for label, share in answer.top)
+        print(f"{answer.path}  {likely}")
+
+
+@app.command()
+def promote(
+    version: Annotated[
+        str | None, typer.Argument(help="Number or alias; default: the challenger.")
+    ] = None,
+    name: Name = None,
+) -> None:
+    """Put a version before the gates and make it champion if all let it pass."""
+    from dataclasses import replace
+
+    from pipelines.core.environment import open_checkout
+    from pipelines.registry.versions import number_of
+    from pipelines.release.promote import promote
+    from pipelines.release.transaction import settled
+
+    layout, params = open_checkout()
+    if name:
+        params = replace(params, registry=replace(params.registry, model=name))
+    number = None
+    if version is not None:
+        named = settled(layout, params.model_name).aliases
+        number = number_of(params.model_name, named, version, asked="VERSION")
+    decision = promote(layout, params, number, asked=True)
+    for found in decision.findings:
+        print(f"{found.gate:<12} {found.verdict:<8} {found.reason}")
+    said = f"{params.model_name} v{decision.version}"
+    if decision.promoted:
+        before = "none" if decision.held_against is None else f"v{decision.held_against}"
+        print(f"{said} is champion now (before: {before})")
+    elif decision.champion == decision.version:
+        print(f"{said} is champion already")
+    else:
+        stays = "none" if decision.champion is None else f"v{decision.champion}"
+        raise Failed(f"{said} was not promoted: {decision.reason}; champion stays {stays}")
+
+
+@app.command()
+def rollback(
+    to: Annotated[
+        str | None, typer.Option(help="Number or alias; default: the alias previous.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for the history.")] = "",
+    name: Name = None,
+) -> None:
+    """Make an earlier champion champion again, once its file has loaded and answered."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.release.promote import rollback
+
+    layout, params = open_checkout()
+    done = rollback(layout, name or params.model_name, to, reason)
+    before = "none" if done.replaced is None else f"v{done.replaced}"
+    further = "" if done.previous is None else f"; previous is v{done.previous}"
+    print(f"{done.model} v{done.version} is champion again (before: {before}){further}")
+
+
+@app.command()
+def history(name: Name = None, as_json: AsJson = False) -> None:
+    """Show what was live when, why and by whom; exit code 1 if the list was tampered with."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.registry.history import show
+    from pipelines.release.transaction import settled
+
+    layout, params = open_checkout()
+    model = name or params.model_name
+    found = settled(layout, model).history
+    if as_json:
+        entries = [entry.as_json() for entry in found.entries]
+        print(json.dumps({"entries": entries, "damage": found.damage}, ensure_ascii=False))
+    else:
+        show(model, found)
+    if found.damage:
+        raise Failed(f"{model}: the history was tampered with: {'; '.join(found.damage)}")
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="Version, by number or alias.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    everything: Annotated[bool, typer.Option("--all", help="Show what is equal too.")] = False,
+    name: Name = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how two versions differ: parameters, data, metrics, gates, environment, classes."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.registry.compare import compare, show
+
+    layout, params = open_checkout()
+    found = compare(layout, name or params.model_name, first, second)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    else:
+        show(found, everything=everything)
+
+
+@app.command("gc")
+def collect(
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    keep: Annotated[int, typer.Option(min=0, help="Newest versions to keep in any case.")] = 5,
+    name: Name = None,
+) -> None:
+    """Remove old versions and cached stage outputs that nothing needs any more."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.release import gc as garbage
+
+    layout, params = open_checkout()
+    garbage.collect(layout, name or params.model_name, keep=keep, dry=dry, report=print)
+
+
+@app.command()
+def sign(version: Number, name: Name = None) -> None:
+    """Sign a registered version with the present key, after its hash was checked."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.release.sign import sign_version
+
+    layout, params = open_checkout()
+    model, key = sign_version(layout, name or params.model_name, version)
+    print(f"{model}: signed by key {key[:12]}")
+
+
+@app.command()
+def lineage(version: Number, name: Name = None, as_json: AsJson = False) -> None:
+    """Walk from a version's bytes to commit, data, parameters, environment and run."""
+    from dataclasses import asdict
+
+    from pipelines.core.environment import open_checkout
+    from pipelines.registry.versions import find_version
+    from pipelines.release.audit import Verdict, show, walk
+
+    layout, params = open_checkout()
+    found = find_version(layout, name or params.model_name, version)
+    links = walk(layout, found)
+    if as_json:
+        print(json.dumps([asdict(link) for link in links], indent=2, ensure_ascii=False))
+    else:
+        show(found, links)
+    if any(link.verdict is Verdict.BROKEN for link in links):
+        raise typer.Exit(1)
+
+
+@app.command()
+def rebuild(
+    version: Number,
+    name: Name = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the worktree for a look.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version again in a fresh worktree; say whether bytes or figures agree."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.registry.versions import find_version
+    from pipelines.release.rebuild import as_json as json_of
+    from pipelines.release.rebuild import lines, rebuild
+    from pipelines.systems.processes import exit_on_sigterm
+
+    exit_on_sigterm()
+    layout, params = open_checkout()
+    found = find_version(layout, name or params.model_name, version)
+    progress = sys.stderr if as_json else sys.stdout
+    done = rebuild(layout, found, keep=keep, say=lambda line: print(line, file=progress))
+    print(json_of(done) if as_json else "\n".join(lines(found, done)))
+    if not done.agrees:
+        raise typer.Exit(1)
+
+
+@app.command()
+def trace(
+    image: Annotated[Path, typer.Argument(help="An image file.")], as_json: AsJson = False
+) -> None:
+    """Follow one image through the checkout's network, layer by layer: whitened, folded, ONNX."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from pipelines.core.environment import open_checkout
+    from pipelines.verification.trace import show, trace
+
+    layout, _ = open_checkout()
+    found = trace(layout.trained, layout.onnx, image)
+    if as_json:
+        print(json.dumps(asdict(found), ensure_ascii=False))
+    else:
+        show(found, Console(highlight=False, width=None if sys.stdout.isatty() else 140))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what this machine can do, and what is wrong."""
+    from pipelines.cli.doctor import examine
+
+    if not examine(as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's page.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's page.")] = 4200,
+) -> None:
+    """Open MLflow's and Prefect's own pages on loopback, until Ctrl-C."""
+    from pipelines.cli.ui import serve_pages
+    from pipelines.core.environment import open_checkout
+
+    layout, _ = open_checkout()
+    serve_pages(layout, mlflow_port=mlflow_port, prefect_port=prefect_port)
+
+
+@app.command()
+def schedule(
+    cron: Annotated[
+        str | None, typer.Option(metavar="'M H D M W'", help="When: five cron fields.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the deployment.")] = "retrain",
+    pool: Annotated[str, typer.Option(help="Work pool; the default one is made.")] = "prong",
+    timezone: Annotated[str, typer.Option(help="IANA name in which the cron is read.")] = "UTC",
+    pause: Annotated[bool, typer.Option("--pause", help="Fire no more until set again.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Delete the deployment.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the deployments.")] = False,
+) -> None:
+    """Run the main job at given times, as a Prefect deployment that `prong worker` serves."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.systems.prefect.server import prefect_api
+
+    asked = {"--cron": cron is not None, "--pause": pause, "--remove": remove, "--list": show}
+    given = [option for option, there in asked.items() if there]
+    if len(given) != 1:
+        raise UserError(f"{' '.join(given) or 'nothing given'}: give one of {', '.join(asked)}")
+    layout, _ = open_checkout()
+    with prefect_api(layout) as wait:
+        from pipelines.scheduling import deployment
+        from pipelines.scheduling.cron import schedule
+
+        if cron is not None:
+            times = schedule(cron, timezone)
+            wait()
+            plan, changed = deployment.deploy(layout, name, times, pool)
+            news = "scheduled" if changed else "unchanged"
+            print(f"{plan.name}  {plan.cron}  {plan.timezone}  pool {plan.pool}  {news}")
+            print("look on  prong worker (takes the runs) · prong schedule --list · prong ui")
+            return
+        wait()
+        if pause:
+            deployment.pause(name)
+            print(f"{name}  paused; `prong schedule --cron …` sets it going again")
+        elif remove:
+            deployment.remove(name)
+            print(f"{name}  removed")
+        else:
+            for known, found in deployment.plans():
+                said = "schedules made by hand: see prong ui"
+                if found is not None:
+                    state = "paused" if found.paused else "active"
+                    said = f"{found.cron}  {found.timezone}  pool {found.pool}  {state}"
+                print(f"{known}  {said}")
+
+
+@app.command()
+def worker(
+    pool: Annotated[str, typer.Option(help="Work pool to take runs from.")] = "prong",
+) -> None:
+    """Take scheduled runs in the foreground, until Ctrl-C; starts a server if none is set."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.scheduling.worker import serve
+
+    layout, params = open_checkout()
+    serve(layout, params, pool)
+
+
+data = typer.Typer(help="The data and its versions.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command(name="add")
+def data_add(
+    folder: Annotated[Path, typer.Argument(help="One folder of images per class.")],
+    new_class: Annotated[
+        bool, typer.Option("--new-class", help="Let a folder name a class that is new.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take labelled images in as a new version of the data; what is there already is left out."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from pipelines.core.environment import open_checkout
+    from pipelines.pipeline.data_versions import add, show_intake
+
+    layout, params = open_checkout()
+    found = add(layout, params, folder, new_class=new_class)
+    if as_json:
+        print(json.dumps(asdict(found), ensure_ascii=False))
+    else:
+        show_intake(found, Console(highlight=False, soft_wrap=True))
+
+
+@data.command(name="list")
+def data_list(as_json: AsJson = False) -> None:
+    """List the versions of the data."""
+    from rich.console import Console
+
+    from pipelines.core.environment import open_checkout
+    from pipelines.pipeline.data_versions import show_versions, versions
+
+    layout, params = open_checkout()
+    found = versions(layout, params)
+    if as_json:
+        print(json.dumps([one.as_json() for one in found], indent=2, ensure_ascii=False))
+    else:
+        show_versions(found, params.data.source, Console(highlight=False))
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one message and exit code 2."""
+    # Imports make garbage of hardly anything: looking for it took a fifth of a short command.
+    gc.set_threshold(100_000, 50, 50)
+    try:
+        app()
+    except (UserError, Failed) as error:
+        sys.exit(_say(error))
+    except OSError as error:
+        mended = disk_error(error)
+        if mended is None:
+            raise
+        sys.exit(_say(mended))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _say(error: UserError | Failed) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+if __name__ == "__main__":
+    main()

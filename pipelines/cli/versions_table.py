@@ -1,0 +1,56 @@
+"""The versions of a model, as a table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.gates.finding import blocked, from_tags
+from pipelines.registry.versions import LINEAGE, METRIC, Version, number
+
+_COLUMNS = ("version", "alias", "test error", "gate error", "gates", "parity", "commit", "data")
+
+
+def show_versions(model: str, rows: Sequence[Version]) -> None:
+    """Print versions as a table."""
+    table = Table(title=model, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in (*_COLUMNS, "when"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        metrics, made = row.under(METRIC), row.under(LINEAGE)
+        commit = made.get("git_commit", "")[:10]
+        table.add_row(
+            str(row.number) if row.complete else f"{row.number} (incomplete)",
+            ", ".join(row.aliases),
+            _figure("{:.2f} %", metrics.get("test_error")),
+            _figure("{:.2%}", metrics.get("gate_error")),
+            _gates(row),
+            _figure("{:.0e}", metrics.get("parity")),
+            commit + (" *" if made.get("git_dirty") == "true" else ""),
+            made.get("data_hash", "")[:10],
+            row.created.astimezone().strftime("%Y-%m-%d %H:%M"),
+        )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    console.print(
+        "*: with uncommitted changes; lineage in full: prong models --json; "
+        "why a gate blocks: prong gates VERSION",
+        style="dim",
+    )
+
+
+def _gates(version: Version) -> str:
+    """Return how a version stood at the gates, in a word or two."""
+    found = from_tags(version.tags)
+    stopped = [finding.gate for finding in blocked(found)]
+    if stopped:
+        return f"blocked: {', '.join(stopped[:3])}{' …' if len(stopped) > 3 else ''}"
+    return "pass" if found else ""
+
+
+def _figure(form: str, text: str | None) -> str:
+    value = number(text or "")
+    return value if isinstance(value, str) else form.format(value)

@@ -1,0 +1,1 @@
+"""What every room uses: settings, paths, errors, files, and places where a test may break it."""

@@ -1,0 +1,62 @@
+"""The surroundings of Prefect, DVC and others, set before any of them is imported.
+
+Each reads its settings from the environment at import time. What the user has set is kept; the
+rest makes them quiet and private, keeps their stores and caches inside the checkout, and lets
+them fail in seconds. MLflow's are set where it is imported (`pipelines/systems/mlflow`).
+"""
+
+from __future__ import annotations
+
+import os
+
+from pipelines.core import config
+from pipelines.core.config import Params
+from pipelines.core.paths import Layout
+
+RECORD = "PRONG_STAGE_RECORD"
+"""Environment variable: the file in which a stage says that it ran and how it ended."""
+
+AFRESH = "PRONG_AFRESH"
+"""Environment variable: not empty if the stage was forced, so that a finished training does not
+stand in for a new one. One that was broken off goes on all the same."""
+
+
+_QUIET = {
+    "DO_NOT_TRACK": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+}
+_CACHES = {
+    "DVC_SITE_CACHE_DIR": "dvc",
+    "MPLCONFIGDIR": "matplotlib",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+}
+"""What would lie in the home and temporary directories, and its folder in the state directory."""
+
+
+def set_up(layout: Layout) -> None:
+    """Set every variable that the user has not set."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for name, folder in _CACHES.items():
+        os.environ.setdefault(name, str(layout.state / folder))
+    if "PREFECT_HOME" not in os.environ:
+        home = layout.state / "prefect"
+        os.environ["PREFECT_HOME"] = str(home)
+        home.mkdir(parents=True, exist_ok=True)  # Prefect makes no parents and goes on without
+
+
+def open_checkout() -> tuple[Layout, Params]:
+    """Return the checkout this process stands in and its parameters, surroundings set up.
+
+    Raises:
+        UserError: If this is no checkout, or a parameter is wrong.
+    """
+    layout = Layout.find()
+    set_up(layout)
+    return layout, config.load(layout.params)

@@ -1,0 +1,91 @@
+"""Where things lie in a checkout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.core.errors import UserError
+
+HOME = ".prong/home"
+"""In a work tree of a run: the file that names the checkout whose stores it shares."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one checkout; the names match `dvc.yaml`.
+
+    Attributes:
+        root: The directory that holds `dvc.yaml` and `params.yaml`.
+    """
+
+    root: Path
+
+    @classmethod
+    def find(cls, start: Path | None = None) -> Layout:
+        """Return the layout of the checkout that `start` (default: here) lies in.
+
+        Raises:
+            UserError: If neither `start` nor a directory above it is a checkout.
+        """
+        here = (start or Path.cwd()).resolve()
+        for folder in (here, *here.parents):
+            if (folder / "dvc.yaml").is_file() and (folder / "params.yaml").is_file():
+                return cls(folder)
+        raise UserError(
+            f"{here}: no dvc.yaml and params.yaml here or in a directory above; "
+            "run prong inside a checkout of the project"
+        )
+
+    @property
+    def home(self) -> Path:
+        """The checkout whose stores count: this one, or the one this work tree was made for."""
+        try:
+            return Path((self.root / HOME).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return self.root
+
+    @property
+    def params(self) -> Path:
+        """The knobs."""
+        return self.root / "params.yaml"
+
+    @property
+    def downloads(self) -> Path:
+        """Verified downloads, kept between runs."""
+        return self.home / "data/downloads"
+
+    @property
+    def added(self) -> Path:
+        """Images added to the sources, version by version."""
+        return self.root / "data/added"
+
+    @property
+    def prepared(self) -> Path:
+        """Output of `prepare`."""
+        return self.root / "data/prepared"
+
+    @property
+    def trainings(self) -> Path:
+        """Trainings in progress: their checkpoints, out of reach of what DVC removes."""
+        return self.root / ".prong/trainings"
+
+    @property
+    def trained(self) -> Path:
+        """Output of `train`: network.json and network.safetensors."""
+        return self.root / "models/trained"
+
+    @property
+    def onnx(self) -> Path:
+        """Output of `export`."""
+        return self.root / "models/model.onnx"
+
+    @property
+    def reports(self) -> Path:
+        """Metrics, plots and the HTML report."""
+        return self.root / "reports"
+
+    @property
+    def state(self) -> Path:
+        """The embedded stores of MLflow and Prefect; never in git or DVC."""
+        return self.home / ".prong"

@@ -1,0 +1,1 @@
+"""The stage that folds a network and writes it as ONNX."""

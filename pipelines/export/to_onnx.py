@@ -1,0 +1,161 @@
+"""Folds the whitening away and writes one ONNX file, the same bytes from the same inputs."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+import prong
+from pipelines.core.config import Params
+from pipelines.core.errors import UserError
+from pipelines.core.files import atomic_path
+from pipelines.core.fingerprints import code_hash, params_hash
+from pipelines.data.prepared import load_card
+from pipelines.systems.onnx.metadata import INPUT, LARGEST_FILE, OUTPUTS, ModelCard, require_fit
+from pipelines.training.network import load
+
+LARGEST_BATCH = 4096
+_EXAMPLE_BATCH = 2  # an example of one image would freeze the batch at one
+_REGISTRATION = logging.getLogger("torch.onnx._internal.exporter._registration")
+
+
+class Released(nn.Module):
+    """A folded network as it is released: raw images in, logits and probabilities out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and probabilities [batch, classes] of uint8 images."""
+        logits: Tensor = self.network(images)
+        return logits, logits.softmax(1)
+
+
+def folded(network: nn.Module) -> nn.Module:
+    """Return the plain network (nn.Linear, nn.Conv2d) that computes the same function.
+
+    Folded in float64 and rounded once, so that neither the order of summation nor the number of
+    threads shows in the result.
+
+    Args:
+        network: As `pipelines.training.network.load` returns it; not changed.
+    """
+    return prong.fold(copy.deepcopy(network).double()).float().eval()
+
+
+def export(trained: Path, prepared: Path, params: Params, root: Path, out: Path) -> None:
+    """Write a trained network as one ONNX file.
+
+    Input `images` is uint8 [batch, channels, size, size], normalised inside the graph; outputs
+    `logits` and `probabilities` are float32 [batch, classes]. The metadata is a `ModelCard`.
+
+    Args:
+        trained: Output of `train`.
+        prepared: Output of `prepare`; only its data card is read.
+        params: Gives the opset, and the parameters' hash.
+        root: The checkout whose sources are hashed.
+        out: The file, replaced atomically.
+
+    Raises:
+        UserError: If the network does not fit the data, or is too large for one ONNX file.
+    """
+    spec, network = load(trained)
+    data = load_card(prepared)
+    require_fit(trained, spec, prepared, data, "train")
+    card = ModelCard(
+        classes=spec.classes,
+        size=spec.size,
+        channels=spec.channels,
+        mean=spec.mean,
+        deviation=spec.deviation,
+        data_hash=data.data_hash,
+        params_hash=params_hash(params),
+        code_hash=code_hash(root),
+    )
+    content = onnx_bytes(folded(network), card, params.export.opset)
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(content)
+
+
+def onnx_bytes(plain: nn.Module, card: ModelCard, opset: int) -> bytes:
+    """Return a plain network as the bytes of one ONNX file.
+
+    Args:
+        plain: Takes uint8 [batch, channels, size, size], gives logits [batch, classes].
+        card: Becomes the file's metadata.
+        opset: Version of the ONNX operators, 18 to 21.
+
+    Raises:
+        UserError: If the file would pass the 2 GB that one ONNX file may have.
+    """
+    size = sum(t.numel() * t.element_size() for t in plain.state_dict().values())
+    if size > LARGEST_FILE:
+        raise UserError(
+            f"the network has {size / 2**30:.1f} GiB of weights; one ONNX file holds at most 2; "
+            "lower train.width or train.hidden"
+        )
+    example = torch.zeros(_EXAMPLE_BATCH, card.channels, card.size, card.size, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    with _quiet():
+        program = torch.onnx.export(
+            Released(plain).eval(),
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            input_names=[INPUT],
+            output_names=list(OUTPUTS),
+            opset_version=opset,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None  # only the exporter without dynamo returns None
+    model = program.model_proto
+    _strip(model)
+    onnx.helper.set_model_props(model, card.metadata())
+    onnx.checker.check_model(model, full_check=True)
+    left = {node.op_type for node in model.graph.node} & {"BatchNormalization"}
+    if left or model.functions:
+        raise RuntimeError("the exporter left batch normalisation or functions in the graph")
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _strip(model: ModelProto) -> None:
+    """Remove what names this machine, its sources or its build of torch, and no computation."""
+    model.producer_name, model.producer_version, model.doc_string = "prong", "", ""
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.doc_string = ""
+    del graph.metadata_props[:]
+    del graph.value_info[:]  # inferred shapes, whose symbols are numbered as they come
+    for node in graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's note that torchvision is absent, and its one deprecation."""
+    level = _REGISTRATION.level
+    _REGISTRATION.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning
+            )
+            yield
+    finally:
+        _REGISTRATION.setLevel(level)

@@ -1,0 +1,129 @@
+"""`prong data`: labelled images come in as a new version of the data, kept in DVC's cache."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.core.config import Params
+from pipelines.core.paths import Layout
+from pipelines.data import added, sources
+from pipelines.data.added import Intake
+from pipelines.data.schema import listed
+from pipelines.systems.dvc import store as dvc_store
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of the data.
+
+    Attributes:
+        version: 0 is the source alone.
+        images: How many images it adds.
+        counts: Class → images it adds.
+    """
+
+    version: int
+    images: int
+    counts: dict[str, int]
+
+    def as_json(self) -> dict[str, object]:
+        """Return it as plain values."""
+        return asdict(self)
+
+
+@contextmanager
+def _alone(layout: Layout) -> Iterator[None]:
+    """Let one process at a time add data to this checkout."""
+    layout.state.mkdir(parents=True, exist_ok=True)
+    with (layout.state / "data.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def add(layout: Layout, params: Params, folder: Path, *, new_class: bool) -> Intake:
+    """Take a folder of labelled images in, in addition to `data.source`.
+
+    Args:
+        layout: The checkout.
+        params: Its parameters.
+        folder: One folder per class.
+        new_class: Whether a class may be new.
+
+    Raises:
+        UserError: If the images are not as they must be; the data then are as they were.
+        Unavailable: If the source must be downloaded and no host answers.
+    """
+    with _alone(layout):
+        known = sources.read(params.data, root=layout.root, downloads=layout.downloads)
+        place = added.place(layout.root, params.data)
+        found = added.take_in(folder, known, place, new_class=new_class)
+        added.write_record(layout.added, dvc_store.keep(layout.root, layout.added))
+    return found
+
+
+def have_back(layout: Layout) -> bool:
+    """Bring the added images that are recorded and not here, as in a new clone.
+
+    Args:
+        layout: The checkout; `dvc_store.share` has set its remote.
+
+    Returns:
+        Whether any were missing.
+
+    Raises:
+        UserError: If neither DVC's cache nor the remote has them.
+        Unavailable: If the remote does not answer.
+    """
+    with _alone(layout):
+        record = added.read_record(layout.added)
+        missing = [
+            name
+            for name, count in record.versions.items()
+            if len(added.batches(layout.added / name)) < count
+        ]
+        if missing:
+            dvc_store.have_back(layout.root, layout.added, record.kept)
+    return bool(missing)
+
+
+def versions(layout: Layout, params: Params) -> list[Version]:
+    """Return the versions of the data, the newest first."""
+    found = [Version(0, 0, {})]
+    for batch in added.batches(added.place(layout.root, params.data)):
+        found.append(Version(batch.version, sum(batch.counts.values()), dict(batch.counts)))
+    return found[::-1]
+
+
+def show_intake(found: Intake, console: Console) -> None:
+    """Print what became of a folder of images."""
+    if found.repeated:
+        said = listed(found.repeated, "image", "images")
+        console.print(f"left out   {escape(said)}: there already, in the same class")
+    if found.ignored:
+        console.print(f"ignored    {escape(listed(found.ignored, 'file', 'files'))}")
+    if not found.added:
+        console.print(f"version    {found.version}: nothing new")
+        return
+    if found.classes:
+        console.print(f"new        {escape(listed(found.classes, 'class', 'classes'))}")
+    total = sum(found.added.values())
+    shown = ", ".join(f"{name} {count}" for name, count in found.added.items())
+    console.print(f"added      {total} {'image' if total == 1 else 'images'} ({escape(shown)})")
+    console.print(f"version    {found.version}; prong run trains on it")
+
+
+def show_versions(found: list[Version], source: str, console: Console) -> None:
+    """Print the versions of the data as a table."""
+    table = Table("version", "images added", "per class")
+    for one in found:
+        shown = ", ".join(f"{name} {count}" for name, count in one.counts.items())
+        table.add_row(str(one.version), str(one.images), escape(shown or f"the source {source}"))
+    console.print(table)

@@ -1,0 +1,179 @@
+"""Prefect: the main job, read from top to bottom.
+
+DVC owns what was made from what, Prefect when and in which order, MLflow what was measured and
+released. The first five tasks bring the DVC stages of the same names up to date; a stage that has
+nothing to do is shown as cached, so a failed run goes on at the stage that failed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.runtime import flow_run
+
+from pipelines.core import config
+from pipelines.core.config import Params
+from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.paths import Layout
+from pipelines.pipeline import data_versions as dataset
+from pipelines.pipeline.stages import check_names
+from pipelines.release.judge import Decision
+from pipelines.release.register import Registration
+from pipelines.systems.dvc import reproduce as versioning
+from pipelines.systems.dvc import store as dvc_store
+from pipelines.systems.dvc.reproduce import StageResult
+
+_NO_SERVER = ("Failed to reach API", "Timed out while attempting to connect")
+Report = Callable[[StageResult], None]
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What one run of the main job came to.
+
+    Attributes:
+        stages: The five DVC stages, in order.
+        registration: The version the model is registered as.
+        decision: Whether it became champion, and why.
+        flow_run_id: Prefect's id of this run.
+        seconds: Wall-clock time of the flow.
+    """
+
+    stages: tuple[StageResult, ...]
+    registration: Registration
+    decision: Decision
+    flow_run_id: str
+    seconds: float
+
+
+@task(cache_policy=NO_CACHE)
+def prepare(root: Path, force: bool) -> StageResult:
+    """Bring the prepared images up to date."""
+    return versioning.ensure(root, "prepare", force=force)
+
+
+@task(cache_policy=NO_CACHE)
+def train(root: Path, force: bool) -> StageResult:
+    """Bring the trained network up to date."""
+    return versioning.ensure(root, "train", force=force)
+
+
+@task(cache_policy=NO_CACHE)
+def evaluate(root: Path, force: bool) -> StageResult:
+    """Bring the test figures up to date."""
+    return versioning.ensure(root, "evaluate", force=force)
+
+
+@task(cache_policy=NO_CACHE)
+def export(root: Path, force: bool) -> StageResult:
+    """Bring the ONNX file up to date."""
+    return versioning.ensure(root, "export", force=force)
+
+
+@task(cache_policy=NO_CACHE)
+def verify(root: Path, force: bool) -> StageResult:
+    """Bring the comparison of whitened, folded and ONNX networks up to date."""
+    return versioning.ensure(root, "verify", force=force)
+
+
+@task(cache_policy=NO_CACHE)
+def register(layout: Layout, params: Params, flow_run_id: str) -> Registration:
+    """Register the verified ONNX file, unless these bytes are registered already."""
+    from pipelines.release import register as release
+    from pipelines.systems import mlflow as tracking
+
+    tracking.close_dead_runs(layout)
+    return release.register(layout, params, flow_run_id)
+
+
+@task(cache_policy=NO_CACHE)
+def promote(layout: Layout, params: Params, version: int, flow_run_id: str) -> Decision:
+    """Make the version champion if every gate lets it pass."""
+    from pipelines.release import promote as promotion
+
+    return promotion.promote(layout, params, version, flow_run_id)
+
+
+@flow(name="prong", validate_parameters=False)
+def main_job(root: Path, force: frozenset[str], report: Report) -> JobResult:
+    """Prepare, train, evaluate, export, verify, register, promote.
+
+    Args:
+        root: The checkout.
+        force: Stages to run even if nothing changed.
+        report: Called with each stage's result as it comes.
+    """
+    start = time.monotonic()
+    layout, params = Layout(root), config.load(root / "params.yaml")
+    results = []
+    for stage in (prepare, train, evaluate, export, verify):
+        result = stage(root, stage.name in force)
+        report(result)
+        results.append(result)
+    run_id = str(flow_run.id)
+    registration = register(layout, params, run_id)
+    dvc_store.push(layout.root, layout.added)
+    decision = promote(layout, params, registration.version, run_id)
+    return JobResult(tuple(results), registration, decision, run_id, time.monotonic() - start)
+
+
+def run(layout: Layout, force: Sequence[str], report: Report) -> JobResult:
+    """Run the main job in a checkout and return what came of it.
+
+    Raises:
+        UserError: If a parameter, the data, the disk or an outside system is at fault.
+        Failed: If a stage crashed.
+    """
+    forced = check_names(force)
+    params = config.load(layout.params)
+    check_data(layout, params)
+    dvc_store.share(layout.home, layout.root, params.store.remote)
+    dataset.have_back(layout)
+    try:
+        result: Any = main_job(layout.root, forced, report)
+    except (httpx.TransportError, PrefectHTTPStatusError, RuntimeError) as error:
+        if type(error) is RuntimeError and not str(error).startswith(_NO_SERVER):
+            raise
+        said = " ".join(str(error).split()).partition(" For more information")[0]
+        raise Unavailable(f"Prefect: {said}{_where()}") from error
+    assert isinstance(result, JobResult)
+    return result
+
+
+def _where() -> str:
+    address = os.environ.get("PREFECT_API_URL")
+    home = os.environ.get("PREFECT_HOME")
+    store = f"; its store is {home}: is the disk full?" if home else ""
+    return f" (PREFECT_API_URL = {address!r}{store})" if address else ""
+
+
+def check_data(layout: Layout, params: Params) -> None:
+    """Check what DVC would otherwise report in its own words.
+
+    Raises:
+        UserError: If `data.path`, on which the first stage depends, does not exist, or lies in,
+            is or holds what the stages make or what was added.
+    """
+    path = layout.root / params.data.path
+    if not path.exists():
+        raise UserError(
+            f"data.path = {params.data.path!r}: {path} does not exist; "
+            "allowed: a folder or tar file (relative to the checkout)"
+        )
+    data = path.resolve()
+    for made in (layout.prepared, layout.onnx.parent, layout.reports, layout.added):
+        place = made.resolve()
+        if data.is_relative_to(place) or place.is_relative_to(data):
+            raise UserError(
+                f"data.path = {params.data.path!r}: overlaps {made}, which the project fills; "
+                "allowed: a folder or tar file elsewhere, such as data/raw"
+            )

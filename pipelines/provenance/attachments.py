@@ -1,0 +1,52 @@
+"""What lies beside a released model: its signature, bill of materials, card, lock and parameters.
+
+Whoever has a version's folder can check it, read what it is, and make it again, without this
+project's registry.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.core.files import sha256_file, write_text
+from pipelines.core.paths import Layout
+from pipelines.data.prepared import load_card
+from pipelines.provenance import signing
+from pipelines.provenance.bom import bill_of_materials
+from pipelines.provenance.model_card import model_card
+
+BILL, CARD, LOCK, PARAMS = "bom.cdx.json", "card.md", "dvc.lock", "params.yaml"
+
+
+def accompany(
+    layout: Layout,
+    model: Path,
+    name: str,
+    made_from: Mapping[str, str],
+    figures: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write beside a model file what belongs to it.
+
+    Args:
+        layout: The checkout that made it.
+        model: The ONNX file, in the folder that is released.
+        name: The registered model's name.
+        made_from: What `pipelines.provenance.lineage.lineage` returned.
+        figures: The reports `evaluation` and `verification`.
+
+    Raises:
+        UserError: If the signing key or the data card cannot be used.
+    """
+    folder, sha256, card = model.parent, sha256_file(model), load_card(layout.prepared)
+    files = []
+    for source, kept in ((layout.root / "dvc.lock", LOCK), (layout.params, PARAMS)):
+        if source.is_file():
+            shutil.copyfile(source, folder / kept)
+            files.append((kept, sha256_file(folder / kept)))
+    bill = bill_of_materials(name, sha256, card, made_from, figures, files)
+    write_text(folder / BILL, bill)
+    write_text(folder / CARD, model_card(name, sha256, card, made_from, figures))
+    signing.sign(layout, model, model.with_name(model.name + ".sig"))

@@ -1,0 +1,1 @@
+"""What the registry holds: versions, their history, and comparisons."""

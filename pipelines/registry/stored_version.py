@@ -1,0 +1,133 @@
+"""A version as the gates see it: its tags, and its folder in the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pipelines.systems.mlflow.surroundings  # noqa: F401  # before MLflow is imported
+
+# isort: split
+from mlflow.artifacts import download_artifacts, list_artifacts
+from mlflow.exceptions import MlflowException
+
+from pipelines.core.errors import UserError
+from pipelines.core.paths import Layout
+from pipelines.gates.provenance import MODEL_FILES, StoredFile, is_inside
+from pipelines.registry import versions as registry
+from pipelines.systems.mlflow import WEIGHTS_TAG, answering, connect, tracking_uri
+
+_HEAD = 64  # bytes
+_MOST = 1000  # files
+
+
+@dataclass(frozen=True)
+class StoredVersion:
+    """A version of the registry; see `pipelines.gates.evidence.StoredModel`.
+
+    Attributes:
+        layout: The checkout that asks.
+        version: Which one.
+    """
+
+    layout: Layout
+    version: registry.Version
+
+    @property
+    def number(self) -> int:
+        """Its number."""
+        return self.version.number
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes that were registered."""
+        return self.version.sha256
+
+    @property
+    def lineage(self) -> Mapping[str, str]:
+        """What it was made from."""
+        return self.version.under(registry.LINEAGE)
+
+    @property
+    def metrics(self) -> Mapping[str, str]:
+        """Figures that were registered with it."""
+        return self.version.under(registry.METRIC)
+
+    def fetch_model(self, target: Path) -> None:
+        """Download its ONNX file anew; nothing is checked."""
+        registry.download(self.layout, registry.location(self.layout, self.version), target)
+
+    def fetch_signature(self, target: Path) -> None:
+        """Download its signature anew."""
+        where = registry.location(self.layout, self.version)
+        registry.download(self.layout, where, target, registry.SIGNATURE)
+
+    def checked_file(self) -> Path:
+        """Return its ONNX file, downloaded at most once, after its hash was checked."""
+        return registry.version_file(self.layout, self.version)
+
+    def files(self, scratch: Path) -> list[StoredFile]:
+        """Return what lies in its folder, with `scratch`, an empty directory, for downloads."""
+        return _stored_files(self.layout, self.version, scratch)
+
+    def weights_sha256(self) -> str:
+        """Return the sha256 of the trained weights behind it; empty if its run does not say."""
+        return _weights_of(self.layout, self.version)
+
+
+def _weights_of(layout: Layout, version: registry.Version) -> str:
+    """Return the sha256 of the trained weights behind a version; empty if its run does not say."""
+    if not version.run_id:
+        return ""
+    try:
+        with answering(layout):
+            run = connect(layout).get_run(version.run_id)
+    except MlflowException:
+        return ""  # the run was deleted; the version lives on
+    return str(run.data.tags.get(WEIGHTS_TAG, ""))
+
+
+def _stored_files(layout: Layout, version: registry.Version, scratch: Path) -> list[StoredFile]:
+    """Return what lies in a version's folder; nothing is read whose name leads out of it.
+
+    Args:
+        layout: The checkout.
+        version: The version.
+        scratch: An empty directory for what must be downloaded.
+
+    Raises:
+        UserError: If the folder cannot be listed or read.
+        Unavailable: If the registry does not answer.
+    """
+    where = registry.location(layout, version)
+    uri = tracking_uri(layout)
+    found: list[str] = []
+    folders = [""]
+    try:
+        with answering(layout):
+            while folders and len(found) <= _MOST:
+                inside = folders.pop()
+                at = f"{where.rstrip('/')}/{inside}".rstrip("/")
+                for entry in list_artifacts(artifact_uri=at, tracking_uri=uri):
+                    # Named from the folder asked for, or with its parent's name: the last part is.
+                    path = f"{inside}/{entry.path.rpartition('/')[2]}".lstrip("/")
+                    path = path if is_inside(entry.path) else entry.path
+                    trusted = is_inside(path)
+                    (folders if entry.is_dir and trusted else found).append(path)
+            if len(found) > _MOST:
+                raise UserError(f"{where}: more than {_MOST} files")
+            return [_stored(where, path, uri, scratch) for path in sorted(found)]
+    except MlflowException as error:
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"{where}: the registry's folder cannot be read: {said}") from None
+
+
+def _stored(where: str, path: str, uri: str, scratch: Path) -> StoredFile:
+    if path.endswith(MODEL_FILES) or not is_inside(path):
+        return StoredFile(path, b"")
+    got = download_artifacts(
+        artifact_uri=f"{where.rstrip('/')}/{path}", dst_path=str(scratch), tracking_uri=uri
+    )
+    with Path(got).open("rb") as file:
+        return StoredFile(path, file.read(_HEAD))

@@ -1,0 +1,1 @@
+"""What changes the registry: register, promote, roll back, sign, remove, rebuild."""

@@ -1,0 +1,239 @@
+"""From a version's bytes back to what they were made from, each link checked.
+
+A tag is a claim. The walk holds each against something the claimant could not have made fit by
+accident: hashes of bytes, a signature, metadata inside the file, the commit in git.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipelines.core.config import Params, load
+from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.files import atomic_path, sha256_file
+from pipelines.core.fingerprints import params_hash
+from pipelines.core.paths import Layout
+from pipelines.provenance import release_branch as releases
+from pipelines.provenance.attachments import LOCK, PARAMS
+from pipelines.provenance.lineage import UNKNOWN, versions
+from pipelines.registry import versions as registry
+from pipelines.registry.versions import LINEAGE, Version
+from pipelines.systems import git
+from pipelines.systems import mlflow as tracking
+from pipelines.systems.onnx.runtime import ModelCard, OnnxModel
+
+
+class Verdict(StrEnum):
+    """What came of checking a link."""
+
+    HOLDS = "holds"
+    BROKEN = "broken"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Link:
+    """One link of the chain.
+
+    Attributes:
+        name: What it leads to.
+        value: What the version claims.
+        verdict: Whether it holds; `unknown` if it cannot be checked here.
+        said: What it was held against.
+    """
+
+    name: str
+    value: str
+    verdict: Verdict
+    said: str
+
+
+def kept_file(layout: Layout, version: Version, name: str) -> Path | None:
+    """Return a version's lock or parameters: from the releases branch, else from its folder.
+
+    Args:
+        layout: The checkout.
+        version: The version.
+        name: `dvc.lock` or `params.yaml`.
+    """
+    out = layout.state / "cache" / f"{version.sha256}.{name}"
+    content = releases.kept(layout, version.model, version.number, name)
+    if content is not None:
+        with atomic_path(out) as temporary:
+            temporary.write_bytes(content)
+        return out
+    try:
+        registry.download(layout, registry.location(layout, version), out, name)
+    except Unavailable:
+        raise
+    except UserError:
+        return None
+    return out
+
+
+def locked_outputs(lock: Path) -> dict[str, str]:
+    """Return path → md5 of all outputs that a `dvc.lock` names.
+
+    Raises:
+        UserError: If it is not one.
+    """
+    try:
+        stages = YAML(typ="safe").load(lock.read_text(encoding="utf-8"))["stages"]
+        return {out["path"]: out["md5"] for s in stages.values() for out in s.get("outs", [])}
+    except (YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{lock}: not a dvc.lock: {' '.join(str(error).split())[:200]}") from None
+
+
+def _link(name: str, value: str, holds: bool | None, said: str) -> Link:
+    verdict = {True: Verdict.HOLDS, False: Verdict.BROKEN, None: Verdict.UNKNOWN}[holds]
+    return Link(name, value, verdict, said)
+
+
+def _same(name: str, claimed: str, found: str, source: str) -> Link:
+    if claimed in ("", UNKNOWN):
+        return _link(name, claimed or UNKNOWN, None, "the version does not say")
+    said = source if claimed == found else f"{source} says {found}"
+    return _link(name, claimed, claimed == found, said)
+
+
+def walk(layout: Layout, version: Version) -> list[Link]:
+    """Return the links from a version's bytes to its sources, in that order.
+
+    Raises:
+        Unavailable: If the registry does not answer.
+    """
+    made = version.under(LINEAGE)
+    found: list[Link] = []
+    path: Path | None = None
+    try:
+        path = registry.version_file(layout, version)
+        found.append(_link("bytes", version.sha256, True, "sha256 of the registry's file"))
+        key = registry.signer(layout, version)
+        found.append(_link("signature", key, True, "by a trusted key"))
+    except Unavailable:
+        raise
+    except UserError as error:
+        what = "signature" if path or type(error).__name__ == "Unsigned" else "bytes"
+        found.append(_link(what, version.sha256, False, str(error)))
+    card = OnnxModel.load(path, "cpu").card if path else None
+    found += _metadata(made, card)
+    found += _lock(layout, version, made, path)
+    found += _params(layout, version, made, card)
+    found.append(_commit(layout, made))
+    found.append(_environment(made))
+    found.append(_run(layout, version))
+    return found
+
+
+def _metadata(made: dict[str, str], card: ModelCard | None) -> Iterator[Link]:
+    for name in ("data_hash", "code_hash"):
+        claimed = made.get(name, "")
+        if card is None:
+            yield _link(name, claimed or UNKNOWN, None, "the file cannot be trusted")
+        else:
+            yield _same(name, claimed, getattr(card, name), "the file's metadata")
+
+
+def _lock(layout: Layout, version: Version, made: dict[str, str], path: Path | None) -> list[Link]:
+    claimed = made.get("dvc_lock_sha256", "")
+    lock = kept_file(layout, version, LOCK)
+    if lock is None:
+        return [_link("dvc.lock", claimed or UNKNOWN, None, "no copy of it was kept")]
+    links = [_same("dvc.lock", claimed, sha256_file(lock), "the copy that was kept")]
+    try:
+        named = locked_outputs(lock).get("models/model.onnx", "")
+    except UserError as error:
+        return [*links, _link("lock → bytes", claimed, False, str(error))]
+    if path is not None:
+        md5 = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+        links.append(_same("lock → bytes", named, md5, "md5 of the registry's file"))
+    return links
+
+
+def _params(
+    layout: Layout, version: Version, made: dict[str, str], card: ModelCard | None
+) -> Iterator[Link]:
+    claimed = made.get("params_hash", "")
+    file = kept_file(layout, version, PARAMS)
+    try:
+        params: Params | None = load(file) if file else None
+    except UserError as error:
+        yield _link("params", claimed, None, f"the copy that was kept: {error}")
+        return
+    if params is None:
+        yield _link("params", claimed or UNKNOWN, None, "no copy of them was kept")
+        return
+    yield _same("params", claimed, params.hash(), "the copy that was kept")
+    if card is not None:
+        yield _same("params → bytes", card.params_hash, params_hash(params), "that copy")
+
+
+def _commit(layout: Layout, made: dict[str, str]) -> Link:
+    commit = made.get("git_commit", UNKNOWN)
+    if commit == UNKNOWN:
+        return _link("commit", commit, None, "the checkout was in no repository")
+    there = git.ask(layout.root, "cat-file", "-t", commit)
+    if there is None:
+        return _link("commit", commit, None, "not in this repository; fetch it")
+    if made.get("git_dirty") == "true":
+        return _link("commit", commit, True, "in git; with uncommitted changes, kept nowhere")
+    return _link("commit", commit, there.strip() == "commit", "in git")
+
+
+def differing_packages(made: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Return package → version then and now, where they differ."""
+    return {
+        name: (made[name], now)
+        for name, now in versions().items()
+        if name in made and made[name] != now
+    }
+
+
+def _environment(made: dict[str, str]) -> Link:
+    known = [f"{name} {made[name]}" for name in versions() if name in made]
+    other = differing_packages(made)
+    if not known:
+        return _link("environment", UNKNOWN, None, "the version does not say")
+    said = ", ".join(f"{name} {now}" for name, (_, now) in other.items())
+    return _link(
+        "environment", ", ".join(known), True, f"here instead: {said}" if other else "as here"
+    )
+
+
+def _run(layout: Layout, version: Version) -> Link:
+    if not version.run_id:
+        return _link("run", UNKNOWN, None, "the version does not say")
+    found: Any = tracking.run_status(layout, version.run_id)
+    if found is None:
+        return _link("run", version.run_id, False, "MLflow has no such run")
+    return _link("run", version.run_id, found == "FINISHED", f"in MLflow, {found}")
+
+
+def show(version: Version, links: list[Link]) -> None:
+    """Print the chain as a table."""
+    import sys
+
+    from rich.console import Console
+    from rich.table import Table
+
+    style = {Verdict.HOLDS: "green", Verdict.BROKEN: "bold red", Verdict.UNKNOWN: "yellow"}
+    table = Table(
+        title=f"{version.model} v{version.number}",
+        title_justify="left",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for column in ("link", "", "claim", "held against"):
+        table.add_column(column, overflow="fold")
+    for link in links:
+        verdict = f"[{style[link.verdict]}]{link.verdict}[/]"
+        table.add_row(link.name, verdict, link.value, link.said)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(table)

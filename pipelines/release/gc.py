@@ -1,0 +1,293 @@
+"""Removes what nothing needs: old versions, uploads that broke off, cached stage outputs.
+
+Needed is whatever an alias, an entry of the history or a DVC lock names: the lock of this checkout
+and of the git worktrees beside it, every lock in the history of any branch, and those kept with the
+versions that stay.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.core.errors import UserError
+from pipelines.core.paths import Layout
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+
+    from pipelines.registry.versions import Version
+    from pipelines.release.transaction import Registrar
+
+YOUNG = 24 * 3600
+"""Seconds within which a cached object may belong to a run that has not written its lock yet."""
+_HASH = re.compile(r"\b[0-9a-f]{32}\b")
+_LOCKS = (":(glob)**/dvc.lock", ":(glob)**/*.dvc", ":(glob)**/data/added.json")
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that nothing needs.
+
+    Attributes:
+        what: What it is, in words.
+        size: Bytes.
+        remove: Removes it.
+    """
+
+    what: str
+    size: int
+    remove: Callable[[], None]
+
+
+def collect(
+    layout: Layout, model: str, *, keep: int, dry: bool, report: Callable[[str], None]
+) -> int:
+    """Say what nothing needs, then remove it.
+
+    Args:
+        layout: The checkout.
+        model: The registered model's name.
+        keep: So many of the newest versions stay in any case.
+        dry: Whether to say it only.
+        report: Called with each line.
+
+    Returns:
+        The bytes that are, or would be, free.
+
+    Raises:
+        UserError: If another run is at work in this checkout, or git or the store cannot be read.
+        Unavailable: If the store does not answer.
+    """
+    from pipelines.release.transaction import registrar
+    from pipelines.systems.dvc.reproduce import undisturbed
+
+    with registrar(layout, model) as held, undisturbed(layout.root):
+        gone, staying = _versions(layout, held, keep)
+        items = [
+            *gone,
+            *_uploads(layout, held),
+            *_objects(layout, held, staying, report),
+        ]
+        for item in items:
+            report(f"{shown(item.size):>10}  {item.what}")
+        total = sum(item.size for item in items)
+        verb = "would be removed" if dry else "to remove"
+        report(f"{shown(total):>10}  {verb} in all" if items else "nothing to remove")
+        if not dry:
+            for item in items:
+                item.remove()
+    return total
+
+
+def shown(size: int) -> str:
+    """Return a number of bytes as people write it."""
+    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def _versions(layout: Layout, held: Registrar, keep: int) -> tuple[list[Item], list[Version]]:
+    """Return the versions that nothing needs, and those that stay."""
+    from pipelines.registry import artifacts
+    from pipelines.registry import versions as registry
+
+    state = held.state()
+    needed = {*state.aliases.values(), *state.history.lived}
+    for entry in state.history.entries:
+        needed |= {number for number in (entry.replaced, entry.previous) if number is not None}
+    ours = [v for v in registry.versions(held.client, held.model) if v.sha256]
+    needed |= {version.number for version in [v for v in ours if v.complete][:keep]}
+    items = []
+    for version in ours:
+        if version.number in needed:
+            continue
+        why = "never live" if version.complete else "its registration broke off"
+        where = registry.location(layout, version)
+        what = f"{version.model} version {version.number} ({why})"
+        remove = _Removal(layout, held, version, where)
+        items.append(Item(what, artifacts.size(layout, where), remove))
+    return items, [version for version in ours if version.number in needed]
+
+
+@dataclass(frozen=True)
+class _Removal:
+    """Removes a version; one that is half removed counts as incomplete, and goes the next time."""
+
+    layout: Layout
+    held: Registrar
+    version: Version
+    where: str
+
+    def __call__(self) -> None:
+        from pipelines.registry import artifacts
+        from pipelines.registry import versions as registry
+
+        client, number = self.held.client, str(self.version.number)
+        self.held.check()
+        if self.version.complete:
+            client.delete_model_version_tag(self.version.model, number, registry.COMPLETE)
+        artifacts.remove(self.layout, self.where)
+        registry.cached_file(self.layout, self.version.sha256).unlink(missing_ok=True)
+        logged = [
+            model.model_id
+            for model in _logged(self.held)
+            if model.artifact_location.rstrip("/") == self.where.rstrip("/")
+        ]
+        client.delete_model_version(self.version.model, number)
+        for model_id in logged:
+            client.delete_logged_model(model_id)
+
+
+def _sources(client: MlflowClient) -> set[str]:
+    """Return where the files of all versions of all registered models lie."""
+    found: set[str] = set()
+    token = None
+    while True:
+        page = client.search_model_versions(max_results=1000, page_token=token)
+        found |= {str(version.source) for version in page}
+        token = page.token
+        if not token:
+            return found
+
+
+def _logged(held: Registrar) -> Iterator[LoggedModel]:
+    """Yield the uploads that this program made for a model."""
+    from pipelines.registry.versions import SHA256
+
+    found = held.client.get_experiment_by_name(held.model)
+    if found is None:
+        return
+    token: str | None = None
+    while True:
+        page = held.client.search_logged_models(
+            [found.experiment_id], page_token=token, max_results=100
+        )
+        yield from (model for model in page if SHA256 in model.tags)
+        token = page.token
+        if not token:
+            return
+
+
+def _uploads(layout: Layout, held: Registrar) -> list[Item]:
+    """Return uploads that never became a version; none is on its way while the lease is held."""
+    from pipelines.registry import artifacts
+
+    sources = _sources(held.client)
+    items = []
+    for model in _logged(held):
+        where = model.artifact_location
+        if any(model.model_id in source or where == source for source in sources):
+            continue
+
+        def remove(where: str = where, model_id: str = model.model_id) -> None:
+            held.check()
+            artifacts.remove(layout, where)
+            held.client.delete_logged_model(model_id)
+
+        what = f"upload {model.model_id} (no version came of it)"
+        items.append(Item(what, artifacts.size(layout, where), remove))
+    return items
+
+
+def _objects(
+    layout: Layout, held: Registrar, staying: list[Version], report: Callable[[str], None]
+) -> list[Item]:
+    """Return the objects of DVC's cache that no lock needs."""
+    from pipelines.registry import artifacts
+    from pipelines.registry import versions as registry
+    from pipelines.systems.dvc.reproduce import caches
+
+    objects, runs = caches(layout.root)
+    trees = _worktrees(layout.root)
+    if not any(objects.resolve().is_relative_to(tree.resolve()) for tree in trees):
+        report(
+            f"DVC's cache {objects} lies outside this repository: others may need it; left alone"
+        )
+        return []
+    texts = [text for tree in trees for text in _locks_of(tree)]
+    texts += _locks_in_git(layout.root)
+    for version in staying:
+        where = registry.location(layout, version)
+        texts.append(artifacts.read_text(layout, where, "dvc.lock") or "")
+    needed = {found for text in texts for found in _HASH.findall(text)}
+    for name in tuple(needed):
+        folder = objects / name[:2] / f"{name[2:]}.dir"
+        if folder.is_file():
+            needed |= set(_HASH.findall(folder.read_text(encoding="utf-8")))
+    old = time.time() - YOUNG
+    paths = {
+        path: path.parent.name + path.name.removesuffix(".dir")
+        for path in sorted(objects.glob("[0-9a-f][0-9a-f]/*"))
+        if path.is_file() and path.stat().st_mtime < old
+    }
+    unneeded = {path: name for path, name in paths.items() if name not in needed}
+    if not unneeded:
+        return []
+    # A remembered run whose outputs are gone would mislead the next one.
+    gone = set(unneeded.values())
+    stale = [
+        path
+        for path in (runs.rglob("*") if runs.is_dir() else ())
+        if path.is_file() and gone & set(_HASH.findall(path.read_text(encoding="utf-8")))
+    ]
+
+    def remove() -> None:
+        held.check()
+        for path in (*stale, *unneeded):
+            path.unlink(missing_ok=True)
+
+    size = sum(path.stat().st_size for path in (*stale, *unneeded))
+    return [Item(f"{len(unneeded)} objects of DVC's cache (no lock names them)", size, remove)]
+
+
+def _locks_of(tree: Path) -> Iterator[str]:
+    """Yield the locks and tracked data of a work tree as text."""
+    locks = (tree / "dvc.lock", tree / "data/added.json")
+    for path in (*locks, *tree.glob("*.dvc"), *tree.glob("data/**/*.dvc")):
+        if path.is_file():
+            yield path.read_text(encoding="utf-8")
+
+
+def _git(root: Path, *arguments: str, given: str | None = None) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=root, input=given, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise UserError(f"git {arguments[0]}: {done.stderr.strip()}; nothing was removed")
+    return done.stdout
+
+
+def _in_git(root: Path) -> bool:
+    return any((folder / ".git").exists() for folder in (root, *root.parents))
+
+
+def _worktrees(root: Path) -> list[Path]:
+    """Return this checkout and those at its place in the git worktrees beside it."""
+    if not _in_git(root):
+        return [root]
+    inside = _git(root, "rev-parse", "--show-prefix").strip()
+    said = _git(root, "worktree", "list", "--porcelain")
+    found = [
+        Path(line.removeprefix("worktree ")) / inside
+        for line in said.splitlines()
+        if line.startswith("worktree ")
+    ]
+    return [root, *(path for path in found if path.is_dir() and path != root)]
+
+
+def _locks_in_git(root: Path) -> list[str]:
+    """Return every lock that any commit of any branch or tag holds, as text."""
+    if not _in_git(root):
+        return []
+    raw = ("--format=", "--raw", "--no-abbrev", "--no-renames", "-m")
+    said = _git(root, "log", "--all", "--full-history", *raw, "--", *_LOCKS)
+    blobs = {line.split()[3] for line in said.splitlines() if line.startswith(":")}
+    return [_git(root, "cat-file", "blob", blob) for blob in sorted(blobs) if set(blob) != {"0"}]

@@ -1,0 +1,91 @@
+"""`prong gates`: any version held to every gate, and why it may or may not be champion."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pipelines.core.config import Params
+from pipelines.core.errors import UserError
+from pipelines.core.paths import Layout
+from pipelines.gates.finding import Finding, blocked
+from pipelines.gates.judging import GATES
+from pipelines.release.judge import judged
+from pipelines.release.transaction import registrar
+
+_STYLE = {"pass": "green", "fail": "bold red", "not run": "yellow"}
+
+
+def hold_to_gates(layout: Layout, params: Params, model: str, version: int) -> tuple[Finding, ...]:
+    """Run every gate on a version and write the findings onto it; no alias moves.
+
+    Args:
+        layout: The checkout, whose gate split decides.
+        params: The limits, in `gates`.
+        model: The registered model's name.
+        version: Its number.
+
+    Returns:
+        One finding per gate.
+
+    Raises:
+        UserError: If there is no such version, or its registration is not complete.
+        Unavailable: If the registry does not answer.
+    """
+    params = replace(params, registry=replace(params.registry, model=model))
+    with registrar(layout, model) as held:
+        candidate = held.version(version)
+        if not candidate.complete:
+            raise UserError(f"{model} version {version}: its registration is not complete")
+        return judged(layout, params, held, held.state(), candidate)
+
+
+def show(model: str, version: int, findings: Sequence[Finding], *, as_json: bool) -> bool:
+    """Print the findings on a version and say whether it may be champion.
+
+    Args:
+        model: The registered model's name.
+        version: The version's number.
+        findings: One per gate.
+        as_json: Print JSON instead of a table.
+    """
+    stopped = [finding.gate for finding in blocked(findings, tuple(GATES))]
+    if as_json:
+        found = {
+            "model": model,
+            "version": version,
+            "may_be_champion": not stopped,
+            "blocked_by": stopped,
+            "gates": [finding.as_json() for finding in findings],
+        }
+        print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
+        return not stopped
+    table = Table(title=f"{model} v{version}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("gate", "verdict", "figure", "limit", "reason"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("gate", "verdict"))
+    for f in findings:
+        style = _STYLE[f.verdict]
+        table.add_row(
+            f.gate,
+            f"[{style}]{f.verdict}[/]",
+            _number(f.figure),
+            _number(f.limit),
+            escape(f.reason),
+        )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    if stopped:
+        console.print(f"may not be champion: blocked by {', '.join(stopped)}", soft_wrap=True)
+    else:
+        console.print(f"may be champion: all {len(findings)} gates let it through")
+    return not stopped
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

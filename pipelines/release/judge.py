@@ -1,0 +1,156 @@
+"""What the gates said of a version, kept with it: asked once, remembered as long as it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipelines.core import faults
+from pipelines.core.config import Params
+from pipelines.core.paths import Layout
+from pipelines.registry import history
+
+if TYPE_CHECKING:  # MLflow and the gates are imported when a step is called, not with the flow
+    from pipelines.gates.finding import Finding
+    from pipelines.registry.intents import State
+    from pipelines.registry.versions import Version
+    from pipelines.release.transaction import Registrar
+
+QUESTION = "prong.question"
+"""Tag of a version: what its gates were asked; an answer holds as long as the question stays."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What `promote` came to.
+
+    Attributes:
+        version: The version that was judged.
+        promoted: Whether it became champion now.
+        champion: The champion from now on, or None.
+        held_against: The champion it was compared with, or None.
+        reason: Why, in one line.
+        findings: What the gates found, now or when they were last asked the same.
+        error: The version's share of wrong answers on the gate split, if scored.
+        images: Images of the gate split, 0 if not scored.
+    """
+
+    version: int
+    promoted: bool
+    champion: int | None
+    held_against: int | None
+    reason: str
+    findings: tuple[Finding, ...] = ()
+    error: float | None = None
+    images: int = 0
+
+
+def judged(
+    layout: Layout, params: Params, held: Registrar, state: State, candidate: Version
+) -> tuple[Finding, ...]:
+    """Hold a version to every gate, and write onto it what they found and what they were asked.
+
+    The question goes first and comes last, so that a crash leaves no answer to another question.
+
+    Raises:
+        UserError: If the checkout has no gate split.
+        Unavailable: If the registry does not answer.
+    """
+    from pipelines.gates.judging import judge
+    from pipelines.registry import findings as findings_of
+    from pipelines.registry import versions as registry
+    from pipelines.registry.stored_version import StoredVersion
+    from pipelines.release.best_champion import best_error
+
+    live = state.aliases.get(registry.CHAMPION)
+    champion = None if live is None else held.version(live)
+    rows = registry.versions(held.client, held.model)
+    lived = [version for version in rows if version.number in state.history.lived]
+    question = question_of(layout, params, state)
+    findings = judge(
+        layout,
+        params,
+        StoredVersion(layout, candidate),
+        None if champion is None else StoredVersion(layout, champion),
+        best_error(layout, lived),
+    )
+    faults.point("promote.judged")
+    held.check()
+    number = str(candidate.number)
+    if QUESTION in candidate.tags:
+        held.client.delete_model_version_tag(candidate.model, number, QUESTION)
+    findings_of.write(held.client, candidate, findings)
+    held.client.set_model_version_tag(candidate.model, number, QUESTION, _text(question))
+    faults.point("promote.tags")
+    return findings
+
+
+def blocked_by(stopped: Sequence[Finding]) -> str:
+    """Return what blocks, in one line: those that failed come first."""
+    order = sorted(stopped, key=lambda finding: finding.verdict != "fail")
+    names = ", ".join(finding.gate for finding in order)
+    return f"blocked by {names}: {order[0].reason}"
+
+
+def figures_of(findings: Sequence[Finding]) -> tuple[float | None, int]:
+    """Return error and images of the gate split, from the gate `champion`."""
+    figures = next((f.figures for f in findings if f.gate == "champion"), {})
+    return figures.get("error"), int(figures.get("images", 0))
+
+
+def question_of(
+    layout: Layout, params: Params, state: State
+) -> dict[str, int | float | str | list[int] | None]:
+    """Return all that the gates' answers on a version depend on, beside the version itself."""
+    from pipelines.data.prepared import load_card
+    from pipelines.registry import versions as registry
+
+    return {
+        "champion": state.aliases.get(registry.CHAMPION),
+        "champions": sorted(state.history.lived),
+        "data_hash": load_card(layout.prepared).data_hash,
+        "gates": params.hash("gates"),
+    }
+
+
+def nothing_new(
+    candidate: Version, state: State, live: int | None, question: Mapping[str, object]
+) -> Decision | None:
+    """Return the decision if it is known without asking the gates."""
+    if candidate.number in state.history.lived:
+        aside = state.history.put_aside(candidate.number)
+        how = "another was put in its place since"
+        if aside is not None and aside.event == history.ROLLED_BACK:
+            how = f"it was rolled back from ({aside.reason})"
+        return known(candidate, live, f"nothing new: it was champion, and {how}")
+    if candidate.tags.get(QUESTION) != _text(question):
+        return None
+    from pipelines.gates.finding import blocked
+    from pipelines.gates.judging import GATES
+
+    stopped = blocked(candidate.findings, tuple(GATES))
+    if not stopped or any(finding.verdict == "not run" for finding in stopped):
+        return None
+    return known(candidate, live, f"nothing new: {blocked_by(stopped)}")
+
+
+def known(candidate: Version, live: int | None, reason: str) -> Decision:
+    """Return the decision that leaves all as it is, with the figures known."""
+    said = json.loads(candidate.tags.get(QUESTION, "{}"))
+    error, images = figures_of(candidate.findings)
+    return Decision(
+        version=candidate.number,
+        promoted=False,
+        champion=live,
+        held_against=said.get("champion"),
+        reason=reason,
+        findings=candidate.findings,
+        error=error,
+        images=images,
+    )
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True)

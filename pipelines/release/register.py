@@ -1,0 +1,84 @@
+"""Register: how an ONNX file becomes a version of the registry, and the challenger.
+
+Every fact about a version is written before an alias points to it, so that whoever follows the
+alias finds a complete version; what a crash leaves half-done, the next command finishes.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+from pipelines.core import faults
+from pipelines.core.config import Params
+from pipelines.core.errors import UserError
+from pipelines.core.files import sha256_file
+from pipelines.core.paths import Layout
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What `register` came to.
+
+    Attributes:
+        model: The registered model's name.
+        version: The version that holds these bytes.
+        created: False if it was there before.
+        run_id: The training's run.
+        onnx_sha256: Of the file.
+    """
+
+    model: str
+    version: int
+    created: bool
+    run_id: str
+    onnx_sha256: str
+
+
+def register(layout: Layout, params: Params, flow_run_id: str | None) -> Registration:
+    """Register `models/model.onnx` unless a version holds these bytes already.
+
+    Intent, upload, download again, compare, create the version with its tags, wait until it is
+    READY, mark it complete, make it challenger.
+
+    Args:
+        layout: The checkout; all DVC stages are up to date.
+        params: Its parameters.
+        flow_run_id: Prefect's id of the run, if there is one.
+
+    Raises:
+        UserError: If the ONNX file or a report is absent or damaged, or the store cannot be used.
+        Unavailable: If the store does not answer.
+    """
+    from pipelines.registry import versions as registry
+    from pipelines.registry.intents import Intent
+    from pipelines.release.transaction import registrar
+
+    if not layout.onnx.is_file():
+        raise UserError(f"{layout.onnx}: absent; the stage export makes it")
+    model, sha256 = params.model_name, sha256_file(layout.onnx)
+    with registrar(layout, model) as held:
+        faults.point("register.lease")
+        broken = []
+        for version in registry.versions(held.client, model):
+            if version.sha256 == sha256 and version.complete:
+                return Registration(model, version.number, False, version.run_id, sha256)
+            if version.sha256 == sha256:
+                broken.append(version)
+        from pipelines.release import upload
+
+        held.intend(Intent("register", uuid.uuid4().hex, sha256=sha256))
+        faults.point("register.intent")
+        for version in broken:
+            if upload.finish(layout, held.client, version):
+                number, run_id = version.number, version.run_id
+                break
+        else:
+            number, run_id = upload.new_version(
+                layout, held.client, params, sha256, flow_run_id, held.check
+            )
+        held.move(registry.CHALLENGER, number)
+        faults.point("register.challenger")
+        held.done()
+    faults.point("register.done")
+    return Registration(model, number, True, run_id, sha256)

@@ -1,0 +1,256 @@
+"""Who changes a registered model: one at a time, by intents that the next one carries to their end.
+
+Before anything changes, an intent says what is to be: these aliases and this entry of the history,
+or a version of these bytes. A process that dies leaves the intent behind; whoever holds the lease
+next carries it out or undoes it, before doing anything else. Every step is one that may be taken
+twice, and is taken only by the one who still holds the lease.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import pipelines.systems.mlflow.surroundings  # noqa: F401  # before MLflow is imported
+
+# isort: split
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from pipelines.core import faults
+from pipelines.core.paths import Layout
+from pipelines.registry import history
+from pipelines.registry import versions as registry
+from pipelines.registry.history import Entry
+from pipelines.registry.intents import INTENT, Intent, State
+from pipelines.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, Version
+from pipelines.systems import mlflow as tracking
+from pipelines.systems.mlflow.leases import Lease, leased
+
+
+def read_state(client: MlflowClient, model: str) -> State:
+    """Return how a registered model stands; empty if there is none."""
+    try:
+        found = client.get_registered_model(model)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return State({}, history.read({}), None)
+    tags = dict(found.tags)
+    intent = Intent.parse(tags[INTENT]) if INTENT in tags else None
+    aliases = {alias: int(number) for alias, number in found.aliases.items()}
+    return State(aliases, history.read(tags), intent)
+
+
+class Registrar:
+    """The one who may change a registered model.
+
+    Attributes:
+        client: MLflow's.
+        model: The registered model's name.
+        mended: The intent of a dead process that was carried out on taking over, or None.
+    """
+
+    def __init__(self, layout: Layout, client: MlflowClient, model: str, lease: Lease) -> None:
+        self.client, self.model = client, model
+        self.mended: Intent | None = None
+        self._layout, self._lease = layout, lease
+
+    @property
+    def check(self) -> Any:
+        """Raises `LeaseLost` when called if another has taken over."""
+        return self._lease.check
+
+    def state(self) -> State:
+        """Return how the model stands."""
+        return read_state(self.client, self.model)
+
+    def version(self, number: int) -> Version:
+        """Return one version; see `registry.get_version`."""
+        return registry.get_version(self.client, self.model, number)
+
+    def is_complete(self, number: int | None) -> bool:
+        """Say whether there is such a version and it is complete."""
+        return number is not None and any(
+            found.number == number and found.complete
+            for found in registry.versions(self.client, self.model)
+        )
+
+    def intend(self, intent: Intent) -> None:
+        """Write down what is to be."""
+        self.check()
+        if intent.command == "register":
+            self._ensure_model()
+        text = json.dumps(asdict(intent), ensure_ascii=False, separators=(",", ":"))
+        self.client.set_registered_model_tag(self.model, INTENT, text)
+
+    def done(self) -> None:
+        """Strike out the intent: all of it has come to be."""
+        self.check()
+        self.client.delete_registered_model_tag(self.model, INTENT)
+
+    def move(self, alias: str, number: int | None) -> None:
+        """Let an alias name a version, or take it away."""
+        self.check()
+        if number is None:
+            self.client.delete_registered_model_alias(self.model, alias)
+        else:
+            self.client.set_registered_model_alias(self.model, alias, str(number))
+
+    def append(self, entry: Entry) -> None:
+        """Write an entry of the history, once."""
+        known = self.state().history
+        if not known.has(entry.intent):
+            self.check()
+            self.client.set_registered_model_tag(self.model, *known.append(entry).tag())
+
+    def carry_out(self, intent: Intent) -> None:
+        """Move the aliases, write the entry, strike out the intent; each only if it is not so."""
+        assert intent.aliases is not None
+        assert intent.entry is not None
+        aliases = self.state().aliases
+        for alias, number in intent.aliases.items():
+            if aliases.get(alias) != number:
+                self.move(alias, number)
+            faults.point(f"{intent.command}.{alias}")
+        self.append(Entry(**intent.entry))
+        faults.point(f"{intent.command}.history")
+        self.done()
+
+    def repair(self) -> None:
+        """Bring to its end what a process began that is no more; adopt what others changed."""
+        state = self.state()
+        if state.intent is not None and state.intent.command == "register":
+            self.finish_registration(state.intent)
+        elif state.intent is not None:
+            self.carry_out(state.intent)
+        self.mended = state.intent
+        state = self.state()
+        if not state.agrees:
+            self._adopt(state)
+
+    def finish_registration(self, intent: Intent) -> None:
+        """Complete the version of an intent and make it challenger, or remove it."""
+        from pipelines.release import upload
+
+        for version in registry.versions(self.client, self.model):
+            if version.sha256 != intent.sha256:
+                continue
+            self.check()
+            if version.complete or upload.finish(self._layout, self.client, version):
+                lived = self.state().history.lived
+                if version.number not in lived and not version.aliases:
+                    self.move(CHALLENGER, version.number)
+        self.done()
+
+    def _adopt(self, state: State) -> None:
+        """Record what other hands did to the aliases; put back one whose version is not whole."""
+        last, aliases = state.history.last, dict(state.aliases)
+        for alias, number in state.aliases.items():
+            if alias in (CHAMPION, PREVIOUS) and not self.is_complete(number):
+                known = None if last is None else getattr(last, _FIELD[alias])
+                back = known if self.is_complete(known) else None
+                self.move(alias, back)
+                aliases.pop(alias) if back is None else aliases.update({alias: back})
+        champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
+        if last is not None and (last.version, last.previous) == (champion, previous):
+            return
+        if last is None and champion is None:
+            if previous is not None:
+                self.move(PREVIOUS, None)
+            return
+        entry = self.entry(
+            history.FOUND if last is None else history.MOVED,
+            champion,
+            replaced=None if last is None else last.version,
+            previous=previous,
+            reason="was champion before the history began"
+            if last is None
+            else "the aliases were moved by other means than this program",
+        )
+        self.append(entry)
+
+    def entry(
+        self,
+        event: str,
+        version: int | None,
+        *,
+        replaced: int | None,
+        previous: int | None,
+        reason: str,
+        run: str = "",
+        error: float | None = None,
+    ) -> Entry:
+        """Return an entry of the history that has no place in it yet."""
+        return Entry(
+            sequence=0,
+            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            event=event,
+            version=version,
+            replaced=replaced,
+            previous=previous,
+            by=f"{_user()}@{socket.gethostname()}",
+            run=run,
+            reason=" ".join(reason.split())[: history.LONGEST_REASON],
+            sha256="" if version is None else self.version(version).sha256,
+            error=error,
+            intent=uuid.uuid4().hex,
+        )
+
+    def _ensure_model(self) -> None:
+        try:
+            self.client.create_registered_model(self.model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+
+_FIELD = {CHAMPION: "version", PREVIOUS: "previous"}
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a process of a user without a name, as in containers
+        return "unknown"
+
+
+@contextmanager
+def registrar(layout: Layout, model: str) -> Iterator[Registrar]:
+    """Become the one registrar of a model; what another left half-done is mended first.
+
+    Raises:
+        UserError: If the store cannot be used.
+        Unavailable: If it does not answer, or others hold the lease for too long.
+    """
+    client = tracking.connect(layout)
+    with leased(layout, f"registry {model}") as lease, tracking.answering(layout):
+        assert lease is not None
+        found = Registrar(layout, client, model, lease)
+        found.repair()
+        yield found
+
+
+def settled(layout: Layout, model: str) -> State:
+    """Return how a model stands, mended first unless another is at work on it now.
+
+    Raises:
+        UserError: If the store cannot be used.
+        Unavailable: If it does not answer.
+    """
+    client = tracking.connect(layout)
+    with tracking.answering(layout):
+        state = read_state(client, model)
+        if state.agrees and state.intent is None:
+            return state
+        with leased(layout, f"registry {model}", patience=0) as lease:
+            if lease is not None:
+                Registrar(layout, client, model, lease).repair()
+        return read_state(client, model)

@@ -1,0 +1,284 @@
+"""How an ONNX file becomes a version: upload, download again, compare, create, mark complete."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pipelines.systems.mlflow.surroundings  # noqa: F401  # before MLflow is imported
+
+# isort: split
+import mlflow.onnx
+import onnx
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput, Metric
+from mlflow.models import Model, infer_signature
+
+from pipelines.core import faults
+from pipelines.core.config import Params
+from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.files import read_json, sha256_file
+from pipelines.core.paths import Layout
+from pipelines.data.prepared import load_split
+from pipelines.provenance import release_branch as releases
+from pipelines.provenance import signing
+from pipelines.provenance.attachments import accompany
+from pipelines.provenance.lineage import LONGEST, UNKNOWN, lineage, package_version, runtime_version
+from pipelines.registry import versions as registry
+from pipelines.registry.versions import (
+    COMPLETE,
+    LINEAGE,
+    METRIC,
+    MODEL_FILE,
+    PARAM,
+    SHA256,
+    Version,
+)
+from pipelines.systems import mlflow as tracking
+from pipelines.systems.onnx.metadata import INPUT
+from pipelines.systems.onnx.runtime import OnnxModel
+
+_READY_WITHIN = 60  # seconds
+_EXAMPLE_PIXELS = 2**16  # the example is stored as text, a few bytes a pixel
+
+
+def new_version(
+    layout: Layout,
+    client: MlflowClient,
+    params: Params,
+    sha256: str,
+    flow_run_id: str | None,
+    check: Callable[[], None],
+) -> tuple[int, str]:
+    """Register the checkout's ONNX file as a new version.
+
+    Args:
+        layout: The checkout; all DVC stages are up to date.
+        client: Of the registry, held by the one registrar.
+        params: The checkout's parameters.
+        sha256: Of the ONNX file.
+        flow_run_id: Prefect's id of the run, if there is one.
+        check: Raises if another registrar has taken over meanwhile.
+
+    Returns:
+        The version's number and the training's run id.
+
+    Raises:
+        UserError: If a report is absent or damaged, or the upload does not come back equal.
+        Unavailable: If the store does not answer.
+    """
+    name = params.model_name
+    figures = {
+        "evaluation": _report(layout, "evaluation.json", "test_error"),
+        "verification": _report(layout, "verification.json", "largest_difference"),
+    }
+    made_from = {**lineage(layout, params), "flow_run_id": flow_run_id or UNKNOWN}
+    run_id = _training_run(layout, params)
+    _log_reports(layout, client, run_id, figures)
+    faults.point("register.run")
+    model_id, where = _upload(layout, client, name, run_id, sha256, made_from, figures)
+    faults.point("register.upload")
+    if registry.download(layout, where, registry.cached_file(layout, sha256)) != sha256:
+        client.finalize_logged_model(model_id, "FAILED")
+        raise UserError(f"{where}: the uploaded model does not come back as it was; try again")
+    client.finalize_logged_model(model_id, "READY")
+    faults.point("register.download")
+    tags = {
+        SHA256: sha256,
+        METRIC + "test_error": str(figures["evaluation"]["test_error"]),
+        METRIC + "test_images": str(figures["evaluation"].get("images", UNKNOWN)),
+        METRIC + "parity": str(figures["verification"]["largest_difference"]),
+        METRIC + "fold": _fold(figures["verification"]),
+        **{LINEAGE + key: value for key, value in made_from.items()},
+        **{PARAM + key: str(value)[:LONGEST] for key, value in _knobs(params).items()},
+    }
+    check()
+    version = client.create_model_version(
+        name,
+        where,
+        run_id,
+        tags,
+        await_creation_for=_READY_WITHIN,
+        model_id=model_id,
+    )
+    number = int(version.version)
+    faults.point("register.version")
+    # What a server does by itself; MLflow's page follows it from the run to the version.
+    entry = json.dumps([{"name": name, "version": str(number)}])
+    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": entry})
+    # Before the version is complete: whatever may be promoted can be made again.
+    releases.keep(layout, name, number, sha256)
+    check()
+    _complete(client, name, number)
+    faults.point("register.complete")
+    return number, run_id
+
+
+def finish(layout: Layout, client: MlflowClient, version: Version) -> bool:
+    """Complete a version whose registration broke off, or remove it.
+
+    Returns:
+        Whether the version is complete now; False if it was removed.
+    """
+    scratch = registry.cached_file(layout, f"{version.sha256}.again")
+    bundle = scratch.with_suffix(".sig")
+    try:
+        where = registry.location(layout, version)
+        sound = registry.download(layout, where, scratch) == version.sha256
+        registry.download(layout, where, bundle, registry.SIGNATURE)
+        signing.verify(layout, scratch, bundle)
+    except Unavailable:
+        raise
+    except UserError:
+        sound = False
+    finally:
+        scratch.unlink(missing_ok=True)
+        bundle.unlink(missing_ok=True)
+    if sound:
+        if layout.onnx.is_file() and sha256_file(layout.onnx) == version.sha256:
+            releases.keep(layout, version.model, version.number, version.sha256)
+        _complete(client, version.model, version.number)
+    else:
+        client.delete_model_version(version.model, str(version.number))
+    return sound
+
+
+def _complete(client: MlflowClient, name: str, number: int) -> None:
+    status = str(client.get_model_version(name, str(number)).status)
+    if status != "READY":
+        raise Unavailable(f"{name} version {number}: MLflow leaves it {status}; run again")
+    client.set_model_version_tag(name, str(number), COMPLETE, "true")
+
+
+def _report(layout: Layout, name: str, figure: str) -> dict[str, Any]:
+    path = layout.reports / name
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: absent; `prong run` makes it") from None
+    except ValueError as error:
+        raise UserError(f"{path}: damaged: {error}") from None
+    if not isinstance(found, dict) or not isinstance(found.get(figure), int | float):
+        raise UserError(f"{path}: damaged: no number under {figure!r}")
+    return found
+
+
+def _training_run(layout: Layout, params: Params) -> str:
+    """Return the run that trained these weights; one is made if none is known here."""
+    weights = sha256_file(layout.trained / "network.safetensors")
+    run_id = tracking.find_run(layout, params.model_name, weights)
+    if run_id is not None:
+        tracking.import_history(layout, run_id, layout.reports)
+        return run_id
+    return tracking.import_run(
+        layout,
+        experiment=params.model_name,
+        params=_knobs(params),
+        tags={tracking.WEIGHTS_TAG: weights},
+        reports=layout.reports,
+    )
+
+
+def _knobs(params: Params) -> dict[str, object]:
+    """Return the parameters that are recorded, by full name."""
+    return {f"{s}.{k}": v for s, values in params.recorded().items() for k, v in values.items()}
+
+
+def _fold(verification: Mapping[str, Any]) -> str:
+    """Return the largest difference between the whitened network and the folded one."""
+    pair = ("whitened", "folded")
+    compared = verification.get("comparisons", [])
+    found = [row["difference"] for row in compared if (row["first"], row["second"]) == pair]
+    return str(max(found)) if found else UNKNOWN
+
+
+def _numbers(value: Mapping[str, Any], path: str) -> Iterator[tuple[str, float]]:
+    for key, item in value.items():
+        name = f"{path}/{key}"
+        if isinstance(item, list):  # of named figures, such as one entry per class
+            item = {row["name"]: row for row in item if isinstance(row, dict) and "name" in row}
+        if isinstance(item, Mapping):
+            yield from _numbers(item, name)
+        elif isinstance(item, int | float) and not isinstance(item, bool):
+            yield tracking.metric_name(name), float(item)
+
+
+def _log_reports(
+    layout: Layout, client: MlflowClient, run_id: str, figures: Mapping[str, Mapping[str, Any]]
+) -> None:
+    now = int(time.time() * 1000)
+    points = [
+        Metric(name, value, now, 0)
+        for report, values in figures.items()
+        for name, value in _numbers(values, report)
+    ]
+    for start in range(0, len(points), 1000):
+        client.log_batch(run_id, metrics=points[start : start + 1000])
+    client.log_artifacts(run_id, str(layout.reports), "reports")
+
+
+def _example(layout: Layout, model: OnnxModel) -> Any:
+    images = load_split(layout.prepared, "test").images
+    count = max(1, min(4, _EXAMPLE_PIXELS // math.prod(images.shape[1:])))
+    return images[:count]
+
+
+def _upload(
+    layout: Layout,
+    client: MlflowClient,
+    name: str,
+    run_id: str,
+    sha256: str,
+    made_from: Mapping[str, str],
+    figures: Mapping[str, Mapping[str, Any]],
+) -> tuple[str, str]:
+    """Store the ONNX file as an MLflow model, byte for byte; return its id and location."""
+    runs_in, opset = runtime_version(), package_version(["onnx"])
+    model = OnnxModel.load(layout.onnx, "cpu")
+    images = _example(layout, model)
+    outputs = {"logits": model.logits(images), "probabilities": model.probabilities(images)}
+    logged = client.create_logged_model(
+        tracking.experiment_id(layout, client, name),
+        name=re.sub(r"[^A-Za-z0-9_-]", "-", name),
+        source_run_id=run_id,
+        tags={SHA256: sha256},
+        model_type="onnx",
+    )
+    faults.point("register.begin")
+    layout.state.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="upload-", dir=layout.state) as scratch,
+        warnings.catch_warnings(),
+    ):
+        # MLflow's, about type hints of its own that have nothing to do with this model.
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred", module="mlflow")
+        folder = Path(scratch) / "model"
+        mlflow.onnx.save_model(
+            onnx.load(str(layout.onnx)),
+            str(folder),
+            mlflow_model=Model(
+                artifact_path=logged.artifact_location,
+                model_uuid=logged.model_id,
+                run_id=run_id,
+                model_id=logged.model_id,
+            ),
+            signature=infer_signature({INPUT: images}, outputs),
+            input_example={INPUT: images},
+            pip_requirements=["==".join(runs_in), "==".join(opset)],
+            metadata={SHA256: sha256},
+            save_as_external_data=False,
+        )
+        # MLflow writes the model anew; what was verified is this file, not its like.
+        shutil.copyfile(layout.onnx, folder / MODEL_FILE)
+        accompany(layout, folder / MODEL_FILE, name, made_from, figures)
+        client.log_model_artifacts(logged.model_id, str(folder))
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return str(logged.model_id), str(logged.artifact_location)

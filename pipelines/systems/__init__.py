@@ -1,0 +1,1 @@
+"""The outside systems, each in a module or room of its own."""

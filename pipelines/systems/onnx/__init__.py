@@ -1,0 +1,1 @@
+"""ONNX files: what they say about themselves, what is checked, and ONNX Runtime."""

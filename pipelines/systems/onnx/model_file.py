@@ -1,0 +1,113 @@
+"""A released model as a file: read and checked without running it or looking beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+
+from pipelines.core.errors import UserError
+from pipelines.systems.onnx.metadata import INPUT, LARGEST_FILE, OUTPUTS, ModelCard
+
+
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.ByteSize():
+                    yield from _graphs(inner)
+
+
+def tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Yield every tensor a model holds: initializers, sparse ones, and those in attributes."""
+    nodes = [node for function in model.functions for node in function.node]
+    for graph in _graphs(model.graph):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        nodes += graph.node
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+
+
+def outside(model: ModelProto) -> list[tuple[str, str]]:
+    """Return the tensors that lie outside the file: name, and where, as the model says."""
+    return [
+        (tensor.name, next((e.value for e in tensor.external_data if e.key == "location"), ""))
+        for tensor in tensors(model)
+        if tensor.external_data or tensor.data_location
+    ]
+
+
+def _signature(value: ValueInfoProto) -> tuple[str, int, list[int | None]]:
+    """Return name, element type and shape (None: any) of a graph's input or output."""
+    tensor = value.type.tensor_type
+    shape = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+    return value.name, tensor.elem_type, shape
+
+
+def parse(content: bytes) -> ModelProto:
+    """Return the model that some bytes are; its external data, if any, is not read.
+
+    Raises:
+        ValueError: If they are no ONNX model, or more than one file may hold.
+    """
+    if len(content) > LARGEST_FILE:
+        raise ValueError("larger than 2 GB, the limit of one ONNX file")
+    try:
+        return onnx.load_model_from_string(content)
+    except DecodeError:
+        raise ValueError("not an ONNX model, or a damaged one") from None
+
+
+def checked_card(model: ModelProto) -> ModelCard:
+    """Return what a model says about itself, after its inputs and outputs were held to it.
+
+    Raises:
+        ValueError: If the metadata are not a card of this project, or do not fit the graph.
+    """
+    entries = [entry.key for entry in model.metadata_props]
+    try:
+        if len(set(entries)) != len(entries):
+            raise ValueError("a metadata entry occurs twice")
+        card = ModelCard.parse({entry.key: entry.value for entry in model.metadata_props})
+    except ValueError as error:
+        raise ValueError(f"not a model released by this project: {error}") from None
+    found = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
+    image = [None, card.channels, card.size, card.size]
+    wanted: list[tuple[str, int, list[int | None]]] = [(INPUT, TensorProto.UINT8, image)]
+    wanted += [(name, TensorProto.FLOAT, [None, len(card.classes)]) for name in OUTPUTS]
+    if found != wanted:
+        raise ValueError(f"inputs and outputs are {found}; its metadata asks for {wanted}")
+    return card
+
+
+def read_checked(path: Path) -> tuple[bytes, ModelCard]:
+    """Return a model's bytes and card, both checked; nothing outside the file is touched.
+
+    Raises:
+        UserError: If the file is unreadable or not one whole model of this project.
+    """
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path}: larger than 2 GB, the limit of one ONNX file")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    try:
+        model = parse(content)
+        if away := outside(model):
+            raise ValueError(
+                f"refused: {len(away)} tensors lie outside the file, first {away[0][0]!r}; "
+                "a released model is one file"
+            )
+        return content, checked_card(model)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None

@@ -1,0 +1,254 @@
+"""ONNX Runtime: a released model, checked before it is loaded and asked on a known device."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+# Else it makes an identity of this machine in the home directory, and reports to its makers.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# isort: split
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+from pipelines.core.errors import UserError
+from pipelines.systems.onnx.metadata import INPUT, OUTPUTS, ModelCard
+from pipelines.systems.onnx.model_file import read_checked
+
+__all__ = ["VERSION", "ModelCard", "OnnxModel", "Provider", "Providers", "providers"]
+
+Provider = Literal["auto", "cpu", "cuda"]
+VERSION: str = ort.__version__
+BATCHES = (1, 2, 7, 256)
+"""At which answers are compared: alone, few, an odd number, and as many as one call is given."""
+_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_FAILURES = tuple(
+    getattr(_state, name)
+    for name in (
+        "EPFail",
+        "EngineError",
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NoModel",
+        "NotImplemented",
+        "RuntimeException",
+    )
+)
+# A provider that fails to load is found out by asking the session; the log would go to stderr.
+ort.set_default_logger_severity(4)
+
+
+class _Broken(Exception):
+    """ONNX Runtime does not run the model on the provider asked for."""
+
+
+def _driver() -> bool:
+    """Whether an NVIDIA driver is installed; costs nothing where there is none."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _session(
+    content: bytes, provider: Literal["cpu", "cuda"], *, tf32: bool, threads: int | None = None
+) -> Any:
+    """Return a session that really runs on `provider`.
+
+    Raises:
+        _Broken: If it does not, with the reason.
+    """
+    chosen: list[Any] = [_NAMES["cpu"]]
+    if provider == "cuda":
+        if _NAMES["cuda"] not in ort.get_available_providers():
+            raise _Broken("this ONNX Runtime is built without CUDA")
+        if not _driver():
+            raise _Broken("no NVIDIA driver on this machine")
+        import torch  # noqa: F401  # its CUDA and cuDNN must be the ones that are loaded
+
+        ort.preload_dlls()
+        chosen.insert(0, (_NAMES["cuda"], {"use_tf32": int(tf32)}))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or _threads()
+    try:
+        session = ort.InferenceSession(content, options, providers=chosen)
+    except _FAILURES as error:
+        raise _Broken(" ".join(str(error).split())) from None
+    runs = session.get_providers()[0]  # the session falls back without raising
+    if runs != _NAMES[provider]:
+        raise _Broken(f"ONNX Runtime runs it on {runs}")
+    return session
+
+
+def _threads() -> int:
+    """Return the cores this process may use, or fewer where OMP_NUM_THREADS says so."""
+    cores = len(os.sched_getaffinity(0))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(asked)) if asked.isdigit() and int(asked) else cores
+
+
+class OnnxModel:
+    """A released model in ONNX Runtime.
+
+    Attributes:
+        card: What the file says about itself.
+        provider: Where it really runs: `cpu` or `cuda`.
+        sha256: Of the file.
+    """
+
+    def __init__(self, session: Any, card: ModelCard, provider: str, sha256: str) -> None:
+        self._session = session
+        self.card = card
+        self.provider = provider
+        self.sha256 = sha256
+
+    def __repr__(self) -> str:
+        card = self.card
+        return (
+            f"OnnxModel({card.channels}×{card.size}×{card.size} → {len(card.classes)} classes, "
+            f"on {self.provider}, sha256 {self.sha256[:12]})"
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        provider: Provider = "auto",
+        *,
+        tf32: bool = False,
+        asked: str = "provider",
+        threads: int | None = None,
+    ) -> OnnxModel:
+        """Check a model file, load it, and try it on one blank image.
+
+        Args:
+            path: The ONNX file.
+            provider: `auto` takes CUDA where it really runs, else the CPU.
+            tf32: Whether CUDA may round products to TF32, about 1e-3 off float32.
+            asked: By what setting the user chose the provider, for messages.
+            threads: That share one operator on the CPU; default: one per core.
+
+        Raises:
+            UserError: If the file is unreadable, not one whole model of this project, refers to
+                files outside itself, or does not run on the provider asked for.
+        """
+        content, card = read_checked(path)
+        order: dict[Provider, tuple[Literal["cpu", "cuda"], ...]] = {
+            "auto": ("cuda", "cpu"),
+            "cpu": ("cpu",),
+            "cuda": ("cuda",),
+        }
+        reason = ""
+        for name in order[provider]:
+            try:
+                session = _session(content, name, tf32=tf32, threads=threads)
+                model = cls(session, card, name, hashlib.sha256(content).hexdigest())
+                blank = np.zeros((1, card.channels, card.size, card.size), np.uint8)
+                if not np.isfinite(model._ask(OUTPUTS[0], blank)).all():
+                    raise _Broken("its answer to a blank image is not finite")
+                return model
+            except _Broken as error:
+                reason = str(error)
+        if provider == "cuda":
+            raise UserError(
+                f"{asked} = 'cuda': CUDA asked for and absent: {reason}; allowed: auto, cpu"
+            )
+        raise UserError(f"{path}: ONNX Runtime cannot run it: {reason}")
+
+    def logits(self, images: NDArray[np.uint8], *, batch: int = 256) -> NDArray[np.float32]:
+        """Return logits [n, classes] of raw images uint8 [n, channels, size, size].
+
+        Args:
+            images: As `pipelines.data.images.decode` makes them, stacked.
+            batch: Images per call of the runtime.
+
+        Raises:
+            UserError: If type or shape do not fit the model, or the runtime fails (memory, say).
+        """
+        return self._run("logits", images, batch)
+
+    def probabilities(self, images: NDArray[np.uint8], *, batch: int = 256) -> NDArray[np.float32]:
+        """Return class probabilities [n, classes]; arguments and errors as for `logits`."""
+        return self._run("probabilities", images, batch)
+
+    def refuses(self, value: NDArray[Any]) -> bool:
+        """Say whether the runtime itself refuses an input, as it must one of wrong type or shape.
+
+        Args:
+            value: Handed to the session as it is.
+        """
+        try:
+            self._ask(OUTPUTS[0], value)
+        except _Broken:
+            return True
+        return False
+
+    def _run(self, output: str, images: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:
+        shape = (self.card.channels, self.card.size, self.card.size)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
+            raise UserError(
+                f"images are {images.dtype} {list(images.shape)}; "
+                f"the model takes uint8 [n, {', '.join(map(str, shape))}]"
+            )
+        answers = [np.empty((0, len(self.card.classes)), np.float32)]
+        try:
+            for start in range(0, len(images), batch):
+                answers.append(self._ask(output, images[start : start + batch]))
+        except _Broken as error:
+            raise UserError(f"ONNX Runtime stopped on {self.provider}: {error}") from None
+        return np.concatenate(answers)
+
+    def _ask(self, output: str, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        try:
+            answer: NDArray[np.float32] = self._session.run([output], {INPUT: images})[0]
+        except _FAILURES as error:
+            raise _Broken(" ".join(str(error).split())) from None
+        return answer
+
+
+@dataclass(frozen=True)
+class Providers:
+    """What ONNX Runtime can do here.
+
+    Attributes:
+        version: Of ONNX Runtime.
+        installed: Providers compiled into it; says nothing about this machine.
+        working: Of `cpu` and `cuda`, those on which a small model really ran.
+        problems: Why the others do not work.
+    """
+
+    version: str
+    installed: tuple[str, ...]
+    working: tuple[str, ...]
+    problems: dict[str, str]
+
+
+def providers() -> Providers:
+    """Run a one-node model on every provider and say which ones work."""
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "neg", value[:1], value[1:])
+    opset = [helper.make_opsetid("", 18)]
+    model = helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+    working: list[str] = []
+    problems: dict[str, str] = {}
+    names: Sequence[Literal["cpu", "cuda"]] = ("cpu", "cuda")
+    for name in names:
+        try:
+            _session(model, name, tf32=False).run(None, {"x": np.ones(1, np.float32)})
+            working.append(name)
+        except (_Broken, *_FAILURES) as error:
+            problems[name] = " ".join(str(error).split())
+    return Providers(VERSION, tuple(ort.get_available_providers()), tuple(working), problems)

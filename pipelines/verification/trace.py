@@ -1,0 +1,160 @@
+"""One image, step by step: what each layer of the trained network makes of it.
+
+For the question «why did it answer that?», and for the one after it: «is it the training, the
+fold or the export?». The whitened network, the folded one and the ONNX file walk side by side.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipelines.data.images import decode
+from pipelines.export.to_onnx import folded
+from pipelines.systems.onnx.metadata import require_fit
+from pipelines.systems.onnx.runtime import OnnxModel
+from pipelines.training.network import load
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one layer answered.
+
+    Attributes:
+        layer: Its name in the network; `onnx` for the answer of ONNX Runtime.
+        kind: Its class in the trained network.
+        shape: Of its output, without the batch.
+        mean: Of its output's values.
+        deviation: Standard deviation of them.
+        smallest: The least value.
+        largest: The greatest.
+        zeros: Share of values that are exactly zero: of a ReLU, its silent units.
+        difference: Largest difference from the whitened network's same layer, relative to that
+            layer's largest value; of `onnx`, from the logits.
+    """
+
+    layer: str
+    kind: str
+    shape: tuple[int, ...]
+    mean: float
+    deviation: float
+    smallest: float
+    largest: float
+    zeros: float
+    difference: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The walk of one image through the network.
+
+    Attributes:
+        steps: In the order of computation, from the raw pixels to ONNX Runtime's logits.
+        logits: The whitened network's, by class.
+        label: The likeliest class.
+    """
+
+    steps: tuple[Step, ...]
+    logits: dict[str, float]
+    label: str
+
+
+def _walk(network: nn.Module, images: Tensor) -> dict[str, tuple[str, Tensor]]:
+    """Return the output of each layer without layers of its own: name → (class, output)."""
+    found: dict[str, tuple[str, Tensor]] = {}
+
+    def remember(name: str) -> Any:
+        def hook(module: nn.Module, _inputs: object, output: Tensor) -> None:
+            found[name] = (type(module).__name__, output.detach().clone())
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(remember(name))
+        for name, module in network.named_modules()
+        if name and not any(module.children())
+    ]
+    try:
+        with torch.no_grad():
+            network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _step(layer: str, kind: str, value: NDArray[Any], other: NDArray[Any] | None) -> Step:
+    values = value.astype(np.float64)
+    apart = 0.0 if other is None else float(np.abs(values - other).max())
+    return Step(
+        layer=layer,
+        kind=kind,
+        shape=tuple(value.shape[1:]),
+        mean=float(values.mean()),
+        deviation=float(values.std()),
+        smallest=float(values.min()),
+        largest=float(values.max()),
+        zeros=float((values == 0).mean()),
+        difference=apart / max(float(np.abs(values).max()), float(np.finfo(np.float32).tiny)),
+    )
+
+
+def trace(trained: Path, onnx: Path, image: Path) -> Trace:
+    """Follow one image through the whitened network, the folded one and the ONNX file.
+
+    Args:
+        trained: Output of `train`.
+        onnx: Output of `export`, of the same network.
+        image: An image file.
+
+    Raises:
+        UserError: If a file is absent or damaged, or the ONNX file is of another network.
+    """
+    spec, network = load(trained)
+    model = OnnxModel.load(onnx, "cpu")
+    require_fit(onnx, model.card, trained, spec, "export")
+    pixels = decode(image, size=spec.size, channels=spec.channels)[None].copy()
+    images = torch.from_numpy(pixels)
+    white = _walk(copy.deepcopy(network), images)
+    plain = _walk(folded(network), images)
+    steps = [_step("images", "uint8", pixels, None)]
+    for name, (kind, output) in white.items():
+        other = plain.get(name)
+        against = None if other is None else other[1].double().numpy()
+        steps.append(_step(name, kind, output.numpy(), against))
+    with torch.no_grad():
+        logits = network(images).numpy()
+    steps.append(_step("onnx", "logits", model.logits(pixels), logits.astype(np.float64)))
+    by_class = {name: float(value) for name, value in zip(spec.classes, logits[0], strict=True)}
+    return Trace(tuple(steps), by_class, spec.classes[int(logits[0].argmax())])
+
+
+def show(found: Trace, console: Any) -> None:
+    """Print a trace as a table on a rich console."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("layer", "kind", "shape"):
+        table.add_column(column)
+    for column in ("mean", "deviation", "least", "greatest", "zeros", "folded differs"):
+        table.add_column(column, justify="right")
+    for step in found.steps:
+        figures = (step.mean, step.deviation, step.smallest, step.largest)
+        table.add_row(
+            step.layer,
+            step.kind,
+            " × ".join(map(str, step.shape)),
+            *(f"{figure:.3f}" for figure in figures),
+            f"{step.zeros:.0%}",
+            f"{step.difference:.1e}" if step.layer != "images" else "",
+        )
+    console.print(table)
+    likely = sorted(found.logits.items(), key=lambda item: -item[1])[:3]
+    console.print("logits  " + "  ".join(f"{name} {value:.3f}" for name, value in likely))
