@@ -7,10 +7,10 @@ statistics of their share of a batch and reparametrise. "work" is counted by
 prong.distributed.assignment.refresh_cost; the ideal is an equal part of it, or the largest layer
 where that is more, since no decomposition is split. Where there are more ranks than processors
 their wall-clock times contend, so "CPU s" is the processor time of a rank's own thread during the
-reparametrisation: decomposing, packing and unpacking, without waiting. "layers" is the part of it that
-LayerReport.seconds gives as wall-clock time. The times are the smallest of some reparametrisations.
-Bytes are what one reparametrisation hands to the collectives, beside those of squares: Σ of every
-layer to all ranks by all-reduce, and the same results as squares.
+reparametrisation: decomposing, packing and unpacking, without waiting. "layers" is the part of it
+that LayerReport.seconds gives as wall-clock time. The times are the smallest of some
+reparametrisations. Bytes are what one reparametrisation hands to the collectives, beside those of
+squares: Σ of every layer to all ranks by all-reduce, and the same results as squares.
 """
 
 from __future__ import annotations
