@@ -34,7 +34,7 @@ from benchmarks import step_time, workloads
 from benchmarks.step_time import METHODS, Method, quartiles
 from benchmarks.workloads import MODELS
 from pipelines.export.to_onnx import folded, onnx_bytes
-from pipelines.systems.onnx.metadata import ModelCard
+from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.runtime import VERSION as ORT_VERSION
 from pipelines.systems.onnx.runtime import OnnxModel
 from pipelines.training.network import NetworkSpec, build
@@ -198,7 +198,7 @@ def latencies(device: str, calls: int) -> str:
     """Return the Markdown table of a released network's latency, on `device` beside the CPU."""
     torch.manual_seed(0)
     digest = "0" * 64
-    card = ModelCard(
+    card = OnnxMetadata(
         classes=SPEC.classes,
         size=SPEC.size,
         channels=SPEC.channels,

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import prong
 from benchmarks import workloads
 from prong.distributed.assignment import Assignment
-from prong.refresh.agreement import assignment
+from prong.refresh.exchange import assignment
 
 MODES = ("canonical", "fold")
 MODELS = ("autoencoder", "vgg", "tiny")

@@ -17,7 +17,7 @@ from pipelines.core.config import TrainConfig
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import Split, load_split
 from pipelines.training.loop import Loop
-from pipelines.training.parallel import Ranks
+from pipelines.training.parallel import TrainingRanks
 
 Change = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
@@ -87,7 +87,7 @@ def trial(
         change: What is done to every image, in training and in scoring.
         keep: Which training images to use [n]; all if None.
     """
-    loop = Loop(train, prepared, Ranks(0, 1, torch.device("cpu")), None)
+    loop = Loop(train, prepared, TrainingRanks(0, 1, torch.device("cpu")), None)
     chosen = torch.from_numpy(keep) if keep is not None else slice(None)
     loop.images = torch.from_numpy(change(loop.images.numpy()))[chosen]
     loop.labels = loop.labels[chosen]

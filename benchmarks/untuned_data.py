@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.data import download, folder, sources
+from pipelines.data import download, sources
+from pipelines.data import image_folder as folder
 
 MEASURED = 2000
 """Training images, and test images, that losses and errors are measured on."""

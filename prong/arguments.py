@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
-    from prong.refresh.tied_layers import Unit
+    from prong.refresh.tied_layers import TiedLayers
 
 
 def check_positive(argument: str, value: object, kind: type) -> None:
@@ -32,7 +32,7 @@ def optimizers_of(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]
     return several
 
 
-def check_held(optimizers: Sequence[Optimizer], units: Sequence[Unit]) -> None:
+def check_held(optimizers: Sequence[Optimizer], units: Sequence[TiedLayers]) -> None:
     """Refuse a model without whitened layers, and optimizers that were made for another model."""
     if not units:
         raise ValueError("model: it has no whitened layer; call prong.whiten first")

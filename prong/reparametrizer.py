@@ -18,7 +18,6 @@ from prong.extensions.side_stream import SideStream
 from prong.extensions.two_sided import sampled_loss
 from prong.layers.base import Whitened
 from prong.options import INITS, Whitening
-from prong.refresh.agreement import Refresh, assignment
 from prong.refresh.collect import (
     Forward,
     call_order,
@@ -26,13 +25,14 @@ from prong.refresh.collect import (
     enough,
     gather,
 )
+from prong.refresh.exchange import Refresh, assignment
 from prong.refresh.modes import chosen_mode, convert, refusal
 from prong.refresh.narrow_layers import SmallLayers
-from prong.refresh.report import LayerReport, RefreshReport
+from prong.refresh.refresh_report import LayerReport, RefreshReport
+from prong.refresh.saved_moments import pack_moments, unpack_moments
 from prong.refresh.schedule import Schedule
-from prong.refresh.state import pack_moments, unpack_moments
 from prong.refresh.step_control import StepControl
-from prong.refresh.tied_layers import Unit, units_of
+from prong.refresh.tied_layers import TiedLayers, tied_layers_of
 from prong.refresh.window import BatchesSeen, batches_seen, start_gathering, stop_gathering
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Reparametrizer:
         self.model = unwrap(model)
         self.optimizers = optimizers_of(optimizer)
         refuse_flat(self.model)
-        self.units = units_of(self.model)
+        self.units = tied_layers_of(self.model)
         refuse_shards(
             (f"{layer_name}.{own}", parameter)
             for layer_name, layer in self.model.named_modules()
@@ -282,7 +282,7 @@ class Reparametrizer:
         self._stop_gathering()
         return report
 
-    def _refresh(self, units: Sequence[Unit]) -> RefreshReport:
+    def _refresh(self, units: Sequence[TiedLayers]) -> RefreshReport:
         start = time.perf_counter()
         trainable = [layer for u in units if u.weight.requires_grad for layer in u.layers]
         if self.batches is not None:
@@ -495,7 +495,7 @@ class Reparametrizer:
         stop_gathering(self._layers())
         self._gathered = 0
 
-    def window(self, unit: Unit) -> int:
+    def window(self, unit: TiedLayers) -> int:
         """How many steps before a unit's reparametrisation are sampled; T while B is unknown."""
         if self._batches_seen is None:
             return self.period
@@ -517,7 +517,7 @@ class Reparametrizer:
         return dict(zip(layers, agreed.tolist(), strict=True))
 
     def _reparametrised(
-        self, units: Sequence[Unit], init: str = "preserve"
+        self, units: Sequence[TiedLayers], init: str = "preserve"
     ) -> tuple[dict[str, LayerReport], list[str]]:
         refresh = Refresh(
             self.whitening,

@@ -27,7 +27,7 @@ _LEAST_FREE = 2 * 2**30
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One line of the examination.
 
     Attributes:
@@ -41,39 +41,39 @@ class Finding:
     problem: str | None = None
 
 
-def _python() -> Iterator[Finding]:
-    yield Finding("python", f"{platform.python_version()} at {sys.executable}")
+def _python() -> Iterator[Check]:
+    yield Check("python", f"{platform.python_version()} at {sys.executable}")
     for package in _PACKAGES:
         try:
-            yield Finding(package, version(package))
+            yield Check(package, version(package))
         except PackageNotFoundError:
-            yield Finding(package, "absent", f"{package} is not installed; run make setup")
+            yield Check(package, "absent", f"{package} is not installed; run make setup")
 
 
-def _machine() -> Iterator[Finding]:
+def _machine() -> Iterator[Check]:
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    yield Finding("processor", f"{cores} cores, {memory:.0f} GiB of memory")
+    yield Check("processor", f"{cores} cores, {memory:.0f} GiB of memory")
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     names = ", ".join(torch.cuda.get_device_name(i) for i in range(count))
-    yield Finding("CUDA devices (torch)", names or "none: training runs on the CPU")
+    yield Check("CUDA devices (torch)", names or "none: training runs on the CPU")
 
 
-def _runtime() -> Iterator[Finding]:
+def _runtime() -> Iterator[Check]:
     from pipelines.systems.onnx.runtime import providers
 
     found = providers()
-    yield Finding(
+    yield Check(
         "ONNX Runtime providers",
         f"installed: {', '.join(found.installed)}; working: {', '.join(found.working)}",
     )
 
 
-def _git(layout: Layout) -> Iterator[Finding]:
+def _git(layout: Layout) -> Iterator[Check]:
     if shutil.which("git") is None:
-        yield Finding("git", "absent", "git is missing: apt-get install git")
+        yield Check("git", "absent", "git is missing: apt-get install git")
         return
     done = subprocess.run(
         ["git", "status", "--porcelain"],
@@ -83,35 +83,35 @@ def _git(layout: Layout) -> Iterator[Finding]:
         check=False,
     )
     if done.returncode:
-        yield Finding("git", "not a repository", "versions will carry no commit: run git init")
+        yield Check("git", "not a repository", "versions will carry no commit: run git init")
     else:
         changes = len(done.stdout.splitlines())
-        yield Finding("git", f"{changes} uncommitted changes" if changes else "clean")
+        yield Check("git", f"{changes} uncommitted changes" if changes else "clean")
 
 
-def _disk(layout: Layout) -> Iterator[Finding]:
+def _disk(layout: Layout) -> Iterator[Check]:
     free = shutil.disk_usage(layout.root).free
     low = f"less than {_LEAST_FREE / 2**30:.0f} GiB: free some space"
-    yield Finding("disk", f"{free / 2**30:.1f} GiB free", low if free < _LEAST_FREE else None)
+    yield Check("disk", f"{free / 2**30:.1f} GiB free", low if free < _LEAST_FREE else None)
     readable = os.access(layout.root, os.W_OK)
     problem = None if readable else f"{layout.root} is not writable"
-    yield Finding("checkout", str(layout.root), problem)
+    yield Check("checkout", str(layout.root), problem)
 
 
-def _params(layout: Layout) -> Iterator[Finding]:
+def _params(layout: Layout) -> Iterator[Check]:
     try:
         params = config.load(layout.params)
     except UserError as error:
-        yield Finding("params.yaml", "wrong", str(error))
+        yield Check("params.yaml", "wrong", str(error))
         return
     path = layout.root / params.data.path
-    yield Finding("params.yaml", f"valid; data from {params.data.source}")
+    yield Check("params.yaml", f"valid; data from {params.data.source}")
     if params.data.source == "images" or not path.exists():
         problem = None if path.exists() else f"data.path = {params.data.path!r} does not exist"
-        yield Finding("data.path", str(path), problem)
+        yield Check("data.path", str(path), problem)
 
 
-def _registry(layout: Layout) -> Iterator[Finding]:
+def _registry(layout: Layout) -> Iterator[Check]:
     from pipelines.systems import mlflow as tracking
 
     uri = "MLFLOW_TRACKING_URI"
@@ -119,15 +119,15 @@ def _registry(layout: Layout) -> Iterator[Finding]:
         uri = tracking.shown_uri(tracking.tracking_uri(layout))
         tracking.connect(layout).search_experiments(max_results=1)
     except UserError as error:
-        yield Finding("MLflow", uri, str(error))
+        yield Check("MLflow", uri, str(error))
     else:
-        yield Finding("MLflow", f"{uri} answers")
+        yield Check("MLflow", f"{uri} answers")
 
 
-def _prefect(layout: Layout) -> Iterator[Finding]:
+def _prefect(layout: Layout) -> Iterator[Check]:
     address = os.environ.get("PREFECT_API_URL")
     if not address:
-        yield Finding("Prefect", f"embedded, in {os.environ['PREFECT_HOME']}")
+        yield Check("Prefect", f"embedded, in {os.environ['PREFECT_HOME']}")
         return
     import requests
 
@@ -135,39 +135,39 @@ def _prefect(layout: Layout) -> Iterator[Finding]:
         requests.get(f"{address}/health", timeout=5).raise_for_status()
     except requests.RequestException as error:
         problem = f"PREFECT_API_URL = {address!r} does not answer: {type(error).__name__}"
-        yield Finding("Prefect", address, problem)
+        yield Check("Prefect", address, problem)
     else:
-        yield Finding("Prefect", f"{address} answers")
+        yield Check("Prefect", f"{address} answers")
 
 
-def _stages(layout: Layout) -> Iterator[Finding]:
+def _stages(layout: Layout) -> Iterator[Check]:
     from pipelines.pipeline.stages import STAGES
     from pipelines.systems.dvc import reproduce as versioning
 
     try:
         states = {name: versioning.up_to_date(layout.root, name) for name in STAGES}
     except UserError as error:
-        yield Finding("DVC", "cannot tell", str(error))
+        yield Check("DVC", "cannot tell", str(error))
     else:
         text = ", ".join(f"{k} {'up to date' if v else 'to run'}" for k, v in states.items())
-        yield Finding("DVC stages", text)
+        yield Check("DVC stages", text)
 
 
-def findings(layout: Layout | None) -> Iterator[Finding]:
+def findings(layout: Layout | None) -> Iterator[Check]:
     """Yield what is found on this machine and, inside one, in the checkout."""
     yield from _python()
     yield from _machine()
     yield from _runtime()
     if layout is None:
-        yield Finding("checkout", str(Path.cwd()), "not inside a checkout of the project")
+        yield Check("checkout", str(Path.cwd()), "not inside a checkout of the project")
         return
-    looks: tuple[Callable[[Layout], Iterator[Finding]], ...]
+    looks: tuple[Callable[[Layout], Iterator[Check]], ...]
     looks = (_git, _disk, _params, _stages, _registry, _prefect)
     for look in looks:
         try:
             yield from look(layout)
         except OSError as error:
-            yield Finding(look.__name__.strip("_"), "cannot tell", str(disk_error(error) or error))
+            yield Check(look.__name__.strip("_"), "cannot tell", str(disk_error(error) or error))
 
 
 def examine(*, as_json: bool = False) -> bool:

@@ -24,7 +24,7 @@ from pipelines.core.config import DataConfig
 from pipelines.core.errors import UserError
 from pipelines.core.files import atomic_path, sha256_json, write_json
 from pipelines.data.collection import Collection, from_files
-from pipelines.data.folder import POOL, TEST, UNPRINTABLE, is_image, walk
+from pipelines.data.image_folder import POOL, TEST, UNPRINTABLE, is_image, walk
 from pipelines.data.images import EXTENSIONS, MAX_BYTES
 
 _LONGEST = 100
@@ -113,7 +113,7 @@ def write_record(added: Path, kept: str) -> None:
 
     Args:
         added: The folder of all places.
-        kept: What `pipelines.systems.dvc.store.keep` returned for it.
+        kept: What `pipelines.systems.dvc.cache.keep` returned for it.
     """
     places = [place for place in sorted(added.iterdir()) if place.is_dir()]
     counts = {place.name: len(batches(place)) for place in places if place.name[0] != "."}

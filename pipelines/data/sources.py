@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pipelines.core.config import DataConfig
 from pipelines.core.errors import UserError
-from pipelines.data import added, folder
+from pipelines.data import added
+from pipelines.data import image_folder as folder
 from pipelines.data.collection import Collection, from_arrays
 from pipelines.data.download import Remote, fetch, gunzip
 

@@ -20,7 +20,7 @@ from pipelines.core.errors import UserError
 from pipelines.core.files import atomic_path
 from pipelines.core.fingerprints import code_hash, params_hash
 from pipelines.data.prepared import load_card
-from pipelines.systems.onnx.metadata import INPUT, LARGEST_FILE, OUTPUTS, ModelCard, require_fit
+from pipelines.systems.onnx.metadata import INPUT, LARGEST_FILE, OUTPUTS, OnnxMetadata, require_fit
 from pipelines.training.network import load
 
 LARGEST_BATCH = 4096
@@ -57,7 +57,7 @@ def export(trained: Path, prepared: Path, params: Params, root: Path, out: Path)
     """Write a trained network as one ONNX file.
 
     Input `images` is uint8 [batch, channels, size, size], normalised inside the graph; outputs
-    `logits` and `probabilities` are float32 [batch, classes]. The metadata is a `ModelCard`.
+    `logits` and `probabilities` are float32 [batch, classes]. The metadata is a `OnnxMetadata`.
 
     Args:
         trained: Output of `train`.
@@ -72,7 +72,7 @@ def export(trained: Path, prepared: Path, params: Params, root: Path, out: Path)
     spec, network = load(trained)
     data = load_card(prepared)
     require_fit(trained, spec, prepared, data, "train")
-    card = ModelCard(
+    card = OnnxMetadata(
         classes=spec.classes,
         size=spec.size,
         channels=spec.channels,
@@ -87,7 +87,7 @@ def export(trained: Path, prepared: Path, params: Params, root: Path, out: Path)
         temporary.write_bytes(content)
 
 
-def onnx_bytes(plain: nn.Module, card: ModelCard, opset: int) -> bytes:
+def onnx_bytes(plain: nn.Module, card: OnnxMetadata, opset: int) -> bytes:
     """Return a plain network as the bytes of one ONNX file.
 
     Args:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipelines.gates.finding import Finding, failed, passed
-from pipelines.systems.onnx.metadata import ModelCard
+from pipelines.systems.onnx.metadata import OnnxMetadata
 
 
-def schema(card: ModelCard | ValueError, data_hash: str) -> Finding:
+def schema(card: OnnxMetadata | ValueError, data_hash: str) -> Finding:
     """Are inputs, outputs, types and metadata those of a released model, and as registered?
 
     Args:

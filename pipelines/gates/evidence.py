@@ -23,7 +23,7 @@ from pipelines.evaluation import scoring
 from pipelines.evaluation.scoring import Score
 from pipelines.gates.provenance import StoredFile
 from pipelines.provenance import signing
-from pipelines.systems.onnx.metadata import ModelCard
+from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.model_file import checked_card, outside, parse, tensors
 from pipelines.systems.onnx.runtime import OnnxModel
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 _NUMERIC = "fc"  # numpy's kinds: float, complex
 
 
-class kept(Generic[T]):  # reads as a decorator
+class gathered_once(Generic[T]):  # reads as a decorator
     """A property gathered once; what failed once is not tried again, and fails the same way."""
 
     def __init__(self, gather: Callable[[Any], T]) -> None:
@@ -106,7 +106,7 @@ class Contender:
         self.path, self.model = path, OnnxModel.load(path, "cpu")
         self._split, self._card = split, card
 
-    @kept
+    @gathered_once
     def score(self) -> Score:
         """Its answers to the gate split."""
         return self.score_on(self._split)
@@ -161,26 +161,26 @@ class Evidence:
 
     # What lies in the registry, read and not run.
 
-    @kept
+    @gathered_once
     def path(self) -> Path:
         """The candidate's ONNX file, downloaded from the registry now; nothing is checked."""
         path = self._scratch / "model.onnx"
         self.candidate.fetch_model(path)
         return path
 
-    @kept
+    @gathered_once
     def sha256(self) -> str:
         """Of that file."""
         return sha256_file(self.path)
 
-    @kept
+    @gathered_once
     def files(self) -> list[StoredFile]:
         """The candidate's folder."""
         folder = self._scratch / "files"
         folder.mkdir()
         return self.candidate.files(folder)
 
-    @kept
+    @gathered_once
     def signer(self) -> str | Exception:
         """The key that signed the candidate's bytes as they lie there now, or why none did."""
         if self.sha256 != self.candidate.sha256:
@@ -197,7 +197,7 @@ class Evidence:
         except signing.Unsigned as error:
             return error
 
-    @kept
+    @gathered_once
     def proto(self) -> ModelProto | ValueError:
         """The candidate's graph, or what is wrong with the file."""
         if self.sha256 != self.candidate.sha256:
@@ -212,20 +212,20 @@ class Evidence:
             raise UserError(f"{self._name}: not read: {self.proto}")
         return self.proto
 
-    @kept
+    @gathered_once
     def outside(self) -> list[tuple[str, str]] | ValueError:
         """Tensors that lie outside the file."""
         return self.proto if isinstance(self.proto, ValueError) else outside(self.proto)
 
-    @kept
-    def card(self) -> ModelCard | ValueError:
+    @gathered_once
+    def card(self) -> OnnxMetadata | ValueError:
         """The candidate's metadata, or what is wrong with them."""
         try:
             return checked_card(self._readable())
         except ValueError as error:
             return error
 
-    @kept
+    @gathered_once
     def not_finite(self) -> tuple[dict[str, int], int]:
         """Tensor → values that are no finite numbers; and how many values there are."""
         if self.outside:
@@ -246,12 +246,12 @@ class Evidence:
 
     # What the checkout holds.
 
-    @kept
+    @gathered_once
     def data(self) -> Card:
         """What the checkout's data are."""
         return load_card(self._layout.prepared)
 
-    @kept
+    @gathered_once
     def gate(self) -> Split:
         """The split that decides; at least one image."""
         split = load_split(self._layout.prepared, "gate")
@@ -259,7 +259,7 @@ class Evidence:
             raise UserError("the gate split holds no images; raise data.gate")
         return split
 
-    @kept
+    @gathered_once
     def test(self) -> Split:
         """The split that only reports; at least one image."""
         split = load_split(self._layout.prepared, "test")
@@ -274,14 +274,14 @@ class Evidence:
 
     # What runs.
 
-    @kept
+    @gathered_once
     def new(self) -> Contender:
         """The candidate, loaded."""
         if self.refused:
             raise UserError(f"not loaded: {self.refused}")
         return Contender(self.path, self.gate, self.data)
 
-    @kept
+    @gathered_once
     def old(self) -> Contender | None:
         """The champion, loaded and scored; None without a champion."""
         champion = self.held_against
@@ -302,7 +302,7 @@ class Evidence:
             ) from None
         return contender
 
-    @kept
+    @gathered_once
     def weights_at_hand(self) -> bool:
         """Whether the checkout's trained network is the one this version was made from."""
         weights = self._layout.trained / "network.safetensors"

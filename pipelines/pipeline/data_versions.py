@@ -17,11 +17,11 @@ from pipelines.core.paths import Layout
 from pipelines.data import added, sources
 from pipelines.data.added import Intake
 from pipelines.data.schema import listed
-from pipelines.systems.dvc import store as dvc_store
+from pipelines.systems.dvc import cache as dvc_store
 
 
 @dataclass(frozen=True)
-class Version:
+class DataVersion:
     """One version of the data.
 
     Attributes:
@@ -94,11 +94,11 @@ def have_back(layout: Layout) -> bool:
     return bool(missing)
 
 
-def versions(layout: Layout, params: Params) -> list[Version]:
+def versions(layout: Layout, params: Params) -> list[DataVersion]:
     """Return the versions of the data, the newest first."""
-    found = [Version(0, 0, {})]
+    found = [DataVersion(0, 0, {})]
     for batch in added.batches(added.place(layout.root, params.data)):
-        found.append(Version(batch.version, sum(batch.counts.values()), dict(batch.counts)))
+        found.append(DataVersion(batch.version, sum(batch.counts.values()), dict(batch.counts)))
     return found[::-1]
 
 
@@ -120,7 +120,7 @@ def show_intake(found: Intake, console: Console) -> None:
     console.print(f"version    {found.version}; prong run trains on it")
 
 
-def show_versions(found: list[Version], source: str, console: Console) -> None:
+def show_versions(found: list[DataVersion], source: str, console: Console) -> None:
     """Print the versions of the data as a table."""
     table = Table("version", "images added", "per class")
     for one in found:

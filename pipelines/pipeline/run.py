@@ -44,7 +44,7 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
     console.print("[dim]starting Prefect …[/]")
     with prefect_api(layout) as wait:
         # Seconds of imports, while the server comes up; they read what was set above.
-        from pipelines.pipeline import flow
+        from pipelines.pipeline import main_job as flow
         from pipelines.provenance import lineage
         from pipelines.systems import mlflow as tracking
 

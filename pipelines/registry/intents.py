@@ -50,7 +50,7 @@ class Intent:
 
 
 @dataclass(frozen=True)
-class State:
+class ModelState:
     """A registered model as it stands.
 
     Attributes:

@@ -28,7 +28,7 @@ from pipelines.registry import versions as registry
 from pipelines.registry.versions import LINEAGE, Version
 from pipelines.systems import git
 from pipelines.systems import mlflow as tracking
-from pipelines.systems.onnx.runtime import ModelCard, OnnxModel
+from pipelines.systems.onnx.runtime import OnnxMetadata, OnnxModel
 
 
 class Verdict(StrEnum):
@@ -133,7 +133,7 @@ def walk(layout: Layout, version: Version) -> list[Link]:
     return found
 
 
-def _metadata(made: dict[str, str], card: ModelCard | None) -> Iterator[Link]:
+def _metadata(made: dict[str, str], card: OnnxMetadata | None) -> Iterator[Link]:
     for name in ("data_hash", "code_hash"):
         claimed = made.get(name, "")
         if card is None:
@@ -159,7 +159,7 @@ def _lock(layout: Layout, version: Version, made: dict[str, str], path: Path | N
 
 
 def _params(
-    layout: Layout, version: Version, made: dict[str, str], card: ModelCard | None
+    layout: Layout, version: Version, made: dict[str, str], card: OnnxMetadata | None
 ) -> Iterator[Link]:
     claimed = made.get("params_hash", "")
     file = kept_file(layout, version, PARAMS)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
     from pipelines.registry.versions import Version
-    from pipelines.release.transaction import Registrar
+    from pipelines.release.transaction import Transaction
 
 YOUNG = 24 * 3600
 """Seconds within which a cached object may belong to a run that has not written its lock yet."""
@@ -65,10 +65,10 @@ def collect(
         UserError: If another run is at work in this checkout, or git or the store cannot be read.
         Unavailable: If the store does not answer.
     """
-    from pipelines.release.transaction import registrar
+    from pipelines.release.transaction import transaction
     from pipelines.systems.dvc.reproduce import undisturbed
 
-    with registrar(layout, model) as held, undisturbed(layout.root):
+    with transaction(layout, model) as held, undisturbed(layout.root):
         gone, staying = _versions(layout, held, keep)
         items = [
             *gone,
@@ -94,7 +94,7 @@ def shown(size: int) -> str:
     return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
-def _versions(layout: Layout, held: Registrar, keep: int) -> tuple[list[Item], list[Version]]:
+def _versions(layout: Layout, held: Transaction, keep: int) -> tuple[list[Item], list[Version]]:
     """Return the versions that nothing needs, and those that stay."""
     from pipelines.registry import artifacts
     from pipelines.registry import versions as registry
@@ -122,7 +122,7 @@ class _Removal:
     """Removes a version; one that is half removed counts as incomplete, and goes the next time."""
 
     layout: Layout
-    held: Registrar
+    held: Transaction
     version: Version
     where: str
 
@@ -158,7 +158,7 @@ def _sources(client: MlflowClient) -> set[str]:
             return found
 
 
-def _logged(held: Registrar) -> Iterator[LoggedModel]:
+def _logged(held: Transaction) -> Iterator[LoggedModel]:
     """Yield the uploads that this program made for a model."""
     from pipelines.registry.versions import SHA256
 
@@ -176,7 +176,7 @@ def _logged(held: Registrar) -> Iterator[LoggedModel]:
             return
 
 
-def _uploads(layout: Layout, held: Registrar) -> list[Item]:
+def _uploads(layout: Layout, held: Transaction) -> list[Item]:
     """Return uploads that never became a version; none is on its way while the lease is held."""
     from pipelines.registry import artifacts
 
@@ -198,7 +198,7 @@ def _uploads(layout: Layout, held: Registrar) -> list[Item]:
 
 
 def _objects(
-    layout: Layout, held: Registrar, staying: list[Version], report: Callable[[str], None]
+    layout: Layout, held: Transaction, staying: list[Version], report: Callable[[str], None]
 ) -> list[Item]:
     """Return the objects of DVC's cache that no lock needs."""
     from pipelines.registry import artifacts

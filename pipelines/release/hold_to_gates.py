@@ -17,7 +17,7 @@ from pipelines.core.paths import Layout
 from pipelines.gates.finding import Finding, blocked
 from pipelines.gates.judging import GATES
 from pipelines.release.judge import judged
-from pipelines.release.transaction import registrar
+from pipelines.release.transaction import transaction
 
 _STYLE = {"pass": "green", "fail": "bold red", "not run": "yellow"}
 
@@ -39,7 +39,7 @@ def hold_to_gates(layout: Layout, params: Params, model: str, version: int) -> t
         Unavailable: If the registry does not answer.
     """
     params = replace(params, registry=replace(params.registry, model=model))
-    with registrar(layout, model) as held:
+    with transaction(layout, model) as held:
         candidate = held.version(version)
         if not candidate.complete:
             raise UserError(f"{model} version {version}: its registration is not complete")

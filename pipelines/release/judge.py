@@ -14,9 +14,9 @@ from pipelines.registry import history
 
 if TYPE_CHECKING:  # MLflow and the gates are imported when a step is called, not with the flow
     from pipelines.gates.finding import Finding
-    from pipelines.registry.intents import State
+    from pipelines.registry.intents import ModelState
     from pipelines.registry.versions import Version
-    from pipelines.release.transaction import Registrar
+    from pipelines.release.transaction import Transaction
 
 QUESTION = "prong.question"
 """Tag of a version: what its gates were asked; an answer holds as long as the question stays."""
@@ -48,7 +48,7 @@ class Decision:
 
 
 def judged(
-    layout: Layout, params: Params, held: Registrar, state: State, candidate: Version
+    layout: Layout, params: Params, held: Transaction, state: ModelState, candidate: Version
 ) -> tuple[Finding, ...]:
     """Hold a version to every gate, and write onto it what they found and what they were asked.
 
@@ -101,7 +101,7 @@ def figures_of(findings: Sequence[Finding]) -> tuple[float | None, int]:
 
 
 def question_of(
-    layout: Layout, params: Params, state: State
+    layout: Layout, params: Params, state: ModelState
 ) -> dict[str, int | float | str | list[int] | None]:
     """Return all that the gates' answers on a version depend on, beside the version itself."""
     from pipelines.data.prepared import load_card
@@ -116,7 +116,7 @@ def question_of(
 
 
 def nothing_new(
-    candidate: Version, state: State, live: int | None, question: Mapping[str, object]
+    candidate: Version, state: ModelState, live: int | None, question: Mapping[str, object]
 ) -> Decision | None:
     """Return the decision if it is known without asking the gates."""
     if candidate.number in state.history.lived:

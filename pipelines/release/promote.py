@@ -25,9 +25,9 @@ from pipelines.release.judge import (
 )
 
 if TYPE_CHECKING:  # MLflow and the gates are imported when a step is called, not with the flow
-    from pipelines.registry.intents import State
+    from pipelines.registry.intents import ModelState
     from pipelines.registry.versions import Version
-    from pipelines.release.transaction import Registrar
+    from pipelines.release.transaction import Transaction
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ def promote(
         UserError: If the version or the gate split is absent, or the store cannot be used.
         Unavailable: If the store does not answer.
     """
-    from pipelines.release.transaction import registrar
+    from pipelines.release.transaction import transaction
 
-    with registrar(layout, params.model_name) as held:
+    with transaction(layout, params.model_name) as held:
         faults.point("promote.lease")
         decision = _promote(layout, params, held, version, run, asked)
     faults.point("promote.done")
@@ -83,7 +83,7 @@ def promote(
 def _promote(
     layout: Layout,
     params: Params,
-    held: Registrar,
+    held: Transaction,
     version: int | None,
     run: str,
     asked: bool,
@@ -151,9 +151,9 @@ def rollback(layout: Layout, model: str, to: str | None, reason: str, run: str =
     """
     from pipelines.registry import versions as registry
     from pipelines.registry.intents import Intent
-    from pipelines.release.transaction import registrar
+    from pipelines.release.transaction import transaction
 
-    with registrar(layout, model) as held:
+    with transaction(layout, model) as held:
         faults.point("rollback.lease")
         state = held.state()
         live = state.aliases.get(registry.CHAMPION)
@@ -187,7 +187,7 @@ def rollback(layout: Layout, model: str, to: str | None, reason: str, run: str =
     return Rollback(model, target, live, previous)
 
 
-def _mended(held: Registrar, state: State) -> Rollback | None:
+def _mended(held: Transaction, state: ModelState) -> Rollback | None:
     """Return the rollback that broke off and was finished just now: a second one would go too far.
 
     Whoever types the command again means the one that died.
@@ -200,7 +200,7 @@ def _mended(held: Registrar, state: State) -> Rollback | None:
     return Rollback(held.model, last.version, last.replaced, last.previous)
 
 
-def _target(state: State, model: str, to: str | None) -> int:
+def _target(state: ModelState, model: str, to: str | None) -> int:
     from pipelines.registry import versions as registry
 
     if to is None:

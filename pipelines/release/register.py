@@ -52,12 +52,12 @@ def register(layout: Layout, params: Params, flow_run_id: str | None) -> Registr
     """
     from pipelines.registry import versions as registry
     from pipelines.registry.intents import Intent
-    from pipelines.release.transaction import registrar
+    from pipelines.release.transaction import transaction
 
     if not layout.onnx.is_file():
         raise UserError(f"{layout.onnx}: absent; the stage export makes it")
     model, sha256 = params.model_name, sha256_file(layout.onnx)
-    with registrar(layout, model) as held:
+    with transaction(layout, model) as held:
         faults.point("register.lease")
         broken = []
         for version in registry.versions(held.client, model):

@@ -9,7 +9,7 @@ from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.provenance import signing
 from pipelines.registry import versions as registry
-from pipelines.release.transaction import registrar
+from pipelines.release.transaction import transaction
 
 
 def sign_version(layout: Layout, model: str, text: str) -> tuple[str, str]:
@@ -35,7 +35,7 @@ def sign_version(layout: Layout, model: str, text: str) -> tuple[str, str]:
         raise UserError(f"{name}: its registration is not complete; `prong run` mends it")
     layout.state.mkdir(parents=True, exist_ok=True)
     with (
-        registrar(layout, model) as held,
+        transaction(layout, model) as held,
         tempfile.TemporaryDirectory(prefix="sign-", dir=layout.state) as scratch,
     ):
         file, bundle = Path(scratch) / registry.MODEL_FILE, Path(scratch) / registry.SIGNATURE

@@ -29,27 +29,27 @@ from pipelines.core.paths import Layout
 from pipelines.registry import history
 from pipelines.registry import versions as registry
 from pipelines.registry.history import Entry
-from pipelines.registry.intents import INTENT, Intent, State
+from pipelines.registry.intents import INTENT, Intent, ModelState
 from pipelines.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, Version
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.mlflow.leases import Lease, leased
 
 
-def read_state(client: MlflowClient, model: str) -> State:
+def read_state(client: MlflowClient, model: str) -> ModelState:
     """Return how a registered model stands; empty if there is none."""
     try:
         found = client.get_registered_model(model)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        return State({}, history.read({}), None)
+        return ModelState({}, history.read({}), None)
     tags = dict(found.tags)
     intent = Intent.parse(tags[INTENT]) if INTENT in tags else None
     aliases = {alias: int(number) for alias, number in found.aliases.items()}
-    return State(aliases, history.read(tags), intent)
+    return ModelState(aliases, history.read(tags), intent)
 
 
-class Registrar:
+class Transaction:
     """The one who may change a registered model.
 
     Attributes:
@@ -68,7 +68,7 @@ class Registrar:
         """Raises `LeaseLost` when called if another has taken over."""
         return self._lease.check
 
-    def state(self) -> State:
+    def state(self) -> ModelState:
         """Return how the model stands."""
         return read_state(self.client, self.model)
 
@@ -150,7 +150,7 @@ class Registrar:
                     self.move(CHALLENGER, version.number)
         self.done()
 
-    def _adopt(self, state: State) -> None:
+    def _adopt(self, state: ModelState) -> None:
         """Record what other hands did to the aliases; put back one whose version is not whole."""
         last, aliases = state.history.last, dict(state.aliases)
         for alias, number in state.aliases.items():
@@ -223,8 +223,8 @@ def _user() -> str:
 
 
 @contextmanager
-def registrar(layout: Layout, model: str) -> Iterator[Registrar]:
-    """Become the one registrar of a model; what another left half-done is mended first.
+def transaction(layout: Layout, model: str) -> Iterator[Transaction]:
+    """Begin the one transaction on a model; what another left half-done is mended first.
 
     Raises:
         UserError: If the store cannot be used.
@@ -233,12 +233,12 @@ def registrar(layout: Layout, model: str) -> Iterator[Registrar]:
     client = tracking.connect(layout)
     with leased(layout, f"registry {model}") as lease, tracking.answering(layout):
         assert lease is not None
-        found = Registrar(layout, client, model, lease)
+        found = Transaction(layout, client, model, lease)
         found.repair()
         yield found
 
 
-def settled(layout: Layout, model: str) -> State:
+def settled(layout: Layout, model: str) -> ModelState:
     """Return how a model stands, mended first unless another is at work on it now.
 
     Raises:
@@ -252,5 +252,5 @@ def settled(layout: Layout, model: str) -> State:
             return state
         with leased(layout, f"registry {model}", patience=0) as lease:
             if lease is not None:
-                Registrar(layout, client, model, lease).repair()
+                Transaction(layout, client, model, lease).repair()
         return read_state(client, model)

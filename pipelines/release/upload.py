@@ -62,11 +62,11 @@ def new_version(
 
     Args:
         layout: The checkout; all DVC stages are up to date.
-        client: Of the registry, held by the one registrar.
+        client: Of the registry, inside the one transaction.
         params: The checkout's parameters.
         sha256: Of the ONNX file.
         flow_run_id: Prefect's id of the run, if there is one.
-        check: Raises if another registrar has taken over meanwhile.
+        check: Raises if another process has taken over meanwhile.
 
     Returns:
         The version's number and the training's run id.

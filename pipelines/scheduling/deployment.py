@@ -18,7 +18,7 @@ from prefect.workers.process import ProcessWorker
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.scheduling import cron
-from pipelines.scheduling.runs import api
+from pipelines.scheduling.flow_runs import api
 
 FLOW = "scheduled"
 ENTRYPOINT = "pipelines/scheduling/flow.py:scheduled"

@@ -18,7 +18,7 @@ def main() -> None:
     from pipelines.core.environment import open_checkout
 
     open_checkout()
-    from pipelines.scheduling import runs
+    from pipelines.scheduling import flow_runs as runs
 
     runs.sign(os.environ["PREFECT__FLOW_RUN_ID"])
     runpy.run_module("prefect.engine", run_name="__main__")

@@ -27,9 +27,10 @@ from pipelines.core.config import Params
 from pipelines.core.environment import open_checkout
 from pipelines.core.errors import Failed, Unavailable, UserError
 from pipelines.core.paths import Layout
-from pipelines.pipeline.flow import JobResult, check_data
-from pipelines.pipeline.flow import run as run_main_job
-from pipelines.scheduling import alerts, rules, runs
+from pipelines.pipeline.main_job import JobResult, check_data
+from pipelines.pipeline.main_job import run as run_main_job
+from pipelines.scheduling import alerts, rules
+from pipelines.scheduling import flow_runs as runs
 from pipelines.scheduling.rules import Due
 from pipelines.systems.dvc import reproduce as versioning
 

@@ -78,7 +78,7 @@ def _shown(address: str) -> str:
 
 def _prepare(layout: Layout, params: Params, pool: str) -> None:
     from pipelines.scheduling.deployment import ensure_pool
-    from pipelines.scheduling.runs import api
+    from pipelines.scheduling.flow_runs import api
 
     with api() as client:
         kind = ensure_pool(client, pool)
@@ -135,7 +135,7 @@ def look_after(layout: Layout, params: Params) -> None:
     """
     from pipelines.scheduling import alerts
     from pipelines.scheduling.deployment import deployments, root_of
-    from pipelines.scheduling.runs import api, close_dead
+    from pipelines.scheduling.flow_runs import api, close_dead
 
     with api() as client:
         mine = [one for one in deployments(client) if root_of(one) == str(layout.root)]

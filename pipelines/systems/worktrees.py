@@ -24,7 +24,7 @@ from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_json, write_text
 from pipelines.core.paths import HOME, Layout
-from pipelines.systems.dvc import store as dvc_store
+from pipelines.systems.dvc import cache as dvc_store
 
 _TREES = Path(".prong/worktrees")
 _PATIENCE = 600

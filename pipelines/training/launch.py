@@ -21,10 +21,10 @@ from pipelines.data.prepared import load_card
 from pipelines.systems import mlflow as tracking
 from pipelines.training import checkpoint, methods
 from pipelines.training.events import CONDITIONING, HISTORY, write_table
-from pipelines.training.folder import TrainingFolder, name, tidy
 from pipelines.training.follower import Follower, progress_bar
 from pipelines.training.rank import Job
 from pipelines.training.supervision import Machines, supervise, without_signs
+from pipelines.training.training_folder import TrainingFolder, name, tidy
 
 
 def device(config: TrainConfig) -> str:

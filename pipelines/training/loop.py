@@ -19,11 +19,12 @@ from pipelines.core import faults
 from pipelines.core.config import TrainConfig
 from pipelines.core.errors import UserError
 from pipelines.data.prepared import Card, load_card, load_split
-from pipelines.training import batches, methods, network, state
+from pipelines.training import batches, methods, network
+from pipelines.training import resumed_state as state
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.events import EventWriter
-from pipelines.training.parallel import Ranks, unreduced
-from pipelines.training.schedule import Waterfall
+from pipelines.training.learning_rate import Waterfall
+from pipelines.training.parallel import TrainingRanks, unreduced
 
 LOG_EVERY = 10
 """Steps behind each logged average of training loss and error."""
@@ -42,7 +43,7 @@ class _Window:
 
 
 @dataclass(frozen=True)
-class State:
+class LoopState:
     """What a checkpoint holds of a rank; see `checkpoint.write`.
 
     Attributes:
@@ -82,7 +83,7 @@ class Loop:
         self,
         config: TrainConfig,
         prepared: Path,
-        ranks: Ranks,
+        ranks: TrainingRanks,
         emit: EventWriter | None,
         between: Between = _nothing,
     ) -> None:
@@ -253,7 +254,7 @@ class Loop:
         self._say("evaluation", step=self.step, epoch=number, **figures)
         self.network.train()
 
-    def state(self) -> State:
+    def state(self) -> LoopState:
         """Return all that decides how the training goes on; tensors are its own, not copies."""
         optimizer, slots = state.pack_optimizer(self.optimizer)
         generators, own = state.pack_generators(self.ranks.device)
@@ -274,7 +275,7 @@ class Loop:
             meta["natural"] = natural["meta"]
             own |= state.with_prefix("natural", natural["tensors"])
         shared = {"network": dict(self.network.state_dict()), "optimizer": slots}
-        return State(meta, shared, generators, own)
+        return LoopState(meta, shared, generators, own)
 
     def restore(self, saved: Checkpoint) -> None:
         """Take over a checkpoint, also one of another number of ranks."""

@@ -21,7 +21,7 @@ from pipelines.core.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Ranks:
+class TrainingRanks:
     """This process among its peers.
 
     Attributes:
@@ -95,7 +95,7 @@ def unreduced(network: nn.Module) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def ranks(device: str, timeout: float) -> Iterator[Ranks]:
+def ranks(device: str, timeout: float) -> Iterator[TrainingRanks]:
     """Join the process group that torchrun set up; leave it at the end.
 
     After an exception the group is not left: its other ranks may be gone, and would be waited for.
@@ -110,12 +110,12 @@ def ranks(device: str, timeout: float) -> Iterator[Ranks]:
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
     if size == 1:
-        yield Ranks(0, 1, place)
+        yield TrainingRanks(0, 1, place)
         return
     limit = timedelta(seconds=timeout)
     if device == "cuda":
         dist.init_process_group("nccl", timeout=limit, device_id=place)
     else:
         dist.init_process_group("gloo", timeout=limit)
-    yield Ranks(rank, size, place, dist.new_group(backend="gloo", timeout=limit))
+    yield TrainingRanks(rank, size, place, dist.new_group(backend="gloo", timeout=limit))
     dist.destroy_process_group()

@@ -25,10 +25,10 @@ from pipelines.training.pulse import Pulse
 
 if TYPE_CHECKING:
     from pipelines.training.events import EventWriter
-    from pipelines.training.folder import TrainingFolder
     from pipelines.training.loop import Loop
-    from pipelines.training.parallel import Ranks
+    from pipelines.training.parallel import TrainingRanks
     from pipelines.training.stopping import Stop
+    from pipelines.training.training_folder import TrainingFolder
 
 _SHORT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory", re.I)
 _SYSTEM = re.compile(r"\(os error (\d+)\)")
@@ -80,7 +80,7 @@ class Between:
         self,
         job: Job,
         folder: TrainingFolder,
-        peers: Ranks,
+        peers: TrainingRanks,
         pulse: Pulse,
         stop: Stop,
         emit: EventWriter | None,
@@ -146,7 +146,7 @@ def main(path: Path) -> int:
     exit_on_sigterm()
     end_with_keeper()
     job = Job.read(path)
-    from pipelines.training.folder import TrainingFolder
+    from pipelines.training.training_folder import TrainingFolder
 
     folder = TrainingFolder(Path(job.folder))
     lock = folder.hold_as_rank()

@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from pipelines.training.parallel import Ranks
+from pipelines.training.parallel import TrainingRanks
 
 INTERVAL = 0.1
 """Seconds between two questions, about."""
@@ -34,7 +34,7 @@ class Stopped(BaseException):
 class Stop:
     """Whether to stop: noted by this rank's signal handler, agreed on by all."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: TrainingRanks) -> None:
         self._ranks = ranks
         self._noted = 0
         self._left = 1

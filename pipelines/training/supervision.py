@@ -20,9 +20,9 @@ from typing import Any
 from pipelines.core.errors import Failed, Interrupted, UserError
 from pipelines.systems.processes import run_group
 from pipelines.training import pulse
-from pipelines.training.folder import TrainingFolder
 from pipelines.training.pulse import Sign
 from pipelines.training.rank import Job
+from pipelines.training.training_folder import TrainingFolder
 
 GRACE = 6.0
 """Seconds that ranks have for their last checkpoint before SIGKILL."""

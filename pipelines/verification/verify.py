@@ -26,7 +26,7 @@ Answer = Callable[[NDArray[np.uint8], int], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Parity:
     """Two networks on the same images at one batch.
 
     Attributes:
@@ -109,7 +109,7 @@ def verify(
 
 def compare(
     networks: Mapping[str, Answer], images: NDArray[np.uint8], limit: float
-) -> list[Comparison]:
+) -> list[Parity]:
     """Compare every pair of networks at every batch of `BATCHES`.
 
     Args:
@@ -128,7 +128,7 @@ def compare(
             best = np.sort(one, axis=1)[:, -2:]
             tied = best[:, -1] - best[:, 0] < limit * scale
             found.append(
-                Comparison(
+                Parity(
                     first=first,
                     second=second,
                     batch=batch,
@@ -141,7 +141,7 @@ def compare(
     return found
 
 
-def table(comparisons: list[Comparison]) -> str:
+def table(comparisons: list[Parity]) -> str:
     """Return the comparisons as lines of text."""
     lines = [f"{'pair':<20} {'batch':>5} {'difference':>11} {'labels':>7} {'ties':>5}"]
     for c in comparisons:

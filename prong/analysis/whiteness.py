@@ -13,7 +13,7 @@ from prong.convert import unwrap
 from prong.linalg.conditioning import whitening_error
 from prong.linalg.roots import spectrum
 from prong.refresh.collect import Forward, default_forward, enough, gather
-from prong.refresh.tied_layers import units_of
+from prong.refresh.tied_layers import tied_layers_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -61,7 +61,7 @@ def whiteness(
         ValueError: if the model has no whitened layer or there is no batch.
     """
     inner = unwrap(model)
-    units = [unit for unit in units_of(inner) if unit.weight.requires_grad]
+    units = [unit for unit in tied_layers_of(inner) if unit.weight.requires_grad]
     if not units:
         raise ValueError("model: it has no whitened layer that is trained")
     layers = [layer for unit in units for layer in unit.layers]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prong.distributed.ranks import Ranks
-    from prong.refresh.tied_layers import Unit
+    from prong.refresh.tied_layers import TiedLayers
 
 
 class BatchDiagonal:
@@ -39,7 +39,7 @@ class BatchDiagonal:
             their first.
     """
 
-    def __init__(self, units: Sequence[Unit], ranks: Ranks, velocity: bool) -> None:
+    def __init__(self, units: Sequence[TiedLayers], ranks: Ranks, velocity: bool) -> None:
         """Watch `units`; `velocity` says that momentum is a vector and not a covector."""
         self.units, self.ranks, self.velocity = units, ranks, velocity
         self.damping: dict[str, Tensor] = {}
@@ -60,7 +60,7 @@ class BatchDiagonal:
                 if layer.variances is not None:
                     layer.variances.clear()
 
-    def _diagonal(self, unit: Unit) -> Float[Tensor, "groups in"]:
+    def _diagonal(self, unit: TiedLayers) -> Float[Tensor, "groups in"]:
         parts = [layer.variances for layer in unit.layers if layer.variances is not None]
         groups, features = unit.layer.mean.shape
         packed = torch.cat(
@@ -83,7 +83,7 @@ class BatchDiagonal:
         return diagonal
 
     def _apply(
-        self, optimizer: Optimizer, unit: Unit, diagonal: Float[Tensor, "groups in"]
+        self, optimizer: Optimizer, unit: TiedLayers, diagonal: Float[Tensor, "groups in"]
     ) -> None:
         for layer in unit.layers:
             layer.whitener.mul_(diagonal.unsqueeze(2))
@@ -100,7 +100,7 @@ class BatchDiagonal:
                 _scale_columns(unit, value, diagonal.square())
 
 
-def _scale_columns(unit: Unit, weight: Tensor, diagonal: Float[Tensor, "groups in"]) -> None:
+def _scale_columns(unit: TiedLayers, weight: Tensor, diagonal: Float[Tensor, "groups in"]) -> None:
     layer = unit.layer
     canonical = weight_to_canonical(weight, layer.feature_groups, layer.TRANSPOSED)
     scaled = canonical * diagonal[:, None, None, :].to(weight.dtype)

@@ -22,7 +22,7 @@ from prong.linalg.layout import weight_from_canonical
 from prong.linalg.projection import to_canonical
 from prong.linalg.roots import spectrum
 from prong.refresh.collect import Forward, default_forward, enough, gather
-from prong.refresh.tied_layers import Unit, units_of
+from prong.refresh.tied_layers import TiedLayers, tied_layers_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -79,7 +79,7 @@ def compress(
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance={tolerance!r}: at least 0 and below 1 is allowed")
     inner = unwrap(model)
-    units = units_of(inner)
+    units = tied_layers_of(inner)
     if not units:
         raise ValueError("model: it has no whitened layer; call prong.whiten first")
     layers = [layer for unit in units for layer in unit.layers]
@@ -102,7 +102,7 @@ def compress(
 
 
 @torch.no_grad()
-def _compress_unit(plain: nn.Module, unit: Unit, tolerance: float) -> Compression:
+def _compress_unit(plain: nn.Module, unit: TiedLayers, tolerance: float) -> Compression:
     layer = unit.layer
     moments = unit.moments()
     assert moments is not None
@@ -149,7 +149,7 @@ def _kept(contributions: Float[Tensor, "groups in"], tolerance: float) -> tuple[
     return min(kept, contributions.shape[1]), float(lost[min(kept, contributions.shape[1])])
 
 
-def _names(plain: nn.Module, unit: Unit) -> set[str]:
+def _names(plain: nn.Module, unit: TiedLayers) -> set[str]:
     shared = dict(plain.named_modules())[unit.name]
     weight = shared._parameters.get("weight")
     return {

@@ -56,7 +56,7 @@ def dense_precision(
     return times(identity.expand(len(precision), -1, -1), precision, damping)
 
 
-class LastPass:
+class GradientFactors:
     """‖g_V‖² of the last backward pass through a canonical layer, which knows it cheaply.
 
     With n = g_V U the natural gradient, ‖g_V‖² = ⟨n P⁻¹, n⟩ costs M N² or, with k leading
@@ -115,7 +115,7 @@ class LastPass:
 
     def __getstate__(self) -> dict[str, object]:
         """Be copied or stored empty: a copied gradient lies elsewhere."""
-        return LastPass().__dict__
+        return GradientFactors().__dict__
 
     @staticmethod
     def _sample(natural: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ class NaturalGradient(torch.autograd.Function):
         precision: Float[Tensor, "groups in columns"],
         damping: Float[Tensor, " groups"] | None,
         transposed: bool,
-        last: LastPass | None = None,
+        last: GradientFactors | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The weight and the bias (None without one) of the plain layer."""
         ctx.save_for_backward(mean, precision, damping)
@@ -186,7 +186,7 @@ class NaturalLinear(torch.autograd.Function):
         mean: Float[Tensor, "1 in"],
         precision: Float[Tensor, "1 in columns"],
         damping: Float[Tensor, " 1"] | None,
-        last: LastPass | None,
+        last: GradientFactors | None,
     ) -> Float[Tensor, "*batch out"]:
         """The dense layer's output; `last` is to remember its backward pass."""
         ctx.last = last

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from prong.layers.autograd import (
-    LastPass,
+    GradientFactors,
     NaturalGradient,
     ObserveGradient,
     dense_precision,
@@ -92,7 +92,7 @@ class Whitened(nn.Module):
     backward_moments: Moments | None
     gradients_wanted: bool
     side_stream: GatheringStream | None
-    last_pass: LastPass | None
+    last_pass: GradientFactors | None
     aside: Aside | None
     variances: UnitVariances | None
     positions: int | None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-    from prong.refresh.tied_layers import Unit
+    from prong.refresh.tied_layers import TiedLayers
 
 MODES = ("auto", "fold", "activations", "canonical")
 
@@ -58,7 +58,7 @@ def chosen_mode(mode: str, reason: str) -> str:
 
 
 @torch.no_grad()
-def convert(unit: Unit, mode: str, optimizers: Sequence[Optimizer] = ()) -> None:
+def convert(unit: TiedLayers, mode: str, optimizers: Sequence[Optimizer] = ()) -> None:
     """Let a unit run in another mode; its function and its momentum stay, to rounding.
 
     Args:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prong.layers.base import Whitened
-    from prong.refresh.tied_layers import Unit
+    from prong.refresh.tied_layers import TiedLayers
 
 WIDEST = 64
 FEWEST = 4
@@ -35,7 +35,7 @@ FEWEST = 4
 class Pack:
     """Layers of one shape, moved by one optimizer."""
 
-    def __init__(self, optimizer: Optimizer, units: Sequence[Unit]) -> None:
+    def __init__(self, optimizer: Optimizer, units: Sequence[TiedLayers]) -> None:
         """Stack their P."""
         self.optimizer, self.units = optimizer, list(units)
         self.place = {unit.name: index for index, unit in enumerate(units)}
@@ -43,11 +43,11 @@ class Pack:
         self._written = (0, -1)
         self._memory: torch.UntypedStorage | None = None
 
-    def update(self, unit: Unit) -> None:
+    def update(self, unit: TiedLayers) -> None:
         """Take over a unit's new P."""
         self.precision[self.place[unit.name]] = _dense(unit.layer)
 
-    def work(self) -> tuple[Sequence[Unit], Tensor] | None:
+    def work(self) -> tuple[Sequence[TiedLayers], Tensor] | None:
         """Turn the gradients into natural ones; give the units that have one, and ‖g_V‖²."""
         found = [(u, u.weight.grad) for u in self.units if u.weight.grad is not None]
         if not found:
@@ -74,7 +74,7 @@ class SmallLayers:
     """
 
     def __init__(
-        self, units: Sequence[Unit], optimizers: Sequence[Optimizer], *, alone: bool
+        self, units: Sequence[TiedLayers], optimizers: Sequence[Optimizer], *, alone: bool
     ) -> None:
         """Find the layers; `arrange` lets them run."""
         self._units, self._optimizers, self._alone = list(units), list(optimizers), alone
@@ -89,7 +89,7 @@ class SmallLayers:
             for group in optimizer.param_groups
             for parameter in group["params"]
         }
-        found: dict[tuple[Any, ...], list[Unit]] = {}
+        found: dict[tuple[Any, ...], list[TiedLayers]] = {}
         for unit in self._units:
             optimizer = holder.get(id(unit.weight))
             if optimizer is not None and self._alone and _is_small(unit):
@@ -127,12 +127,12 @@ class SmallLayers:
             for layers in waiting.values():
                 _add(layers)
 
-    def work(self, optimizer: Optimizer) -> list[tuple[Sequence[Unit], Tensor]]:
+    def work(self, optimizer: Optimizer) -> list[tuple[Sequence[TiedLayers], Tensor]]:
         """Turn the gradients that an optimizer is about to use into natural ones; give ‖g_V‖²."""
         found = [pack.work() for pack in self.packs if pack.optimizer is optimizer]
         return [each for each in found if each is not None]
 
-    def updated(self, units: Sequence[Unit]) -> None:
+    def updated(self, units: Sequence[TiedLayers]) -> None:
         """Take over the P of units that were reparametrised."""
         for pack in self.packs:
             for unit in units:
@@ -140,7 +140,7 @@ class SmallLayers:
                     pack.update(unit)
 
 
-def _is_small(unit: Unit) -> bool:
+def _is_small(unit: TiedLayers) -> bool:
     layer = unit.layer
     if len(unit.layers) > 1 or not layer.canonical or layer.weight.dim() != 2:
         return False

@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
-    from prong.refresh.tied_layers import Unit
+    from prong.refresh.tied_layers import TiedLayers
 
 LINEAR = ("momentum_buffer", "exp_avg", "grad_avg")
 SQUARED = ("exp_avg_sq", "square_avg", "sum", "max_exp_avg_sq")
 
 
 def carry_state(
-    optimizers: Sequence[Optimizer], unit: Unit, old: Phi, new: Phi, rule: str
+    optimizers: Sequence[Optimizer], unit: TiedLayers, old: Phi, new: Phi, rule: str
 ) -> list[str]:
     """Let the optimizers' state of one unit follow from the old Φ to the new, in place.
 
@@ -73,18 +73,18 @@ def carry_state(
     return [note for note, _ in lost]
 
 
-def lost_state(optimizers: Sequence[Optimizer], unit: Unit, rule: str) -> list[str]:
+def lost_state(optimizers: Sequence[Optimizer], unit: TiedLayers, rule: str) -> list[str]:
     """The notes that `carry_state` gives, on a rank that was sent its result."""
     return [] if rule == "reset" else [note for note, _ in _lost(optimizers, unit)]
 
 
-def _names(optimizer: Optimizer, unit: Unit) -> set[str]:
+def _names(optimizer: Optimizer, unit: TiedLayers) -> set[str]:
     """Names of the tensors that an optimizer holds for a unit."""
     states = [optimizer.state[p] for p in unit.parameters if p in optimizer.state]
     return {key for state in states for key, value in state.items() if torch.is_tensor(value)}
 
 
-def _lost(optimizers: Sequence[Optimizer], unit: Unit) -> list[tuple[str, Tensor]]:
+def _lost(optimizers: Sequence[Optimizer], unit: TiedLayers) -> list[tuple[str, Tensor]]:
     """State that no rule carries, with a note about each tensor."""
     return [
         (f"{unit.name}: optimizer state {key!r} was reset", value)
@@ -96,7 +96,7 @@ def _lost(optimizers: Sequence[Optimizer], unit: Unit) -> list[tuple[str, Tensor
     ]
 
 
-def carried_tensors(optimizers: Sequence[Optimizer], unit: Unit) -> list[Tensor]:
+def carried_tensors(optimizers: Sequence[Optimizer], unit: TiedLayers) -> list[Tensor]:
     """The state tensors that `carry_state` may have written, in a fixed order."""
     return [
         value
@@ -137,7 +137,7 @@ def _buffer(optimizer: Optimizer, parameter: nn.Parameter | None, key: str) -> T
 
 
 def _carry_linear(
-    optimizer: Optimizer, unit: Unit, old: Phi, new: Phi, rule: str, key: str
+    optimizer: Optimizer, unit: TiedLayers, old: Phi, new: Phi, rule: str, key: str
 ) -> None:
     layer, dtype = unit.layer, new.whitener.dtype
     groups = layer.feature_groups
@@ -180,7 +180,7 @@ def _carry_linear(
         weight.copy_(weight_from_canonical(moved, weight.shape, layer.TRANSPOSED))
 
 
-def _carry_squared(optimizer: Optimizer, unit: Unit, old: Phi, new: Phi, key: str) -> None:
+def _carry_squared(optimizer: Optimizer, unit: TiedLayers, old: Phi, new: Phi, key: str) -> None:
     layer, dtype = unit.layer, new.whitener.dtype
     groups = layer.feature_groups
     change = old.divided(new.whitener.unsqueeze(2)).squeeze(2).square().transpose(1, 2)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prong.layers.base import Whitened
-    from prong.refresh.tied_layers import Unit
+    from prong.refresh.tied_layers import TiedLayers
     from prong.statistics.moments import Moments
 
 _PROBES = 4
@@ -150,7 +150,7 @@ def leading(
 
 
 def find_precision(
-    unit: Unit, moments: Moments, whitening: Whitening
+    unit: TiedLayers, moments: Moments, whitening: Whitening
 ) -> tuple[Outcome, Precision | None, Tensor]:
     """New P and c of one canonical unit, full whitening.
 
@@ -362,7 +362,7 @@ def _spectrum(
 
 @torch.no_grad()
 def install(
-    unit: Unit,
+    unit: TiedLayers,
     precision: Precision,
     mean: Tensor,
     optimizers: Sequence[Optimizer],

@@ -17,12 +17,12 @@ from prong.linalg.roots import (
     whitening_root,
 )
 from prong.options import Whitening
-from prong.refresh.report import LayerReport
+from prong.refresh.refresh_report import LayerReport
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from prong.refresh.tied_layers import Unit
+    from prong.refresh.tied_layers import TiedLayers
     from prong.statistics.moments import Moments
 
 REASONS = (
@@ -101,7 +101,7 @@ class Outcome:
         """Read one of the numbers."""
         return float(self.numbers[self.FIELDS.index(name)])
 
-    def apply(self, unit: Unit, old: Phi, init: str) -> None:
+    def apply(self, unit: TiedLayers, old: Phi, init: str) -> None:
         """Install Φ: keep the function ("preserve", "balanced") or the numbers in V."""
         assert self.phi is not None
         if init in ("preserve", "balanced"):
@@ -137,7 +137,7 @@ class Outcome:
         )
 
 
-def group_damping(unit: Unit, moments: Moments, whitening: Whitening) -> Tensor:
+def group_damping(unit: TiedLayers, moments: Moments, whitening: Whitening) -> Tensor:
     """ε of each group in the units of Σ, `[groups]`."""
     damping = torch.full_like(moments.mean[:, 0], whitening.damping)
     if whitening.relative:
@@ -147,7 +147,7 @@ def group_damping(unit: Unit, moments: Moments, whitening: Whitening) -> Tensor:
 
 
 def find_phi(
-    unit: Unit, moments: Moments, whitening: Whitening, deltas: Moments | None = None
+    unit: TiedLayers, moments: Moments, whitening: Whitening, deltas: Moments | None = None
 ) -> Outcome:
     """New c and U for one unit (line 9 of Algorithm 1).
 

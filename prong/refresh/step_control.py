@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prong.layers.autograd import LastPass
+from prong.layers.autograd import GradientFactors
 from prong.linalg.dtypes import wide_dtype
 from prong.linalg.layout import weight_to_canonical
 from prong.refresh.preconditioner import Precision, weight_square
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prong.distributed.ranks import Ranks
-    from prong.refresh.tied_layers import Unit
+    from prong.refresh.tied_layers import TiedLayers
 
 COOLING = 50.0
 POWER = 0.3
@@ -55,7 +55,7 @@ class _Watched:
         smallest: the least ‖V‖ that counts, `[units]`.
     """
 
-    def __init__(self, optimizer: Optimizer, units: Sequence[Unit]) -> None:
+    def __init__(self, optimizer: Optimizer, units: Sequence[TiedLayers]) -> None:
         """Find the parameters of `units` in the optimizer's groups."""
         self.layout = _layout(optimizer, units)
         owner = {id(p): index for index, unit in enumerate(units) for p in unit.parameters}
@@ -83,7 +83,7 @@ class _Watched:
         )
 
 
-def _layout(optimizer: Optimizer, units: Sequence[Unit]) -> tuple[torch.device, list[int]]:
+def _layout(optimizer: Optimizer, units: Sequence[TiedLayers]) -> tuple[torch.device, list[int]]:
     """What changes when parameters are added, or the model is moved."""
     return units[0].weight.device, [len(group["params"]) for group in optimizer.param_groups]
 
@@ -102,7 +102,7 @@ class StepControl:
 
     def __init__(
         self,
-        units: Sequence[Unit],
+        units: Sequence[TiedLayers],
         limit: float | None,
         optimizers: Sequence[Optimizer],
         ranks: Ranks,
@@ -122,7 +122,7 @@ class StepControl:
         for unit in self._units:
             for layer in unit.layers:
                 alone = limit is not None and ranks.size == 1
-                layer.last_pass = LastPass() if alone else None
+                layer.last_pass = GradientFactors() if alone else None
 
     @property
     def norms(self) -> dict[str, Tensor]:
@@ -131,7 +131,7 @@ class StepControl:
 
     @torch.no_grad()
     def __call__(
-        self, optimizer: Optimizer, known: Sequence[tuple[Sequence[Unit], Tensor]] = ()
+        self, optimizer: Optimizer, known: Sequence[tuple[Sequence[TiedLayers], Tensor]] = ()
     ) -> None:
         """Scale the gradients that `optimizer` is about to use.
 
@@ -172,7 +172,7 @@ class StepControl:
             for gradient, place in held:
                 gradient.mul_(scales[place])
 
-    def measured(self, unit: Unit, norm: Tensor) -> None:
+    def measured(self, unit: TiedLayers, norm: Tensor) -> None:
         """Take over ‖V‖, a scalar, of a unit that was reparametrised."""
         self._norms[self._index[unit.name]] = norm
         self._missing.discard(unit.name)
@@ -218,7 +218,7 @@ class StepControl:
         self,
         watched: _Watched,
         rates: Sequence[float],
-        known: Sequence[tuple[Sequence[Unit], Tensor]],
+        known: Sequence[tuple[Sequence[TiedLayers], Tensor]],
     ) -> Tensor:
         """η²‖(g_V, g_d)‖² of each unit, this rank's part of it, `[units]`."""
         having = {unit.name for units, _ in known for unit in units}
@@ -262,7 +262,7 @@ class StepControl:
             add(at, [weight_rates.get(unit.name, 0.0) ** 2 for unit in units], values)
         return squares
 
-    def _natural_square(self, unit: Unit, natural: Tensor) -> Tensor:
+    def _natural_square(self, unit: TiedLayers, natural: Tensor) -> Tensor:
         """‖g_V‖² = ⟨n P⁻¹, n⟩ of a canonical unit; on several ranks, of this rank's rows."""
         taken = [each.last_pass.take(natural) for each in unit.layers if each.last_pass is not None]
         if len(taken) == 1 and taken[0] is not None:
@@ -278,7 +278,7 @@ class StepControl:
             rows = rows[:, index * rows.shape[1] // size : (index + 1) * rows.shape[1] // size]
         return weight_square(rows, Precision.of(layer, dtype), self._inverse(unit, dtype))
 
-    def _inverse(self, unit: Unit, dtype: torch.dtype) -> Tensor | None:
+    def _inverse(self, unit: TiedLayers, dtype: torch.dtype) -> Tensor | None:
         """P⁻¹ of a whole P, computed once per reparametrisation."""
         layer = unit.layer
         precision = layer.precision_matrix
@@ -308,7 +308,7 @@ class StepControl:
             self.measured(unit, norm)
 
 
-def weight_norm(unit: Unit) -> Tensor:
+def weight_norm(unit: TiedLayers) -> Tensor:
     """‖V‖ of a unit, a scalar in float64 (float32 on Apple's GPUs)."""
     layer = unit.layer
     dtype = wide_dtype(unit.weight.device)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Unit:
+class TiedLayers:
     """Whitened layers with the same weight tensor: one V needs one (c, U) in all of them.
 
     Attributes:
@@ -162,12 +162,13 @@ class Unit:
                 layer.output_whitener.copy_(new.output)
 
 
-def units_of(model: nn.Module) -> list[Unit]:
+def tied_layers_of(model: nn.Module) -> list[TiedLayers]:
     """The units of a whitened model, in the order of its modules."""
     shared: dict[int, list[tuple[str, Whitened]]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Whitened):
             shared.setdefault(id(module.weight), []).append((name, module))
     return [
-        Unit(members[0][0], tuple(layer for _, layer in members)) for members in shared.values()
+        TiedLayers(members[0][0], tuple(layer for _, layer in members))
+        for members in shared.values()
     ]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from prong.distributed.ranks import Ranks
     from prong.layers.base import Whitened
-    from prong.refresh.tied_layers import Unit
+    from prong.refresh.tied_layers import TiedLayers
 
 FEWEST = 256
 PER_FEATURE = 32
@@ -50,7 +50,7 @@ class BatchesSeen:
     examples: float
     samples: dict[str, float]
 
-    def window(self, unit: Unit, most: int, period: int) -> int:
+    def window(self, unit: TiedLayers, most: int, period: int) -> int:
         """Steps that hold as many examples as a unit's estimate needs: 1 to `period`.
 
         A covariance of N features from 32 N samples is off by about √(N/32 N), a sixth, in every
@@ -67,7 +67,7 @@ class BatchesSeen:
         return min(period, max(1, math.ceil(min(most, enough) / self.examples)))
 
 
-def batches_seen(units: Sequence[Unit], ranks: Ranks, steps: int) -> BatchesSeen | None:
+def batches_seen(units: Sequence[TiedLayers], ranks: Ranks, steps: int) -> BatchesSeen | None:
     """What the steps that were gathered have shown.
 
     Args:

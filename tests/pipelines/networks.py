@@ -18,7 +18,7 @@ from pipelines.core import config
 from pipelines.core.config import Method, Params
 from pipelines.data.prepare import prepare
 from pipelines.training.loop import Loop, save
-from pipelines.training.parallel import Ranks
+from pipelines.training.parallel import TrainingRanks
 
 ROOT = Path(__file__).parents[2]
 Trained = Callable[[Method], Path]
@@ -54,7 +54,7 @@ def trained(small: Params, prepared: Path, tmp_path_factory: pytest.TempPathFact
     def train(method: Method) -> Path:
         out = tmp_path_factory.mktemp("trained") / "trained"
         job = replace(small.train, method=method)
-        loop = Loop(job, prepared, Ranks(0, 1, torch.device("cpu")), None)
+        loop = Loop(job, prepared, TrainingRanks(0, 1, torch.device("cpu")), None)
         loop.run()
         save(out, loop.spec, loop.network)
         return out

@@ -10,7 +10,7 @@ from small_checkout import SOURCE, make
 from pipelines.core import config
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
-from pipelines.pipeline import flow
+from pipelines.pipeline import main_job as flow
 
 
 @pytest.mark.parametrize("path", [".", "data", "data/prepared", "data/prepared/x", "models", ".."])

@@ -13,8 +13,8 @@ from small_checkout import SOURCE
 from test_versioning import PIPELINE, STAGE
 
 from pipelines.core.errors import Unavailable, UserError
-from pipelines.systems.dvc.reproduce import Outcome, ensure
-from pipelines.systems.dvc.store import have_back, keep, push, share
+from pipelines.systems.dvc.cache import have_back, keep, push, share
+from pipelines.systems.dvc.reproduce import StageOutcome, ensure
 
 __all__ = ["object_store"]
 
@@ -37,11 +37,11 @@ def machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Pat
 def _there_and_back(machines: tuple[Path, Path], remote: str) -> None:
     one, two = machines
     share(one, one, remote)
-    assert ensure(one, "make").outcome is Outcome.RAN
+    assert ensure(one, "make").outcome is StageOutcome.RAN
     assert push(one, one / "data/added")
     kept = keep(one, one / "data/added")
     share(two, two, remote)
-    assert ensure(two, "make").outcome is Outcome.RESTORED
+    assert ensure(two, "make").outcome is StageOutcome.RESTORED
     assert (two / "out/a").read_text() == "one"
     have_back(two, two / "data/added", kept)
     assert (two / "data/added/x/1").read_text() == "added"
@@ -55,7 +55,7 @@ def test_a_folder_keeps_what_another_machine_then_restores(
     two = machines[1]
     shutil.rmtree(two / "out")
     shutil.rmtree(two / ".dvc/cache")
-    assert ensure(two, "make").outcome is Outcome.RESTORED
+    assert ensure(two, "make").outcome is StageOutcome.RESTORED
 
 
 def test_without_a_remote_nothing_is_pushed_and_an_old_one_is_forgotten(
@@ -82,7 +82,7 @@ def test_a_remote_that_takes_nothing_is_named(machines: tuple[Path, Path], tmp_p
     with pytest.raises(Unavailable, match=r"store\.remote = .*file/remote"):
         push(one, one / "data/added")
     (one / "source.txt").write_text("two")
-    assert ensure(one, "make").outcome is Outcome.RAN  # what is not there has nothing to give
+    assert ensure(one, "make").outcome is StageOutcome.RAN  # what is not there has nothing to give
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipelines.core.config import Params, TrainConfig
 from pipelines.training import checkpoint
 from pipelines.training.loop import Loop
-from pipelines.training.parallel import Ranks
+from pipelines.training.parallel import TrainingRanks
 
 pytest_plugins = ["networks"]
 CUDA = pytest.param(
@@ -40,7 +40,7 @@ def _loop(settings: TrainConfig, prepared: Path, device: str, steps: int) -> Loo
             raise _Enough
 
     place = torch.device(device, 0) if device == "cuda" else torch.device(device)
-    return Loop(settings, prepared, Ranks(0, 1, place), None, between)
+    return Loop(settings, prepared, TrainingRanks(0, 1, place), None, between)
 
 
 def _run(loop: Loop) -> Loop:

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from pipelines.core.errors import UserError
-from pipelines.systems.onnx.metadata import ModelCard
+from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.runtime import OnnxModel, providers
 
 SIZE, CLASSES = 4, ("cat", "dog", "ürsus")
 WEIGHT = np.random.default_rng(0).normal(size=(SIZE * SIZE, len(CLASSES))).astype(np.float32)
 
 
-def card(**changes: object) -> ModelCard:
+def card(**changes: object) -> OnnxMetadata:
     digest = "0123456789abcdef" * 4
     values: dict[str, object] = {
         "classes": CLASSES,
@@ -35,7 +35,7 @@ def card(**changes: object) -> ModelCard:
         "params_hash": digest,
         "code_hash": digest,
     }
-    return ModelCard(**(values | changes))  # type: ignore[arg-type]
+    return OnnxMetadata(**(values | changes))  # type: ignore[arg-type]
 
 
 def linear_model() -> ModelProto:
@@ -99,7 +99,7 @@ def test_the_card_is_what_was_written(tmp_path: Path) -> None:
 @given(st.lists(st.text(min_size=1), min_size=1, max_size=5, unique=True), st.integers(1, 512))
 def test_a_card_survives_its_metadata(classes: list[str], size: int) -> None:
     written = card(classes=tuple(classes), size=size)
-    assert ModelCard.parse(written.metadata()) == written
+    assert OnnxMetadata.parse(written.metadata()) == written
 
 
 def drop_metadata(model: ModelProto) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.training.schedule import Waterfall
+from pipelines.training.learning_rate import Waterfall
 
 
 def test_the_rate_rises_linearly_and_stays() -> None:

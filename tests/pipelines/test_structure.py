@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,12 +18,17 @@ from dvc.stage.cache import _get_cache_hash
 from ruamel.yaml import YAML
 
 from pipelines.core.fingerprints import SOURCES
-from pipelines.pipeline import flow, stages
+from pipelines.pipeline import main_job as flow
+from pipelines.pipeline import stages
 
 ROOT = Path(__file__).parents[2]
 OWNERS = {
     "mlflow": ("pipelines/systems/mlflow", "pipelines/registry", "pipelines/release"),
-    "prefect": ("pipelines/systems/prefect", "pipelines/pipeline/flow.py", "pipelines/scheduling"),
+    "prefect": (
+        "pipelines/systems/prefect",
+        "pipelines/pipeline/main_job.py",
+        "pipelines/scheduling",
+    ),
     "dvc": ("pipelines/systems/dvc",),
     "onnxruntime": ("pipelines/systems/onnx",),
 }
@@ -195,6 +201,18 @@ def test_importing_prong_loads_torch_and_nothing_else_heavy() -> None:
 def test_no_module_has_a_name_that_says_nothing() -> None:
     names = {p.stem for room in ("prong", "pipelines") for p in (ROOT / room).rglob("*.py")}
     assert not names & {"utils", "helpers", "common", "manager", "misc", "tools"}
+
+
+def test_no_class_has_the_name_of_another_and_no_file_of_the_method_or_the_pipelines() -> None:
+    classes: Counter[str] = Counter()
+    files: Counter[str] = Counter()
+    for room in ("prong", "pipelines"):
+        for path in (ROOT / room).rglob("*.py"):
+            files[path.stem] += path.stem != "__init__"
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            classes.update(node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    assert [name for name, number in classes.items() if number > 1] == []
+    assert [name for name, number in files.items() if number > 1] == []
 
 
 def test_dvcs_cache_of_runs_tells_every_knob_of_a_stage_apart() -> None:

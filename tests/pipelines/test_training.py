@@ -23,7 +23,7 @@ from pipelines.core.errors import UserError
 from pipelines.data.prepare import prepare
 from pipelines.training import launch, methods, network
 from pipelines.training.loop import Loop
-from pipelines.training.parallel import Ranks
+from pipelines.training.parallel import TrainingRanks
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,7 @@ def small() -> TrainConfig:
 
 
 def _loop(settings: TrainConfig, prepared: Path) -> Loop:
-    return Loop(settings, prepared, Ranks(0, 1, torch.device("cpu")), None)
+    return Loop(settings, prepared, TrainingRanks(0, 1, torch.device("cpu")), None)
 
 
 @pytest.mark.parametrize("method", methods.LEARNING_RATE)

@@ -13,7 +13,7 @@ from dvc.repo import Repo
 
 from pipelines.core.errors import Failed, UserError
 from pipelines.systems.dvc import reproduce as versioning
-from pipelines.systems.dvc.reproduce import Outcome, ensure
+from pipelines.systems.dvc.reproduce import StageOutcome, ensure
 
 # A stage as the project's own are: it leaves a record where one is asked for.
 STAGE = """
@@ -57,10 +57,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_a_stage_runs_once_and_is_cached_after(root: Path) -> None:
-    assert ensure(root, "make").outcome is Outcome.RAN
-    assert ensure(root, "make").outcome is Outcome.CACHED
+    assert ensure(root, "make").outcome is StageOutcome.RAN
+    assert ensure(root, "make").outcome is StageOutcome.CACHED
     (root / "source.txt").write_text("two")
-    assert ensure(root, "make").outcome is Outcome.RAN
+    assert ensure(root, "make").outcome is StageOutcome.RAN
     assert (root / "out/a").read_text() == "two"
 
 
@@ -69,19 +69,19 @@ def test_an_earlier_result_is_restored_not_made_again(root: Path) -> None:
         (root / "source.txt").write_text(text)
         ensure(root, "make")
     (root / "source.txt").write_text("one")
-    assert ensure(root, "make").outcome is Outcome.RESTORED
+    assert ensure(root, "make").outcome is StageOutcome.RESTORED
     assert (root / "out/a").read_text() == "one"
 
 
 def test_force_runs_what_has_not_changed(root: Path) -> None:
     ensure(root, "make")
-    assert ensure(root, "make", force=True).outcome is Outcome.RAN
+    assert ensure(root, "make", force=True).outcome is StageOutcome.RAN
 
 
 def test_a_missing_output_is_no_cache_hit(root: Path) -> None:
     ensure(root, "make")
     (root / "out/b").unlink()
-    assert ensure(root, "make").outcome is not Outcome.CACHED
+    assert ensure(root, "make").outcome is not StageOutcome.CACHED
     assert (root / "out/b").read_text() == "constant"
 
 
@@ -94,9 +94,9 @@ def test_changed_bytes_behind_an_unchanged_time_stamp_are_seen(root: Path) -> No
         file.write("0ne")
     os.utime(target, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert target.stat().st_size == before.st_size
-    assert ensure(root, "make").outcome is not Outcome.CACHED
+    assert ensure(root, "make").outcome is not StageOutcome.CACHED
     assert target.read_text() == "one"
-    assert ensure(root, "make").outcome is Outcome.CACHED
+    assert ensure(root, "make").outcome is StageOutcome.CACHED
 
 
 def test_a_damaged_cache_is_not_restored_from(root: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_damaged_cache_is_not_restored_from(root: Path) -> None:
             file.write_text("damaged!")
             file.chmod(0o444)
     (root / "out/b").unlink()
-    assert ensure(root, "make").outcome is Outcome.RAN
+    assert ensure(root, "make").outcome is StageOutcome.RAN
     assert (root / "out/b").read_text() == "constant"
 
 
@@ -149,16 +149,16 @@ def test_a_disk_that_is_full_once_a_stage_is_done_is_a_user_error(
     assert "cannot write: the file would pass the size limit" in said or "disk I/O error" in said
     assert "Traceback" not in said
     (root / "source.txt").write_text("one")
-    assert ensure(root, "make").outcome is Outcome.RAN
+    assert ensure(root, "make").outcome is StageOutcome.RAN
 
 
 @pytest.mark.parametrize("text", ["", '{"write": {"', "[1]"])
 def test_a_list_of_locks_that_broke_off_does_not_stop_later_runs(root: Path, text: str) -> None:
     ensure(root, "make")
     (root / ".dvc/tmp/rwlock").write_text(text)
-    assert ensure(root, "make").outcome is Outcome.CACHED
+    assert ensure(root, "make").outcome is StageOutcome.CACHED
     (root / ".dvc/tmp/rwlock").write_text(text)
-    assert ensure(root, "make", force=True).outcome is Outcome.RAN
+    assert ensure(root, "make", force=True).outcome is StageOutcome.RAN
 
 
 def test_an_interrupt_ends_the_stage_and_the_next_run_recovers(root: Path) -> None:
@@ -182,7 +182,7 @@ def test_an_interrupt_ends_the_stage_and_the_next_run_recovers(root: Path) -> No
         process.kill()
         process.wait()
     (root / "source.txt").write_text("one")
-    assert ensure(root, "make").outcome is Outcome.RAN
+    assert ensure(root, "make").outcome is StageOutcome.RAN
 
 
 def test_a_busy_checkout_is_waited_for_then_refused(
@@ -231,7 +231,7 @@ def test_a_stage_that_is_to_run_waits_for_another_at_work(root: Path) -> None:
     os.kill(stage, signal.SIGKILL)
     first.join(90)
     second.join(90)
-    assert ends[-1] is Outcome.RAN, ends
+    assert ends[-1] is StageOutcome.RAN, ends
 
 
 def _wait_for_pid(path: Path) -> int:

@@ -17,7 +17,7 @@ from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.systems import mlflow as tracking
-from pipelines.systems.dvc.reproduce import Outcome, ensure
+from pipelines.systems.dvc.reproduce import StageOutcome, ensure
 from pipelines.systems.worktrees import finish, worktree
 
 ONCE = """
@@ -120,11 +120,11 @@ def test_what_one_made_the_next_restores(
     (layout.root / "dvc.yaml").write_text(STAGE)
     _commit(checkout)
     first, second = _tree(layout, params, "one"), _tree(layout, params, "two")
-    assert ensure(first.root, "make").outcome is Outcome.RAN
-    assert ensure(second.root, "make").outcome is Outcome.RESTORED
+    assert ensure(first.root, "make").outcome is StageOutcome.RAN
+    assert ensure(second.root, "make").outcome is StageOutcome.RESTORED
     finish(first)
     finish(second)
-    assert ensure(layout.root, "make").outcome is Outcome.RESTORED
+    assert ensure(layout.root, "make").outcome is StageOutcome.RESTORED
 
 
 @pytest.mark.slow
@@ -201,10 +201,10 @@ def test_one_whose_making_was_killed_is_made_anew(
 
 def test_changed_code_in_a_tree_is_not_run(layout: Layout, params: Params) -> None:
     tree = _tree(layout, params)
-    (tree.root / "pipelines/pipeline/flow.py").write_text("damaged")
+    (tree.root / "pipelines/pipeline/main_job.py").write_text("damaged")
     again = _tree(layout, params)
     assert again == tree
-    assert (tree.root / "pipelines/pipeline/flow.py").read_text() != "damaged"
+    assert (tree.root / "pipelines/pipeline/main_job.py").read_text() != "damaged"
 
 
 def test_data_that_changed_meanwhile_is_taken_over(layout: Layout, params: Params) -> None:

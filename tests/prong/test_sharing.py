@@ -19,8 +19,8 @@ from prong.distributed.merging import Merge
 from prong.distributed.ranks import Ranks
 from prong.linalg import roots
 from prong.linalg.triangle import triangle_size
-from prong.refresh.agreement import assignment
 from prong.refresh.collect import enough
+from prong.refresh.exchange import assignment
 from prong.refresh.solve import Outcome
 
 STEPS, BATCH, WIDE = 7, 12, torch.float64

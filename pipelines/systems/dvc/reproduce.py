@@ -51,7 +51,7 @@ PATIENCE = 30.0
 """Seconds to wait for a checkout in which another run is at work."""
 
 
-class Outcome(StrEnum):
+class StageOutcome(StrEnum):
     """How a stage came by its outputs."""
 
     RAN = "ran"
@@ -70,7 +70,7 @@ class StageResult:
     """
 
     stage: str
-    outcome: Outcome
+    outcome: StageOutcome
     seconds: float
 
 
@@ -239,7 +239,7 @@ def ensure(root: Path, stage: str, *, force: bool = False) -> StageResult:
     """
     start = time.monotonic()
     if not force and up_to_date(root, stage):
-        return StageResult(stage, Outcome.CACHED, time.monotonic() - start)
+        return StageResult(stage, StageOutcome.CACHED, time.monotonic() - start)
     outcome = _run(root, stage, force)
     with open_repo(root) as repo:
         damaged = damaged_outputs(repo, stage)
@@ -277,7 +277,7 @@ def restore(root: Path, path: str, *, cache_of: Path) -> str | None:
         return f"not in DVC's cache ({type(error).__name__})"
 
 
-def _run(root: Path, stage: str, force: bool) -> Outcome:
+def _run(root: Path, stage: str, force: bool) -> StageOutcome:
     """Run DVC on one stage in a process group that cannot outlive this process."""
     with tempfile.TemporaryDirectory(prefix="prong-") as folder:
         record = Path(folder) / "record.json"
@@ -293,7 +293,7 @@ def _run(root: Path, stage: str, force: bool) -> Outcome:
         raise UserError(f"stage {stage} stopped, and could not write down why; see above")
     if code != 0:
         raise Failed(f"stage {stage} failed (exit code {code}); its output above says why")
-    return Outcome.RAN if said.get("ran") else Outcome.RESTORED
+    return StageOutcome.RAN if said.get("ran") else StageOutcome.RESTORED
 
 
 def _reproduce(root: Path, stage: str, force: bool) -> None:

@@ -153,7 +153,7 @@ class TrainingRun:
         if not self._ended:
             _log.warning(
                 "MLflow did not take the end of run %s (%d points left); "
-                "the registrar will bring them from the reports",
+                "registering will bring them from the reports",
                 self.run_id,
                 len(self._metrics),
             )

@@ -28,7 +28,7 @@ _TEXT = ("layout", *_HASHES)
 
 
 @dataclass(frozen=True)
-class ModelCard:
+class OnnxMetadata:
     """The metadata of one ONNX file.
 
     Attributes:
@@ -85,7 +85,7 @@ class ModelCard:
         }
 
     @classmethod
-    def parse(cls, metadata: Mapping[str, str]) -> ModelCard:
+    def parse(cls, metadata: Mapping[str, str]) -> OnnxMetadata:
         """Return the card that ONNX metadata holds.
 
         Raises:
@@ -113,7 +113,7 @@ class ModelCard:
             raise ValueError(f"an entry is not JSON: {error}") from None
 
 
-_ADAPTER = TypeAdapter(ModelCard)
+_ADAPTER = TypeAdapter(OnnxMetadata)
 
 
 class Described(Protocol):

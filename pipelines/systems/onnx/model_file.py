@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from pipelines.core.errors import UserError
-from pipelines.systems.onnx.metadata import INPUT, LARGEST_FILE, OUTPUTS, ModelCard
+from pipelines.systems.onnx.metadata import INPUT, LARGEST_FILE, OUTPUTS, OnnxMetadata
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
@@ -67,7 +67,7 @@ def parse(content: bytes) -> ModelProto:
         raise ValueError("not an ONNX model, or a damaged one") from None
 
 
-def checked_card(model: ModelProto) -> ModelCard:
+def checked_card(model: ModelProto) -> OnnxMetadata:
     """Return what a model says about itself, after its inputs and outputs were held to it.
 
     Raises:
@@ -77,7 +77,7 @@ def checked_card(model: ModelProto) -> ModelCard:
     try:
         if len(set(entries)) != len(entries):
             raise ValueError("a metadata entry occurs twice")
-        card = ModelCard.parse({entry.key: entry.value for entry in model.metadata_props})
+        card = OnnxMetadata.parse({entry.key: entry.value for entry in model.metadata_props})
     except ValueError as error:
         raise ValueError(f"not a model released by this project: {error}") from None
     found = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
@@ -89,7 +89,7 @@ def checked_card(model: ModelProto) -> ModelCard:
     return card
 
 
-def read_checked(path: Path) -> tuple[bytes, ModelCard]:
+def read_checked(path: Path) -> tuple[bytes, OnnxMetadata]:
     """Return a model's bytes and card, both checked; nothing outside the file is touched.
 
     Raises:

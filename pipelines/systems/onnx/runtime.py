@@ -22,10 +22,10 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from pipelines.core.errors import UserError
-from pipelines.systems.onnx.metadata import INPUT, OUTPUTS, ModelCard
+from pipelines.systems.onnx.metadata import INPUT, OUTPUTS, OnnxMetadata
 from pipelines.systems.onnx.model_file import read_checked
 
-__all__ = ["VERSION", "ModelCard", "OnnxModel", "Provider", "Providers", "providers"]
+__all__ = ["VERSION", "OnnxMetadata", "OnnxModel", "Provider", "Providers", "providers"]
 
 Provider = Literal["auto", "cpu", "cuda"]
 VERSION: str = ort.__version__
@@ -109,7 +109,7 @@ class OnnxModel:
         sha256: Of the file.
     """
 
-    def __init__(self, session: Any, card: ModelCard, provider: str, sha256: str) -> None:
+    def __init__(self, session: Any, card: OnnxMetadata, provider: str, sha256: str) -> None:
         self._session = session
         self.card = card
         self.provider = provider

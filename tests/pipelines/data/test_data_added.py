@@ -28,7 +28,7 @@ from pipelines.data import added, dataset, sources
 from pipelines.data.added import read_record
 from pipelines.data.prepare import prepare
 from pipelines.data.prepared import SPLITS, Card, load_split
-from pipelines.systems.dvc.store import have_back, keep, push, share
+from pipelines.systems.dvc.cache import have_back, keep, push, share
 
 Fill = Callable[..., Path]
 Make = Callable[..., DataConfig]

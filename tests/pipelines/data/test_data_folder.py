@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pipelines.core.errors import UserError
-from pipelines.data import folder
+from pipelines.data import image_folder as folder
 from pipelines.data.collection import Collection
-from pipelines.data.folder import layout
+from pipelines.data.image_folder import layout
 
 
 def read(path: Path, sha256: str = "") -> Collection:

@@ -12,7 +12,7 @@ from pipelines.gates import agreement, contents, provenance, quality, running
 from pipelines.gates.finding import Finding
 from pipelines.gates.interval import upper_bound
 from pipelines.gates.provenance import KNOWN, PRESENT, StoredFile
-from pipelines.systems.onnx.metadata import ModelCard
+from pipelines.systems.onnx.metadata import OnnxMetadata
 
 SHA = "a" * 64
 MADE_FROM = {**dict.fromkeys(KNOWN, "x"), **dict.fromkeys(PRESENT, "unknown"), "onnx_sha256": SHA}
@@ -206,12 +206,12 @@ def test_tensors_outside_the_file_block() -> None:
 # contents
 
 
-def card(**changes: Any) -> ModelCard:
+def card(**changes: Any) -> OnnxMetadata:
     values = {
         "classes": ("a", "b"), "size": 4, "channels": 1, "mean": (0.5,), "deviation": (0.1,),
         "data_hash": SHA, "params_hash": SHA, "code_hash": SHA, **changes,
     }  # fmt: skip
-    return ModelCard(**values)
+    return OnnxMetadata(**values)
 
 
 def test_schema_and_weights() -> None:

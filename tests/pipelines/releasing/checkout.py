@@ -18,7 +18,7 @@ from pipelines.core.paths import Layout
 from pipelines.data.prepare import prepare
 from pipelines.data.prepared import load_card, load_split
 from pipelines.evaluation.scoring import error
-from pipelines.systems.onnx.metadata import ModelCard
+from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.runtime import OnnxModel
 
 _ALL = config.load(Path(__file__).parents[3] / "params.yaml")
@@ -45,7 +45,7 @@ def prepare_digits(root: Path, limit: int = 600) -> Path:
     return out
 
 
-def write_model(path: Path, weight: NDArray[np.float32], card: ModelCard) -> None:
+def write_model(path: Path, weight: NDArray[np.float32], card: OnnxMetadata) -> None:
     """Write a linear classifier of raw pixels [pixels + 1, classes] in the released form."""
     shape = ["batch", card.channels, card.size, card.size]
     graph = helper.make_graph(
@@ -100,7 +100,7 @@ class Checkout:
         means += noise * draw.normal(size=means.shape).astype(np.float32)
         scale = np.float32(1e-3)
         weight = scale * np.vstack([means.T, -(means**2).sum(axis=1) / 2])
-        card = ModelCard(
+        card = OnnxMetadata(
             classes=data_card.classes,
             size=data_card.size,
             channels=data_card.channels,

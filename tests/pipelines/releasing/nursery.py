@@ -122,8 +122,7 @@ def _commands() -> dict[str, Any]:
     from pipelines.registry import versions as registry
     from pipelines.release import promote as promotion
     from pipelines.release import register as release
-    from pipelines.release import transaction as registrar
-    from pipelines.release import upload
+    from pipelines.release import transaction, upload
     from pipelines.systems import mlflow as tracking
     from pipelines.systems.mlflow import leases
 
@@ -147,12 +146,12 @@ def _commands() -> dict[str, Any]:
         return asdict(promotion.rollback(layout, model, to, "it was wrong"))
 
     def history(layout: Layout) -> Any:
-        return len(registrar.settled(layout, model).history.entries)
+        return len(transaction.settled(layout, model).history.entries)
 
     def look(layout: Layout) -> Any:
         """Say how the registry stands, changing nothing."""
         client = tracking.connect(layout)
-        state = registrar.read_state(client, model)
+        state = transaction.read_state(client, model)
         versions = registry.versions(client, model)
         return {
             "aliases": dict(state.aliases),

@@ -18,7 +18,7 @@ from pipelines.registry import versions as registry
 from pipelines.release import gc as garbage
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
-from pipelines.release import transaction as registrar
+from pipelines.release import transaction
 from pipelines.systems import mlflow as tracking
 
 Make = Callable[..., Checkout]
@@ -204,4 +204,4 @@ def test_nothing_goes_while_a_run_is_at_work(
     assert len(registry.list_versions(layout, MODEL)) == 2
     write_text(busy, '{"data": {"write": {"pid": 4194304, "cmd": "dvc"}}}')  # it died
     assert "version 2" in collect(layout)[0]
-    assert registrar.settled(layout, MODEL).agrees
+    assert transaction.settled(layout, MODEL).agrees

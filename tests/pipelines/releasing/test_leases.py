@@ -1,4 +1,4 @@
-"""One registrar at a time: leases that expire, pass on, and fence off who slept."""
+"""One transaction at a time: leases that expire, pass on, and fence off who slept."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def all_is_there(registry: Registry, models: list[str], said: list[Any]) -> None
     assert [e["replaced"] for e in seen["entries"]] == [None, *live[:-1]]
 
 
-def test_two_registrars_at_once(on_sqlite: Stage) -> None:
+def test_two_transactions_at_once(on_sqlite: Stage) -> None:
     registry = on_sqlite.registry("empty")
     all_is_there(registry, ["A", "B"], at_once(registry, ["A", "B"]))
 
@@ -195,7 +195,7 @@ def many(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[str, Pa
 
 
 @pytest.mark.slow
-def test_four_registrars_at_once_on_sqlite(on_sqlite: Stage, many: dict[str, Path]) -> None:
+def test_four_transactions_at_once_on_sqlite(on_sqlite: Stage, many: dict[str, Path]) -> None:
     models = [*list(many)[:4], "m0"]  # and a fifth with the bytes of the first
     made = on_sqlite.registry("empty")
     registry = Registry(made.env, {**made.roots, **many}, made.hatch)
@@ -203,7 +203,9 @@ def test_four_registrars_at_once_on_sqlite(on_sqlite: Stage, many: dict[str, Pat
 
 
 @pytest.mark.slow
-def test_eight_registrars_at_once_on_postgresql(on_postgres: Stage, many: dict[str, Path]) -> None:
+def test_eight_at_once_on_postgresql(
+    on_postgres: Stage, many: dict[str, Path]
+) -> None:
     made = on_postgres.registry("empty")
     registry = Registry(made.env, {**made.roots, **many}, made.hatch)
     all_is_there(registry, list(many), at_once(registry, list(many)))

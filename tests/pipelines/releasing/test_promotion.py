@@ -18,7 +18,7 @@ from pipelines.registry import history
 from pipelines.registry import versions as registry
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
-from pipelines.release import transaction as registrar
+from pipelines.release import transaction
 from pipelines.release.judge import Decision
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.onnx.runtime import OnnxModel
@@ -45,7 +45,7 @@ def line(checkout: Make) -> Line:
 
 
 def entries(layout: Layout) -> list[dict[str, Any]]:
-    found = registrar.settled(layout, MODEL).history
+    found = transaction.settled(layout, MODEL).history
     assert found.damage == ()
     return [entry.as_json() for entry in found.entries]
 
@@ -186,10 +186,10 @@ def test_a_change_of_the_history_is_noticed(line: Line, layout: Layout) -> None:
     }
     for words, text in changes.items():
         client.set_registered_model_tag(MODEL, key, text)
-        found = registrar.read_state(client, MODEL).history
+        found = transaction.read_state(client, MODEL).history
         assert found.damage[0] == words
     client.delete_registered_model_tag(MODEL, key)
-    found = registrar.read_state(client, MODEL).history
+    found = transaction.read_state(client, MODEL).history
     assert "entry 2 is gone" in found.damage
     assert "entry 3 does not follow on the entry before it" in found.damage
     # A damaged list stands in nobody's way.
@@ -214,7 +214,7 @@ def test_a_long_history_is_read_whole(line: Line, layout: Layout) -> None:
     import sqlite3
 
     line.release(0.0)
-    found = registrar.settled(layout, MODEL).history
+    found = transaction.settled(layout, MODEL).history
     last = found.last
     assert last is not None
     rows, before = [], last

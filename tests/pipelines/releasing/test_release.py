@@ -25,7 +25,7 @@ from pipelines.registry import versions as registry
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
 from pipelines.systems import mlflow as tracking
-from pipelines.systems.onnx.metadata import ModelCard
+from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.runtime import OnnxModel
 
 MODEL = "prong-digits"
@@ -296,7 +296,7 @@ def test_a_champion_of_another_input_blocks(checkout: Make) -> None:
     assert "registry.model" in done.reason
 
 
-def register_foreign(made: Checkout, weight: np.ndarray, card: ModelCard) -> None:
+def register_foreign(made: Checkout, weight: np.ndarray, card: OnnxMetadata) -> None:
     """Register a model made for other data than the checkout's, as another checkout would."""
     from safetensors.numpy import load_file, save_file
 
@@ -333,7 +333,7 @@ def test_a_read_only_store_is_the_users_to_mend(
 
 
 @pytest.mark.slow
-def test_registrars_at_once_give_distinct_versions(checkout: Make, tmp_path: Path) -> None:
+def test_registrations_at_once_give_distinct_versions(checkout: Make, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from checkout import PARAMS\nfrom pipelines.release import promote as promotion\n"

@@ -18,7 +18,7 @@ from pipelines.registry import versions as registry
 from pipelines.release import gc as garbage
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
-from pipelines.release import transaction as registrar
+from pipelines.release import transaction
 from pipelines.serving.predict import predict
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.onnx.runtime import OnnxModel
@@ -72,4 +72,4 @@ def test_a_team_releases_from_postgresql_and_s3(
     tracking.connect(made.layout).delete_registered_model_alias(MODEL, "challenger")
     garbage.collect(made.layout, MODEL, keep=0, dry=False, report=print)
     assert artifacts.size(made.layout, where) == 0
-    assert registrar.settled(made.layout, MODEL).agrees
+    assert transaction.settled(made.layout, MODEL).agrees

@@ -228,7 +228,7 @@ def test_a_store_that_stays_away_does_not_fail_the_training(
     assert "1 points left" in caplog.records[-1].getMessage()
     database.rmdir()
     away.rename(database)
-    # The registrar brings what is missing, once.
+    # Registering brings what is missing, once.
     reports = tmp_path / "reports"
     write_text(reports / "history.csv", "step,train_loss,lr\n1,1.0,\n2,0.5,0.1\n")
     client = tracking.connect(layout)

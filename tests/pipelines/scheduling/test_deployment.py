@@ -20,7 +20,8 @@ from small_checkout import SOURCE
 
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.paths import Layout
-from pipelines.scheduling import deployment, runs
+from pipelines.scheduling import deployment
+from pipelines.scheduling import flow_runs as runs
 from pipelines.scheduling.cron import schedule
 from pipelines.scheduling.deployment import FLOW, POOL, deploy
 from pipelines.systems.liveness import identity

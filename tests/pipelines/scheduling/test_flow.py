@@ -15,7 +15,7 @@ from pipelines.core import config
 from pipelines.core.config import AlertsConfig, Params
 from pipelines.core.errors import Failed, Unavailable, UserError
 from pipelines.core.paths import Layout
-from pipelines.pipeline.flow import JobResult
+from pipelines.pipeline.main_job import JobResult
 from pipelines.release.promote import Decision
 from pipelines.release.register import Registration
 from pipelines.scheduling.flow import Call, _announce, _may_pass, _only_one, _reporting

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from pipelines.core.config import TrainConfig
 from pipelines.systems.processes import kept
-from pipelines.training.folder import TrainingFolder
 from pipelines.training.rank import Job
+from pipelines.training.training_folder import TrainingFolder
 
 if TYPE_CHECKING:
     from pipelines.training.loop import Loop

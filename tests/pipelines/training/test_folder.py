@@ -12,13 +12,13 @@ import pytest
 
 from pipelines.core.config import TrainConfig
 from pipelines.core.errors import UserError
-from pipelines.training import folder
-from pipelines.training.folder import TrainingFolder
+from pipelines.training import training_folder as folder
+from pipelines.training.training_folder import TrainingFolder
 
 ROOT = Path(__file__).parents[3]
 HOLDER = """
 import sys, pathlib, time
-from pipelines.training.folder import TrainingFolder
+from pipelines.training.training_folder import TrainingFolder
 place = TrainingFolder(pathlib.Path(sys.argv[1]))
 if sys.argv[2] == "rank":
     lock = place.hold_as_rank()

@@ -18,10 +18,11 @@ from torch import nn
 
 from pipelines.core.config import Method, TrainConfig
 from pipelines.core.faults import POINTS
-from pipelines.training import checkpoint, pulse, state
+from pipelines.training import checkpoint, pulse
+from pipelines.training import resumed_state as state
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.loop import Loop
-from pipelines.training.parallel import Ranks
+from pipelines.training.parallel import TrainingRanks
 
 TIMED = {"samples_per_second", "seconds"}
 
@@ -31,7 +32,7 @@ class _Halt(Exception):
 
 
 def _loop(settings: TrainConfig, prepared: Path, between: Any = None) -> Loop:
-    ranks = Ranks(0, 1, torch.device("cpu"))
+    ranks = TrainingRanks(0, 1, torch.device("cpu"))
     return Loop(settings, prepared, ranks, None, *([between] if between else []))
 
 

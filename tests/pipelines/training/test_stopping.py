@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from pipelines.training.parallel import Ranks
+from pipelines.training.parallel import TrainingRanks
 from pipelines.training.stopping import Stop, Stopped
 
 
 def test_alone_a_note_is_an_agreement() -> None:
-    stop = Stop(Ranks(0, 1, torch.device("cpu")))
+    stop = Stop(TrainingRanks(0, 1, torch.device("cpu")))
     assert [stop.agreed() for _ in range(100)] == [0] * 100
     stop.note(signal.SIGTERM)
     assert signal.SIGTERM in [stop.agreed() for _ in range(25)]
@@ -31,7 +31,7 @@ def _rank(rank: int, size: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size
     )
-    stop = Stop(Ranks(rank, size, torch.device("cpu")))
+    stop = Stop(TrainingRanks(rank, size, torch.device("cpu")))
     calls = 0
     while True:
         calls += 1
@@ -54,4 +54,4 @@ def test_three_ranks_stop_at_the_same_call(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [-1, 7])
 def test_the_first_rank_is_heard_alone_too(number: int) -> None:
-    assert Ranks(0, 1, torch.device("cpu")).told(number) == number
+    assert TrainingRanks(0, 1, torch.device("cpu")).told(number) == number

@@ -37,7 +37,7 @@ _MEMBER_BYTES = 2**31
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """Which files are images, and of what class.
 
     Attributes:
@@ -53,7 +53,7 @@ class Layout:
     ignored: tuple[str, ...]
 
 
-def layout(names: Sequence[str], where: str) -> Layout:
+def layout(names: Sequence[str], where: str) -> FolderLayout:
     """Read classes and the official test set from the names of files.
 
     Args:
@@ -87,7 +87,7 @@ def layout(names: Sequence[str], where: str) -> Layout:
         )
     official = tuple(_in_test(paths[at]) for at in images)
     mixed = any(official) and not all(official)
-    return Layout(images, classes, official if mixed else None, ignored)
+    return FolderLayout(images, classes, official if mixed else None, ignored)
 
 
 def read(path: Path, *, where: str, sha256: str, size: int, channels: int) -> Collection:
@@ -149,7 +149,7 @@ def _check_folders(images: Sequence[PurePosixPath], where: str) -> None:
 
 
 def _collect(
-    found: Layout,
+    found: FolderLayout,
     names: Sequence[str],
     files: Iterator[tuple[str, bytes]],
     size: int,

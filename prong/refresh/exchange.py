@@ -23,10 +23,10 @@ from prong.distributed.assignment import Assignment, assign, refresh_cost
 from prong.distributed.merging import Merge
 from prong.linalg.dtypes import wide_dtype
 from prong.options import Whitening
+from prong.refresh.messages import Message, Part, numbers_part, unit_parts
 from prong.refresh.optimizer_state import carry_state, lost_state, reset_state
-from prong.refresh.outcome import Message, Part, numbers_part, unit_parts
 from prong.refresh.preconditioner import find_precision, install
-from prong.refresh.report import LayerReport
+from prong.refresh.refresh_report import LayerReport
 from prong.refresh.solve import BALANCED, Outcome, find_phi, group_damping
 from prong.refresh.step_control import weight_norm
 from prong.refresh.window import stop_gathering
@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 
     from prong.distributed.ranks import Ranks
     from prong.refresh.step_control import StepControl
-    from prong.refresh.tied_layers import Unit
+    from prong.refresh.tied_layers import TiedLayers
     from prong.statistics.moments import Moments
 
 KINDS = ("moments", "backward_moments")
 WEIGHT_NORM = Outcome.FIELDS.index("weight_norm")
 
 
-def assignment(units: Sequence[Unit], whitening: Whitening, ranks: int) -> Assignment:
+def assignment(units: Sequence[TiedLayers], whitening: Whitening, ranks: int) -> Assignment:
     """Owners of all units of a model; a frozen one costs nothing."""
     costs = []
     for unit in units:
@@ -72,7 +72,7 @@ def assignment(units: Sequence[Unit], whitening: Whitening, ranks: int) -> Assig
 class _Turn:
     """One unit on its way through the rounds."""
 
-    unit: Unit
+    unit: TiedLayers
     owner: int
     own: bool
     outcome: Outcome
@@ -112,7 +112,7 @@ class Refresh:
 
     @torch.no_grad()
     def __call__(
-        self, units: Sequence[Unit], owners: Assignment, everybody: Sequence[Unit]
+        self, units: Sequence[TiedLayers], owners: Assignment, everybody: Sequence[TiedLayers]
     ) -> tuple[dict[str, LayerReport], list[str]]:
         """Reparametrise, and forget the statistics.
 
@@ -155,7 +155,7 @@ class Refresh:
                 notes += lost_state(self.optimizers, unit, self.whitening.momentum)
         return reports, notes
 
-    def _turn(self, unit: Unit, owner: int) -> _Turn:
+    def _turn(self, unit: TiedLayers, owner: int) -> _Turn:
         layer = unit.layer
         kept = self.init in ("preserve", "balanced")
         own = layer.canonical and kept and self.whitening.kind == "full"
@@ -289,7 +289,7 @@ class Refresh:
             self.dampings[turn.unit.name] = turn.damping
 
 
-def balance(unit: Unit, norm: Tensor, damping: float, drawn: Sequence[Tensor]) -> Tensor:
+def balance(unit: TiedLayers, norm: Tensor, damping: float, drawn: Sequence[Tensor]) -> Tensor:
     """Multiply the weight so that a deviation s below ¼ becomes √(s/4); give the gain.
 
     s² is the mean over outputs of E(W(h − c))², that is (‖V‖² − ε‖W‖²) ÷ outputs. What centring

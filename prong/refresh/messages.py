@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prong.distributed.ranks import Pending, Ranks
     from prong.options import Whitening
     from prong.refresh.solve import Outcome
-    from prong.refresh.tied_layers import Unit
+    from prong.refresh.tied_layers import TiedLayers
 
 # What a fresh root looks like: see `roots.whitening_root`.
 FORMS = {"pca": "full", "zca": "symmetric", "cholesky": "lower", "newton-schulz": "symmetric"}
@@ -92,7 +92,7 @@ def numbers_part(outcome: Outcome) -> Part:
 
 
 def unit_parts(
-    unit: Unit,
+    unit: TiedLayers,
     whitening: Whitening,
     optimizers: Sequence[Optimizer],
     outcome: Outcome,
@@ -174,7 +174,7 @@ def _plain(tensors: Sequence[Tensor], outcome: Outcome) -> Part:
     return Part(first.numel(), first.dtype, lambda: first, write)
 
 
-def _directions(unit: Unit, columns: int) -> list[Part]:
+def _directions(unit: TiedLayers, columns: int) -> list[Part]:
     """P by its leading directions, or whole where the owner found that cheaper (−1)."""
     layer = unit.layer
     groups, features = layer.mean.shape

@@ -28,8 +28,8 @@ from pipelines.pipeline import data_versions as dataset
 from pipelines.pipeline.stages import check_names
 from pipelines.release.judge import Decision
 from pipelines.release.register import Registration
+from pipelines.systems.dvc import cache as dvc_store
 from pipelines.systems.dvc import reproduce as versioning
-from pipelines.systems.dvc import store as dvc_store
 from pipelines.systems.dvc.reproduce import StageResult
 
 _NO_SERVER = ("Failed to reach API", "Timed out while attempting to connect")
