@@ -3,8 +3,8 @@
 python -m benchmarks.scaling --out scaling.png
 
 A network of equal dense layers (sigmoid, with biases) is trained by SGD with momentum and by PRONG
-with canonical layers: with a whole P, and with leading directions. One quantity varies at a time,
-the others stay at their defaults. The methods take turns as in benchmarks.step_time.
+with preconditioned layers: with a whole P, and with leading directions. One quantity varies at a
+time, the others stay at their defaults. The methods take turns as in benchmarks.step_time.
 
 The floor counts multiply-adds of matrix products only, at SGD's own speed. With B rows, layers of
 N × N and k directions, a step of SGD takes 3 B N² a layer (2 in the first), and PRONG adds

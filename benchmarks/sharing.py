@@ -35,7 +35,7 @@ from benchmarks import workloads
 from prong.distributed.assignment import Assignment
 from prong.refresh.exchange import assignment
 
-MODES = ("canonical", "fold")
+MODES = ("preconditioned", "fold")
 MODELS = ("autoencoder", "vgg", "tiny")
 
 
@@ -124,7 +124,7 @@ def measure(
     for unit in natural.units:
         groups, features = unit.layer.mean.shape
         numbers = groups * features * features
-        # Statistics are folded in float64, and canonical layers take P in their own type.
+        # Statistics are folded in float64, and preconditioned layers take P in their own type.
         squares += numbers * (8 if mode == "fold" else 4) + numbers * 4
         squares += 4 * 2 * sum(parameter.numel() for parameter in unit.parameters)
     owners = assignment(natural.units, natural.whitening, size)

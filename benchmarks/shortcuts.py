@@ -28,19 +28,19 @@ from benchmarks import workloads
 
 VARIANTS: dict[str, dict[str, object]] = {
     "exact": {"mode": "activations", "precision": torch.float64},
-    "canonical": {"mode": "canonical", "precision": torch.float32},
-    "canonical, spread": {"mode": "canonical", "precision": torch.float32, "spread": True},
-    "leading 0.1, spread": {"mode": "canonical", "leading": 0.1, "spread": True},
-    "leading 0.3, spread": {"mode": "canonical", "leading": 0.3, "spread": True},
-    "leading 1, spread": {"mode": "canonical", "leading": 1.0, "spread": True},
+    "preconditioned": {"mode": "preconditioned", "precision": torch.float32},
+    "canonical, spread": {"mode": "preconditioned", "precision": torch.float32, "spread": True},
+    "leading 0.1, spread": {"mode": "preconditioned", "leading": 0.1, "spread": True},
+    "leading 0.3, spread": {"mode": "preconditioned", "leading": 0.3, "spread": True},
+    "leading 1, spread": {"mode": "preconditioned", "leading": 1.0, "spread": True},
     "leading 0.3, spread, refit 0.3": {
-        "mode": "canonical",
+        "mode": "preconditioned",
         "leading": 0.3,
         "spread": True,
         "refit": 0.3,
     },
     "leading 0.3, spread, refit 1": {
-        "mode": "canonical",
+        "mode": "preconditioned",
         "leading": 0.3,
         "spread": True,
         "refit": 1.0,

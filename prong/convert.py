@@ -40,7 +40,7 @@ def whiten(
     """Turn the dense and convolutional layers of a model into whitened twins, in place.
 
     The function and the Parameter objects stay (U = I, c = 0: line 3 of Algorithm 1), so hooks,
-    references to submodules and optimizers made before remain valid. What stays canonical, and why,
+    references to submodules and optimizers made before remain valid. What stays plain, and why,
     is listed by `coverage`.
 
     Args:
@@ -128,7 +128,7 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def coverage(model: nn.Module) -> list[LayerStatus]:
-    """List every module that holds parameters of its own: whitened, or canonical and why.
+    """List every module that holds parameters of its own: whitened, or plain and why.
 
     Args:
         model: a model, whitened or not yet; before `whiten` the list says what would be whitened.
@@ -168,7 +168,7 @@ def _predicate(
 
 
 def _reasons(model: nn.Module) -> dict[str, str]:
-    """By name, why a module with parameters stays canonical; empty if it is or can be whitened."""
+    """By name, why a module with parameters stays plain; empty if it is or can be whitened."""
     owners: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -194,7 +194,7 @@ def _reasons(model: nn.Module) -> dict[str, str]:
 
 
 def _own_reason(module: nn.Module, fast: bool) -> str:
-    """Why a module stays canonical whatever the others do."""
+    """Why a module stays plain whatever the others do."""
     if isinstance(module, Whitened):
         return ""
     kind = type(module)
@@ -225,7 +225,7 @@ def _own_reason(module: nn.Module, fast: bool) -> str:
 def _tied_reason(
     module: nn.Module, owners: dict[int, list[nn.Module]], own: dict[nn.Module, str]
 ) -> str:
-    """Why a module stays canonical because of the modules that share its parameters."""
+    """Why a module stays plain because of the modules that share its parameters."""
     if isinstance(module, Whitened):
         return ""
     weight, bias = module._parameters["weight"], module._parameters["bias"]

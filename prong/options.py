@@ -32,8 +32,8 @@ class Whitening:
         two_sided: one of `backward.TWO_SIDED`, or None for R = I.
         output_damping: γ, in units of the mean eigenvalue of E[δδᵀ].
         output_normalized: whether R is scaled to mean eigenvalue 1 of RᵀR.
-        leading: eigenvalues of Σ below this share of ε count as 0 in canonical layers; None for a
-            whole P.
+        leading: eigenvalues of Σ below this share of ε count as 0 in preconditioned layers; None
+            for a whole P.
         refit: the old U stays, and c alone is renewed, where ‖C − I‖_F/√in is at most this much
             with it; None to look for a new one every time.
     """

@@ -52,8 +52,8 @@ class Reparametrizer:
     Attributes:
         report: the last reparametrisation, or None.
         steps: how many optimizer steps were made.
-        mode: how the layers run: "fold", "activations" or "canonical".
-        canonical_refusal: why they cannot run canonically; empty if they can.
+        mode: how the layers run: "fold", "activations" or "preconditioned".
+        preconditioned_refusal: why they cannot run preconditioned; empty if they can.
         fallbacks: how many decompositions did not succeed at the first attempt, over the whole run.
         skipped: how many decompositions were skipped because the old U still fitted, likewise.
     """
@@ -127,9 +127,9 @@ class Reparametrizer:
             process_group: the ranks whose statistics are merged, and which share the
                 decompositions; the default group if None.
             mode: how the layers run: "fold" forms W = V U in every forward pass, "activations"
-                whitens the inputs where that is cheaper, "canonical" keeps W and d as parameters
-                and puts the natural gradient into `.grad` (`torch.optim.SGD` only), "auto" is
-                canonical where it is allowed and activations elsewhere.
+                whitens the inputs where that is cheaper, "preconditioned" keeps W and d as
+                parameters and puts the natural gradient into `.grad` (`torch.optim.SGD` only),
+                "auto" is preconditioned where it is allowed and activations elsewhere.
             spread: whether the layers take turns over the T steps of a period instead of being
                 reparametrised all at once: each still every T steps, from the steps just before,
                 so no step stalls and few statistics are held at a time. A model that was compiled
@@ -137,9 +137,9 @@ class Reparametrizer:
                 would be one more graph.
             early: whether all layers are reparametrised at steps 10, 20, 40, 80 … of the first
                 period as well, while the first statistics age fastest.
-            leading: in canonical layers, P is made of those directions of Σ alone whose eigenvalues
-                exceed this share of ε, where that is cheaper; None for the whole P. Without effect
-                in other modes.
+            leading: in preconditioned layers, P is made of those directions of Σ alone whose
+                eigenvalues exceed this share of ε, where that is cheaper; None for the whole P.
+                Without effect in other modes.
             refit: a new U is looked for only where the old one leaves a whitening error
                 ‖C − I‖_F/√in above this about the new mean; c is renewed always, and
                 `RefreshReport.skipped` counts. None to look for one every time.
@@ -204,7 +204,7 @@ class Reparametrizer:
         self.ranks = Ranks(process_group)
         limit = step_limit if plain_sgd else None
         self.control = StepControl(self.units, limit, self.optimizers, self.ranks)
-        self.canonical_refusal = refusal(self.optimizers, batch_diagonal, two_sided)
+        self.preconditioned_refusal = refusal(self.optimizers, batch_diagonal, two_sided)
         self.small = SmallLayers(self.units, self.optimizers, alone=self.ranks.size == 1)
         self.convert(mode)
         self.report: RefreshReport | None = None
@@ -226,7 +226,7 @@ class Reparametrizer:
 
     @property
     def coverage(self) -> list[LayerStatus]:
-        """Every module with parameters: whitened, or canonical and why."""
+        """Every module with parameters: whitened, or plain and why."""
         return coverage(self.model)
 
     def step(self) -> RefreshReport | None:
@@ -438,12 +438,12 @@ class Reparametrizer:
             mode: as in the constructor.
 
         Returns:
-            The mode that is run. `canonical_refusal` says why "auto" is not canonical.
+            The mode that is run. `preconditioned_refusal` says why "auto" is not preconditioned.
 
         Raises:
             ValueError: if `mode` is unknown or not allowed with this optimizer and these options.
         """
-        self.mode = chosen_mode(mode, self.canonical_refusal)
+        self.mode = chosen_mode(mode, self.preconditioned_refusal)
         self.small.release()
         for unit in self.units:
             convert(unit, self.mode, self.optimizers)

@@ -99,14 +99,14 @@ def exact_fisher(
     Memory is batch × outputs × parameters: for networks with some thousand parameters.
 
     Args:
-        model: canonical or whitened; in a whitened one the parameters are Ω and F is F_Ω. It must
+        model: plain or whitened; in a whitened one the parameters are Ω and F is F_Ω. It must
             treat examples one by one (batch normalisation in eval mode).
         inputs: a batch.
         likelihood: "categorical", "bernoulli" or "gaussian".
         names: parameters to include; all by default.
 
     Raises:
-        ValueError: if a name or the likelihood is unknown, or a layer runs canonically.
+        ValueError: if a name or the likelihood is unknown, or a layer runs preconditioned.
     """
     _refuse_natural_gradients(model)
     known = dict(model.named_parameters())
@@ -141,9 +141,9 @@ def exact_fisher(
 def _refuse_natural_gradients(model: nn.Module) -> None:
     """Refuse layers whose backward pass gives natural gradients: they are no Jacobian."""
     for name, module in model.named_modules():
-        if isinstance(module, Whitened) and module.canonical:
+        if isinstance(module, Whitened) and module.preconditioned:
             raise ValueError(
-                f"{name} runs in mode 'canonical', whose gradients are natural: call "
+                f"{name} runs in mode 'preconditioned', whose gradients are natural: call "
                 "Reparametrizer.convert with 'fold' or 'activations' first"
             )
 
@@ -179,7 +179,7 @@ def kronecker(
 
     Raises:
         ValueError: if `layer` names no dense layer, its input has positions, or a layer of the
-            model runs canonically.
+            model runs preconditioned.
     """
     _refuse_natural_gradients(model)
     module = dict(model.named_modules()).get(layer)

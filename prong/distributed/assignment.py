@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Of N³ multiply-adds, as docs/options.md counts them; Newton–Schulz at 20 iterations of 3.
-CANONICAL = 1.0
+PRECONDITIONED = 1.0
 ROOT_WORK = {"cholesky": 4 / 3, "pca": 10.0, "zca": 12.0, "newton-schulz": 60.0}
 
 
@@ -88,7 +88,7 @@ def refresh_cost(
     outputs: int,
     *,
     root: str,
-    canonical: bool = False,
+    preconditioned: bool = False,
     full: bool = True,
     momentum: bool = True,
     two_sided: int = 0,
@@ -97,7 +97,7 @@ def refresh_cost(
 
     With N features, M outputs times taps and G groups that is G times
 
-        canonical:  N³ for P, M N for d, and 2 M N² for momentum
+        preconditioned:  N³ for P, M N for d, and 2 M N² for momentum
         else:       the root's share of N³, 2 M N² for V, and 2 M N² for momentum
         two-sided:  besides, the root's share of O³ for R, and 2 M O N for V
 
@@ -110,7 +110,7 @@ def refresh_cost(
         features: N, input features of a group.
         outputs: M, output features of a group times taps.
         root: one of `roots.ROOTS`.
-        canonical: whether the layers are canonical.
+        preconditioned: whether the layers are preconditioned.
         full: whether U is more than a diagonal.
         momentum: whether the optimizer's state is carried into the new basis.
         two_sided: O, output features of a group, for two-sided whitening; else 0.
@@ -118,8 +118,8 @@ def refresh_cost(
     cubed = float(features) ** 3
     if not full:
         work = float(features) ** 2 + outputs * features
-    elif canonical:
-        work = CANONICAL * cubed + outputs * features
+    elif preconditioned:
+        work = PRECONDITIONED * cubed + outputs * features
     else:
         work = ROOT_WORK[root] * cubed + 2.0 * outputs * features**2
     if momentum:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _INSTEAD = (
     "use torch.nn.parallel.DistributedDataParallel, where every rank holds the whole weight, or "
-    "leave the layer out (whiten's exclude=) and shard only modules that stay canonical"
+    "leave the layer out (whiten's exclude=) and shard only modules that stay plain"
 )
 
 

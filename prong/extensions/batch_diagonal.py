@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from prong.linalg.layout import weight_from_canonical, weight_to_canonical
+from prong.linalg.layout import from_grouped, to_grouped
 from prong.refresh.optimizer_state import LINEAR, SQUARED
 from prong.statistics.unit_variances import UnitVariances
 
@@ -102,6 +102,6 @@ class BatchDiagonal:
 
 def _scale_columns(unit: TiedLayers, weight: Tensor, diagonal: Float[Tensor, "groups in"]) -> None:
     layer = unit.layer
-    canonical = weight_to_canonical(weight, layer.feature_groups, layer.TRANSPOSED)
-    scaled = canonical * diagonal[:, None, None, :].to(weight.dtype)
-    weight.copy_(weight_from_canonical(scaled, weight.shape, layer.TRANSPOSED))
+    grouped = to_grouped(weight, layer.feature_groups, layer.TRANSPOSED)
+    scaled = grouped * diagonal[:, None, None, :].to(weight.dtype)
+    weight.copy_(from_grouped(scaled, weight.shape, layer.TRANSPOSED))

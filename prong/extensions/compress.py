@@ -18,7 +18,7 @@ from torch import nn
 
 from prong.convert import fold, unwrap
 from prong.linalg.dtypes import wide_dtype
-from prong.linalg.layout import weight_from_canonical
+from prong.linalg.layout import from_grouped
 from prong.linalg.projection import to_canonical
 from prong.linalg.roots import spectrum
 from prong.refresh.collect import Forward, default_forward, enough, gather
@@ -107,7 +107,7 @@ def _compress_unit(plain: nn.Module, unit: TiedLayers, tolerance: float) -> Comp
     moments = unit.moments()
     assert moments is not None
     dtype = wide_dtype(layer.weight.device)
-    weight, _ = to_canonical(layer.canonical_weight(dtype), None, unit.wide_phi())
+    weight, _ = to_canonical(layer.grouped_weight(dtype), None, unit.wide_phi())
     groups, outputs, taps, inputs = weight.shape
     mean = moments.mean if unit.centred else torch.zeros_like(moments.mean)
     values, rows = spectrum(moments.second_moment(mean))
@@ -131,7 +131,7 @@ def _compress_unit(plain: nn.Module, unit: TiedLayers, tolerance: float) -> Comp
             _replace(plain, name, _thin_pair(module, basis, thin, layer.TRANSPOSED))
         else:
             target = module.get_parameter("weight")
-            target.copy_(weight_from_canonical(low, target.shape, layer.TRANSPOSED))
+            target.copy_(from_grouped(low, target.shape, layer.TRANSPOSED))
     cost = (groups * before, groups * (after if split else before))
     return Compression(unit.name, inputs, kept, error, split, cost)
 
@@ -200,9 +200,9 @@ def _thin_pair(
             arguments["output_padding"] = module.output_padding
         second = type(module)(groups * kept, module.out_channels, **arguments)
     narrow = first.get_parameter("weight")
-    narrow.copy_(weight_from_canonical(basis.unsqueeze(2), narrow.shape))
+    narrow.copy_(from_grouped(basis.unsqueeze(2), narrow.shape))
     wide = second.get_parameter("weight")
-    wide.copy_(weight_from_canonical(thin, wide.shape, transposed))
+    wide.copy_(from_grouped(thin, wide.shape, transposed))
     if has_bias:
         second.get_parameter("bias").copy_(module.get_parameter("bias"))
     return nn.Sequential(first, second).train(module.training)

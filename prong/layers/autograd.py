@@ -1,4 +1,4 @@
-"""The canonical way to run a whitened layer: W and d are the parameters, `.grad` the natural one.
+"""The preconditioned way to run a whitened layer: W and d are parameters, `.grad` the natural one.
 
 Eliminating V and U from a step of SGD on (V, d) leaves, with P = UᵀU = (Σ + εI)⁻¹,
 
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.nn.functional as F
 
-from prong.linalg.layout import weight_from_canonical, weight_to_canonical
+from prong.linalg.layout import from_grouped, to_grouped
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -57,7 +57,7 @@ def dense_precision(
 
 
 class GradientFactors:
-    """‖g_V‖² of the last backward pass through a canonical layer, which knows it cheaply.
+    """‖g_V‖² of the last backward pass through a preconditioned layer, which knows it cheaply.
 
     With n = g_V U the natural gradient, ‖g_V‖² = ⟨n P⁻¹, n⟩ costs M N² or, with k leading
     directions, M N k once the pass is over. In the pass it is ⟨gᵀ(h − c), n⟩. Where gᵀ(h − c) is
@@ -159,15 +159,15 @@ class NaturalGradient(torch.autograd.Function):
         """The natural gradient of W and the gradient of d."""
         mean, precision, damping = ctx.saved_tensors
         groups = len(mean)
-        canonical = weight_to_canonical(weight.to(precision.dtype), groups, ctx.transposed)
+        grouped = to_grouped(weight.to(precision.dtype), groups, ctx.transposed)
         outer = None
         if bias is not None:
             outer = bias.to(precision.dtype).reshape(groups, -1)
-        centred = canonical
+        centred = grouped
         if outer is not None:
-            centred = canonical - outer[:, :, None, None] * mean[:, None, None, :]
+            centred = grouped - outer[:, :, None, None] * mean[:, None, None, :]
         natural = times(centred.flatten(1, 2), precision, damping).reshape(centred.shape)
-        plain = weight_from_canonical(natural, weight.shape, ctx.transposed).to(weight.dtype)
+        plain = from_grouped(natural, weight.shape, ctx.transposed).to(weight.dtype)
         plain = plain.contiguous()
         if ctx.last is not None and not torch.is_grad_enabled():
             ctx.last.keep(plain, inner(centred, natural))
@@ -272,6 +272,6 @@ def plain_bias(
     if weight.dim() == 2:
         # A sum over one tap would copy W.
         return (bias.to(mean.dtype) - weight.to(mean.dtype) @ mean[0]).to(bias.dtype)
-    canonical = weight_to_canonical(weight.to(mean.dtype), len(mean), transposed)
-    shift = (canonical.sum(2) @ mean.unsqueeze(-1)).reshape(-1)
+    grouped = to_grouped(weight.to(mean.dtype), len(mean), transposed)
+    shift = (grouped.sum(2) @ mean.unsqueeze(-1)).reshape(-1)
     return (bias.to(mean.dtype) - shift).to(bias.dtype)

@@ -28,7 +28,7 @@ from prong.layers.autograd import (
     plain_bias,
 )
 from prong.linalg.dtypes import product_dtype
-from prong.linalg.layout import weight_from_canonical, weight_to_canonical
+from prong.linalg.layout import from_grouped, to_grouped
 from prong.linalg.projection import Phi, to_canonical
 from prong.linalg.roots import root_of_precision
 from prong.statistics.moments import GatheringStream, Moments
@@ -47,22 +47,22 @@ class Whitened(nn.Module):
     """What every whitened layer shares: Φ, the fold, and the gathering of statistics.
 
     Attributes:
-        weight: V, in the shape of the plain layer's weight; W in a canonical layer.
+        weight: V, in the shape of the plain layer's weight; W in a preconditioned layer.
         bias: d, `[out]`, or None.
         whitener: U, `[groups, in/groups, in/groups]`, one whitened unit per row. At least float32,
             whatever type the model is cast to.
         mean: c, `[groups, in/groups]`, likewise.
         output_whitener: R of two-sided whitening, `[groups, out/groups, out/groups]`, or None.
-        precision_matrix: P = UᵀU of a canonical layer, in the shape of U, which is None then. With
-            leading directions only, F `[groups, in/groups, k]` with P = (I − F Fᵀ)/ε.
+        precision_matrix: P = UᵀU of a preconditioned layer, in the shape of U, which is None then.
+            With leading directions only, F `[groups, in/groups, k]` with P = (I − F Fᵀ)/ε.
         precision_damping: that ε, `[groups]`; None where `precision_matrix` is P.
         moments: where the input's statistics go, or None while none are wanted.
         backward_moments: where the statistics of the output's gradient go, or None.
         gradients_wanted: whether the gradients that pass now count.
         side_stream: where statistics are taken on CUDA, or None for the current stream.
-        last_pass: where a canonical layer keeps what the step control needs, or None.
-        aside: where a narrow canonical layer that is worked on together with others puts the inputs
-            that count, or None where it runs by itself.
+        last_pass: where a preconditioned layer keeps what the step control needs, or None.
+        aside: where a narrow preconditioned layer that is worked on together with others puts the
+            inputs that count, or None where it runs by itself.
         variances: where the whitened units' variances of this step go, for the per-batch D, or
             None.
         activations: whether the inputs are whitened instead of the weights folded, where a layer
@@ -111,18 +111,18 @@ class Whitened(nn.Module):
         return self.bias is not None and self.bias.requires_grad and not self.TRANSPOSED
 
     @property
-    def canonical_outputs(self) -> int:
+    def outputs(self) -> int:
         """Outputs of all groups together; taps count once."""
         taps = math.prod(self.weight.shape[2:])
         return self.weight.numel() // (self.mean.shape[1] * taps)
 
     @property
-    def canonical(self) -> bool:
+    def preconditioned(self) -> bool:
         """Whether W and d are the parameters, and their gradients are the natural ones."""
         return self.precision_matrix is not None
 
     def phi(self) -> Phi:
-        """The present Φ; the tensors are the layer's own, but for a canonical layer's U."""
+        """The present Φ; the tensors are the layer's own, but for a preconditioned layer's U."""
         whitener = self.whitener
         if self.precision_matrix is not None:
             whitener = root_of_precision(
@@ -140,7 +140,7 @@ class Whitened(nn.Module):
         precision: Float[Tensor, "groups in columns"],
         damping: Float[Tensor, " groups"] | None,
     ) -> None:
-        """Replace P of a canonical layer, in place where the shape is that of before."""
+        """Replace P of a preconditioned layer, in place where the shape is that of before."""
         held = self.precision_matrix
         if held is not None and held.shape == precision.shape:
             held.copy_(precision)
@@ -158,14 +158,14 @@ class Whitened(nn.Module):
 
     def start_two_sided(self) -> None:
         """Give the layer an output whitener, R = I to begin with."""
-        outputs = self.canonical_weight(self.mean.dtype).shape[1]
+        outputs = self.grouped_weight(self.mean.dtype).shape[1]
         identity = torch.eye(outputs, dtype=self.mean.dtype, device=self.mean.device)
         self.output_whitener = identity.repeat(self.feature_groups, 1, 1)
 
-    def canonical_weight(self, dtype: torch.dtype) -> Float[Tensor, "groups out taps in"]:
-        """V in the canonical layout and in `dtype`."""
+    def grouped_weight(self, dtype: torch.dtype) -> Float[Tensor, "groups out taps in"]:
+        """V in the grouped layout and in `dtype`."""
         weight = self.weight.to(dtype)
-        return weight_to_canonical(weight, self.feature_groups, self.TRANSPOSED)
+        return to_grouped(weight, self.feature_groups, self.TRANSPOSED)
 
     def fold(self) -> tuple[Float[Tensor, ...], Float[Tensor, " out"] | None]:
         """P_Φ⁻¹ of line 7: W = V U and b = d − W c, differentiable, in the type of the parameters.
@@ -193,8 +193,8 @@ class Whitened(nn.Module):
         bias = None
         if self.bias is not None:
             bias = self.bias.to(dtype).reshape(self.feature_groups, -1)
-        weight, bias = to_canonical(self.canonical_weight(dtype), bias, phi)
-        plain = weight_from_canonical(weight, self.weight.shape, self.TRANSPOSED)
+        weight, bias = to_canonical(self.grouped_weight(dtype), bias, phi)
+        plain = from_grouped(weight, self.weight.shape, self.TRANSPOSED)
         if bias is not None:
             bias = bias.reshape(-1).to(self.weight.dtype)
         # The kernels for convolutions refuse a gradient in the strides that a transposed view would
@@ -254,7 +254,7 @@ class Whitened(nn.Module):
         wide = input.dtype == self.weight.dtype == self.mean.dtype
         return (
             self.activations
-            and not self.canonical
+            and not self.preconditioned
             and self.output_whitener is None
             and wide
             and not torch.is_autocast_enabled(input.device.type)

@@ -52,7 +52,7 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
     def _together(
         self, input: Float[Tensor, "*batch in"], aside: Aside
     ) -> Float[Tensor, "*batch out"]:
-        """Run as one of many narrow canonical layers; see `prong.refresh.narrow_layers`."""
+        """Run as one of many narrow preconditioned layers; see `prong.refresh.narrow_layers`."""
         centred = input if self.bias is None else input - self.mean[0]
         if self.moments is not None and self.observes():
             full = len(aside.inputs) >= MOST_ASIDE

@@ -1,4 +1,4 @@
-"""One canonical layout for every layer, so that dense and convolutional layers are the same case.
+"""One grouped layout for every layer, so that dense and convolutional layers are the same case.
 
 A weight is seen as `[groups, out, taps, in]`: `in` and `out` count features *per group*, `taps` are
 the positions of a kernel (1 for a dense layer). Activations are seen as `[groups, samples, in]`:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def weight_to_canonical(
+def to_grouped(
     weight: Float[Tensor, ...], groups: int, transposed: bool = False
 ) -> Float[Tensor, "groups out taps in"]:
     """View a layer's weight as `[groups, out, taps, in]`.
@@ -38,13 +38,13 @@ def weight_to_canonical(
     return split.transpose(2, 3)
 
 
-def weight_from_canonical(
-    canonical: Float[Tensor, "groups out taps in"], shape: torch.Size, transposed: bool = False
+def from_grouped(
+    grouped: Float[Tensor, "groups out taps in"], shape: torch.Size, transposed: bool = False
 ) -> Float[Tensor, ...]:
-    """Undo `weight_to_canonical`: give the weight back in the layer's own `shape`."""
+    """Undo `to_grouped`: give the weight back in the layer's own `shape`."""
     if transposed:
-        return canonical.permute(0, 3, 1, 2).reshape(shape)
-    return canonical.transpose(2, 3).reshape(shape)
+        return grouped.permute(0, 3, 1, 2).reshape(shape)
+    return grouped.transpose(2, 3).reshape(shape)
 
 
 def sampling_stride(positions: int, row: int, cap: int | None) -> int:

@@ -13,7 +13,7 @@ transposed ones,
 
     g_V = R (g_W − g_b cᵀ) Uᵀ,   g_d = R g_b.
 
-Everything is in the canonical layout: weights `[groups, out, taps, in]`, biases `[groups, out]`.
+Everything is in the grouped layout: weights `[groups, out, taps, in]`, biases `[groups, out]`.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def assignment(units: Sequence[TiedLayers], whitening: Whitening, ranks: int) ->
             features,
             outputs,
             root=whitening.root,
-            canonical=layer.canonical,
+            preconditioned=layer.preconditioned,
             full=whitening.kind == "full",
             momentum=whitening.momentum != "reset",
             two_sided=0 if output is None else output.shape[1],
@@ -158,7 +158,7 @@ class Refresh:
     def _turn(self, unit: TiedLayers, owner: int) -> _Turn:
         layer = unit.layer
         kept = self.init in ("preserve", "balanced")
-        own = layer.canonical and kept and self.whitening.kind == "full"
+        own = layer.preconditioned and kept and self.whitening.kind == "full"
         outcome = Outcome.empty(layer.mean.device)
         damping = None
         if self.dampings is not None:
@@ -303,9 +303,9 @@ def balance(unit: TiedLayers, norm: Tensor, damping: float, drawn: Sequence[Tens
         drawn: the biases of before.
     """
     layer = unit.layer
-    weight = unit.weight if layer.canonical else layer.fold()[0]
+    weight = unit.weight if layer.preconditioned else layer.fold()[0]
     undamped = norm.square() - damping * weight.to(norm.dtype).square().sum()
-    deviation = (undamped.clamp(min=0) / layer.canonical_outputs).sqrt()
+    deviation = (undamped.clamp(min=0) / layer.outputs).sqrt()
     gain = (BALANCED / deviation).sqrt().clamp(min=1)
     # Of a constant input, or of a head that starts at zero, there is nothing to go by.
     gain = torch.where(deviation > 1e-6, gain, 1)

@@ -109,14 +109,14 @@ def unit_parts(
         optimizers: whose state follows the basis.
         outcome: says, at the time of writing, what is new.
         damping: room for ε of each group, or None.
-        own: whether P of a canonical unit was found without a root; else it is a whole matrix.
+        own: whether P of a preconditioned unit was found without a root; else it is a whole matrix.
         late: whether the numbers are known already. What they say is old is left out then, and
             P has as many columns as they say.
     """
     layer = unit.layer
     whole = not (late and own)
     parts: list[Part] = []
-    if not layer.canonical and not (late and outcome.skipped):
+    if not layer.preconditioned and not (late and outcome.skipped):
         form = FORMS[whitening.root] if whitening.kind == "full" else "diagonal"
 
         def put_whitener(matrix: Tensor) -> None:
@@ -125,7 +125,7 @@ def unit_parts(
                     each.whitener.copy_(matrix)
 
         parts.append(_matrix(lambda: layer.whitener, layer.whitener, form, put_whitener))
-    elif layer.canonical and whole:
+    elif layer.preconditioned and whole:
 
         def put_whole(matrix: Tensor) -> None:
             if outcome.updated and not outcome.kept_precision:
@@ -142,7 +142,7 @@ def unit_parts(
             return found
 
         parts.append(_matrix(held, layer.mean, "symmetric", put_whole))
-    elif layer.canonical and not outcome.kept_precision:
+    elif layer.preconditioned and not outcome.kept_precision:
         parts += _directions(unit, outcome.columns)
     if layer.output_whitener is not None:
 

@@ -3,9 +3,9 @@
 - `fold`: V and d are the parameters; W = V U is formed in every forward pass, 2 M N² multiply-adds.
 - `activations`: the same parameters; U (h − c) is formed instead wherever the batch has fewer rows
   than the weight has outputs (times taps), 2 B N².
-- `canonical`: W and d are the parameters and the backward pass gives the natural gradient,
+- `preconditioned`: W and d are the parameters and the backward pass gives the natural gradient,
   min(B, M) N². Only for `torch.optim.SGD`, whose path does not depend on the coordinates.
-- `auto`: `canonical` where it is allowed, else `activations`.
+- `auto`: `preconditioned` where it is allowed, else `activations`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from prong.linalg.layout import weight_from_canonical, weight_to_canonical
+from prong.linalg.layout import from_grouped, to_grouped
 from prong.linalg.projection import Phi, from_canonical, to_canonical
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
     from prong.refresh.tied_layers import TiedLayers
 
-MODES = ("auto", "fold", "activations", "canonical")
+MODES = ("auto", "fold", "activations", "preconditioned")
 
 
 def refusal(optimizers: Sequence[Optimizer], batch_diagonal: bool, two_sided: str | None) -> str:
-    """Why layers cannot run canonically; empty if they can."""
+    """Why layers cannot run preconditioned; empty if they can."""
     for optimizer in optimizers:
         if type(optimizer) is not torch.optim.SGD:
             return f"{type(optimizer).__name__} is not torch.optim.SGD: its path depends on U"
@@ -46,14 +46,18 @@ def chosen_mode(mode: str, reason: str) -> str:
         reason: what `refusal` gave.
 
     Raises:
-        ValueError: if `mode` is unknown, or canonical although there is a reason against it.
+        ValueError: if `mode` is unknown, or preconditioned although there is a reason against it.
     """
+    if mode == "canonical":
+        raise ValueError("mode='canonical': it is called 'preconditioned' now")
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: allowed are {', '.join(MODES)}")
     if mode == "auto":
-        return "activations" if reason else "canonical"
-    if mode == "canonical" and reason:
-        raise ValueError(f"mode='canonical': {reason}; allowed here are fold, activations, auto")
+        return "activations" if reason else "preconditioned"
+    if mode == "preconditioned" and reason:
+        raise ValueError(
+            f"mode='preconditioned': {reason}; allowed here are fold, activations, auto"
+        )
     return mode
 
 
@@ -63,17 +67,17 @@ def convert(unit: TiedLayers, mode: str, optimizers: Sequence[Optimizer] = ()) -
 
     Args:
         unit: the layers that share a weight.
-        mode: "fold", "activations" or "canonical".
+        mode: "fold", "activations" or "preconditioned".
         optimizers: those whose momentum of the weight is to follow.
 
     Raises:
-        ValueError: if the unit is whitened on two sides and `mode` is canonical.
+        ValueError: if the unit is whitened on two sides and `mode` is preconditioned.
     """
     layer = unit.layer
-    wanted = mode == "canonical"
+    wanted = mode == "preconditioned"
     if wanted and layer.output_whitener is not None:
         raise ValueError(f"{unit.name}: two-sided whitening needs the whitened weights")
-    if layer.canonical != wanted:
+    if layer.preconditioned != wanted:
         phi = unit.wide_phi()
         held = [unit.weight.data]
         held += [
@@ -85,10 +89,8 @@ def convert(unit: TiedLayers, mode: str, optimizers: Sequence[Optimizer] = ()) -
         ]
         groups, transposed = layer.feature_groups, layer.TRANSPOSED
         for tensor in held:
-            wide = weight_to_canonical(tensor.to(phi.whitener.dtype), groups, transposed)
-            moved = weight_from_canonical(
-                recoordinated(wide, phi, wanted), tensor.shape, transposed
-            )
+            wide = to_grouped(tensor.to(phi.whitener.dtype), groups, transposed)
+            moved = from_grouped(recoordinated(wide, phi, wanted), tensor.shape, transposed)
             tensor.copy_(moved)
         for each in unit.layers:
             dtype = each.mean.dtype
@@ -102,9 +104,9 @@ def convert(unit: TiedLayers, mode: str, optimizers: Sequence[Optimizer] = ()) -
         each.activations = mode == "activations"
 
 
-def recoordinated(weight: Tensor, phi: Phi, canonical: bool) -> Tensor:
+def recoordinated(weight: Tensor, phi: Phi, preconditioned: bool) -> Tensor:
     """V U or, the other way, W U⁻¹: a vector in the other coordinates."""
-    carry = to_canonical if canonical else from_canonical
+    carry = to_canonical if preconditioned else from_canonical
     return carry(weight, None, phi)[0]
 
 

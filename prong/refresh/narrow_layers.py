@@ -1,9 +1,9 @@
-"""Narrow canonical layers, many at a time: one product with P for all layers of one shape.
+"""Narrow preconditioned layers, many at a time: one product with P for all layers of one shape.
 
 Arithmetic is nothing in a layer of 16 inputs, and every operation counts. Such a layer runs as
 y = W (h − c) + d by torch's own operations, so that backward leaves gᵀ(h − c), the gradient of V
 times U⁻ᵀ, in `.grad`. Before the optimizer's step these are stacked, multiplied by the stacked P
-and written back: from then on `.grad` is the natural gradient, as in every canonical layer.
+and written back: from then on `.grad` is the natural gradient, as in every preconditioned layer.
 
 Inputs that are to be counted are put aside in the forward pass, centred by the old c, and added to
 the moments at the end of the step, all layers of one shape together.
@@ -142,7 +142,7 @@ class SmallLayers:
 
 def _is_small(unit: TiedLayers) -> bool:
     layer = unit.layer
-    if len(unit.layers) > 1 or not layer.canonical or layer.weight.dim() != 2:
+    if len(unit.layers) > 1 or not layer.preconditioned or layer.weight.dim() != 2:
         return False
     wide = layer.weight.dtype == layer.mean.dtype
     return max(layer.weight.shape) <= WIDEST and layer.weight.requires_grad and wide

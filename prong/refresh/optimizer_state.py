@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from prong.linalg.layout import weight_from_canonical, weight_to_canonical
+from prong.linalg.layout import from_grouped, to_grouped
 from prong.linalg.projection import (
     Phi,
     from_canonical,
@@ -143,23 +143,23 @@ def _carry_linear(
     groups = layer.feature_groups
     weight = _buffer(optimizer, unit.weight, key)
     biases = [_buffer(optimizer, bias, key) for bias in unit.biases]
-    canonical = weight_to_canonical(
+    grouped = to_grouped(
         (torch.zeros_like(unit.weight) if weight is None else weight).to(dtype),
         groups,
         layer.TRANSPOSED,
     )
-    if layer.canonical:
+    if layer.preconditioned:
         # W's momentum is V's times U.
-        canonical, _ = from_canonical(canonical, None, old)
+        grouped, _ = from_canonical(grouped, None, old)
     outer = [None if b is None else b.to(dtype).reshape(groups, -1) for b in biases]
     present = [bias for bias in outer if bias is not None]
     if rule == "gradient":
         # The shared V collects −g_b cᵀ from every layer that uses it, so their biases' momenta add
         # up.
         total = torch.stack(present).sum(0) if present else None
-        middle = gradient_to_canonical(canonical, total, old)
+        middle = gradient_to_canonical(grouped, total, old)
         moved, _ = gradient_from_canonical(*middle, new)
-        nothing = torch.zeros_like(canonical[..., :0, :])
+        nothing = torch.zeros_like(grouped[..., :0, :])
         for buffer, bias in zip(biases, outer, strict=True):
             if buffer is not None and bias is not None and new.output is not None:
                 _, plain = gradient_to_canonical(nothing, bias, old)
@@ -167,17 +167,17 @@ def _carry_linear(
                 assert carried is not None
                 buffer.copy_(carried.reshape(-1))
     else:
-        moved, _ = from_canonical(to_canonical(canonical, None, old)[0], None, new)
+        moved, _ = from_canonical(to_canonical(grouped, None, old)[0], None, new)
         for buffer, bias in zip(biases, outer, strict=True):
             if buffer is not None and bias is not None:
-                middle = to_canonical(canonical, bias, old)
+                middle = to_canonical(grouped, bias, old)
                 _, carried = from_canonical(*middle, new)
                 assert carried is not None
                 buffer.copy_(carried.reshape(-1))
     if weight is not None:
-        if layer.canonical:
+        if layer.preconditioned:
             moved, _ = to_canonical(moved, None, new)
-        weight.copy_(weight_from_canonical(moved, weight.shape, layer.TRANSPOSED))
+        weight.copy_(from_grouped(moved, weight.shape, layer.TRANSPOSED))
 
 
 def _carry_squared(optimizer: Optimizer, unit: TiedLayers, old: Phi, new: Phi, key: str) -> None:
@@ -190,11 +190,11 @@ def _carry_squared(optimizer: Optimizer, unit: TiedLayers, old: Phi, new: Phi, k
         outer = (new.output if inverse is None else new.output @ inverse).square()
     weight = _buffer(optimizer, unit.weight, key)
     if weight is not None:
-        canonical = weight_to_canonical(weight.to(dtype), groups, layer.TRANSPOSED)
-        carried = (canonical.flatten(1, 2) @ change).reshape(canonical.shape)
+        grouped = to_grouped(weight.to(dtype), groups, layer.TRANSPOSED)
+        carried = (grouped.flatten(1, 2) @ change).reshape(grouped.shape)
         if outer is not None:
-            carried = (outer @ carried.flatten(2)).reshape(canonical.shape)
-        weight.copy_(weight_from_canonical(carried, weight.shape, layer.TRANSPOSED))
+            carried = (outer @ carried.flatten(2)).reshape(grouped.shape)
+        weight.copy_(from_grouped(carried, weight.shape, layer.TRANSPOSED))
     for bias in unit.biases:
         value = _buffer(optimizer, bias, key)
         if value is not None and outer is not None:

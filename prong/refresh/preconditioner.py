@@ -1,4 +1,4 @@
-"""A reparametrisation of a canonical layer: P = (Σ + εI)⁻¹ itself, without a root.
+"""A reparametrisation of a preconditioned layer: P = (Σ + εI)⁻¹ itself, without a root.
 
 W stays as it is, whatever P is, so nothing here can change the function but d, which takes up the
 new mean, d′ = d + Σ_taps W (c′ − c). That is why the parameters' own precision is enough for P.
@@ -18,7 +18,7 @@ import torch
 
 from prong.layers.autograd import inner, times
 from prong.linalg.conditioning import fixed_signs
-from prong.linalg.layout import weight_from_canonical, weight_to_canonical
+from prong.linalg.layout import from_grouped, to_grouped
 from prong.linalg.roots import TOLERANCE, RootFailure, damped, whitening_root
 from prong.options import Whitening
 from prong.refresh.optimizer_state import reset_state
@@ -53,7 +53,7 @@ class Precision:
 
     @classmethod
     def of(cls, layer: Whitened, dtype: torch.dtype) -> Precision:
-        """That of a canonical layer."""
+        """That of a preconditioned layer."""
         assert layer.precision_matrix is not None
         damping = layer.precision_damping
         return cls(layer.precision_matrix.to(dtype), None if damping is None else damping.to(dtype))
@@ -152,7 +152,7 @@ def leading(
 def find_precision(
     unit: TiedLayers, moments: Moments, whitening: Whitening
 ) -> tuple[Outcome, Precision | None, Tensor]:
-    """New P and c of one canonical unit, full whitening.
+    """New P and c of one preconditioned unit, full whitening.
 
     Args:
         unit: the layers that share P.
@@ -382,7 +382,7 @@ def install(
     column = shift.unsqueeze(-1)
     written: list[tuple[Tensor, Tensor]] = []
     if unit.centred:
-        moved = (layer.canonical_weight(dtype).sum(2) @ column).reshape(-1)
+        moved = (layer.grouped_weight(dtype).sum(2) @ column).reshape(-1)
         written += [(bias, bias.to(dtype) + moved) for bias in unit.biases]
     for optimizer in optimizers:
         held = {
@@ -396,7 +396,7 @@ def install(
         biases = [(held[b], held[b].to(dtype)) for b in unit.biases if b in held]
         wide = None
         if weight is not None:
-            wide = weight_to_canonical(weight.to(dtype), groups, layer.TRANSPOSED)
+            wide = to_grouped(weight.to(dtype), groups, layer.TRANSPOSED)
         if rule == "velocity":
             if wide is not None and unit.centred:
                 moved = (wide.sum(2) @ column).reshape(-1)
@@ -410,7 +410,7 @@ def install(
                 total = torch.stack([value for _, value in biases]).sum(0).reshape(groups, -1)
                 moved = times(shift.unsqueeze(1), precision.matrix, precision.damping)
                 carried = carried - total[:, :, None, None] * moved[:, :, None]
-            written.append((weight, weight_from_canonical(carried, weight.shape, layer.TRANSPOSED)))
+            written.append((weight, from_grouped(carried, weight.shape, layer.TRANSPOSED)))
     if not all(bool(torch.isfinite(value).all()) for _, value in written):
         return False
     for tensor, value in written:

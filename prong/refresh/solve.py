@@ -84,12 +84,12 @@ class Outcome:
 
     @property
     def kept_precision(self) -> bool:
-        """Whether a canonical unit's P is that of before, in every bit."""
+        """Whether a preconditioned unit's P is that of before, in every bit."""
         return self.skipped and self.get("own") == 1
 
     @property
     def columns(self) -> int:
-        """How many leading directions a canonical unit's P is made of; −1 for a whole P."""
+        """How many leading directions a preconditioned unit's P is made of; −1 for a whole P."""
         return int(self.get("columns"))
 
     def put(self, **values: float | Tensor) -> None:

@@ -15,7 +15,7 @@ The bound knows nothing of the loss's scale or reduction, of width or depth. Two
 falls with the learning rate, in proportion to the highest rate so far, and as 1/√(1 + t/50) with
 the steps t made, because a bound that binds at every step leaves noise of a constant size.
 
-‖V‖ is that of the last reparametrisation, the same in every mode: in a canonical layer ‖V‖² =
+‖V‖ is that of the last reparametrisation, the same in every mode: in a preconditioned layer ‖V‖² =
 tr(W P⁻¹ Wᵀ). Where it is less than 0.1 for each pre-activation (a head that starts at zero), 0.1
 takes its place: such a layer must be able to leave zero.
 """
@@ -28,7 +28,7 @@ import torch
 
 from prong.layers.autograd import GradientFactors
 from prong.linalg.dtypes import wide_dtype
-from prong.linalg.layout import weight_to_canonical
+from prong.linalg.layout import to_grouped
 from prong.refresh.preconditioner import Precision, weight_square
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class _Watched:
         self.place = {unit.name: place for place, unit in enumerate(self.units)}
         device = units[0].weight.device
         self.indices = torch.tensor(list(places), device=device, dtype=torch.long)
-        outputs = [unit.layer.canonical_outputs for unit in self.units]
+        outputs = [unit.layer.outputs for unit in self.units]
         self.smallest = (
             SMALLEST * torch.tensor(outputs, dtype=wide_dtype(device), device=device).sqrt()
         )
@@ -235,7 +235,7 @@ class StepControl:
             if gradient.dtype == torch.float64:
                 dtype = torch.float64
             unit = watched.units[place]
-            if unit.layer.canonical and parameter is unit.weight:
+            if unit.layer.preconditioned and parameter is unit.weight:
                 if unit.name in having:
                     weight_rates[unit.name] = rates[group]
                 else:
@@ -263,7 +263,7 @@ class StepControl:
         return squares
 
     def _natural_square(self, unit: TiedLayers, natural: Tensor) -> Tensor:
-        """‖g_V‖² = ⟨n P⁻¹, n⟩ of a canonical unit; on several ranks, of this rank's rows."""
+        """‖g_V‖² = ⟨n P⁻¹, n⟩ of a preconditioned unit; on several ranks, of this rank's rows."""
         taken = [each.last_pass.take(natural) for each in unit.layers if each.last_pass is not None]
         if len(taken) == 1 and taken[0] is not None:
             return taken[0]
@@ -271,7 +271,7 @@ class StepControl:
         assert layer.precision_matrix is not None
         dtype = torch.promote_types(natural.dtype, layer.precision_matrix.dtype)
         groups = layer.feature_groups
-        rows = weight_to_canonical(natural.to(dtype), groups, layer.TRANSPOSED).flatten(1, 2)
+        rows = to_grouped(natural.to(dtype), groups, layer.TRANSPOSED).flatten(1, 2)
         size, index = self.ranks.size, self.ranks.index
         if size > 1:
             # The ranks hold the same gradients: each takes its share of the work.
@@ -317,5 +317,5 @@ def weight_norm(unit: TiedLayers) -> Tensor:
         return norm
     # Φ's own precision is enough: this is a bound's reference.
     narrow = layer.precision_matrix.dtype
-    rows = layer.canonical_weight(narrow).detach().flatten(1, 2)
+    rows = layer.grouped_weight(narrow).detach().flatten(1, 2)
     return weight_square(rows, Precision.of(layer, narrow)).to(dtype).sqrt()

@@ -11,7 +11,7 @@ from torch import nn
 from prong.layers.autograd import dense_precision
 from prong.layers.base import Whitened
 from prong.linalg.dtypes import wide_dtype
-from prong.linalg.layout import weight_from_canonical
+from prong.linalg.layout import from_grouped
 from prong.linalg.projection import Phi, from_canonical, to_canonical
 from prong.linalg.roots import root_of_precision
 from prong.statistics.moments import Moments
@@ -109,22 +109,20 @@ class TiedLayers:
             False, with nothing changed, if the new parameters would not be finite.
         """
         layer, dtype = self.layer, new.whitener.dtype
-        canonical = layer.canonical_weight(dtype)
+        grouped = layer.grouped_weight(dtype)
         moved: list[tuple[nn.Parameter, Tensor]] = []
-        if layer.canonical:
+        if layer.preconditioned:
             # W is the parameter: only d takes up what the new mean takes away.
-            shift = canonical.sum(2) @ (new.mean - old.mean).unsqueeze(-1)
+            shift = grouped.sum(2) @ (new.mean - old.mean).unsqueeze(-1)
             for bias in self.biases:
                 outer = bias.to(dtype).reshape(layer.feature_groups, -1) + shift.squeeze(-1)
                 moved.append((bias, outer.reshape(-1)))
             return self._write(moved, new)
-        weight, _ = from_canonical(to_canonical(canonical, None, old)[0], None, new)
-        moved.append(
-            (self.weight, weight_from_canonical(weight, self.weight.shape, layer.TRANSPOSED))
-        )
+        weight, _ = from_canonical(to_canonical(grouped, None, old)[0], None, new)
+        moved.append((self.weight, from_grouped(weight, self.weight.shape, layer.TRANSPOSED)))
         for bias in self.biases:
             outer = bias.to(dtype).reshape(layer.feature_groups, -1)
-            _, carried = from_canonical(*to_canonical(canonical, outer, old), new)
+            _, carried = from_canonical(*to_canonical(grouped, outer, old), new)
             assert carried is not None
             moved.append((bias, carried.reshape(-1)))
         return self._write(moved, new)
@@ -139,13 +137,13 @@ class TiedLayers:
 
     @torch.no_grad()
     def keep_numbers(self, old: Phi, new: Phi) -> None:
-        """Install Φ and keep the numbers in V: a canonical layer's W = V U follows U."""
-        if self.layer.canonical:
-            canonical = self.layer.canonical_weight(new.whitener.dtype)
-            whitened, _ = from_canonical(canonical, None, old)
+        """Install Φ and keep the numbers in V: a preconditioned layer's W = V U follows U."""
+        if self.layer.preconditioned:
+            grouped = self.layer.grouped_weight(new.whitener.dtype)
+            whitened, _ = from_canonical(grouped, None, old)
             moved, _ = to_canonical(whitened, None, new)
             shape, transposed = self.weight.shape, self.layer.TRANSPOSED
-            self.weight.copy_(weight_from_canonical(moved, shape, transposed))
+            self.weight.copy_(from_grouped(moved, shape, transposed))
         self.install(new)
 
     @torch.no_grad()

@@ -107,7 +107,7 @@ class Moments:
         """Add a batch; one with a NaN or an infinity is kept out whole, an empty one adds nothing.
 
         Args:
-            samples: the batch in the canonical layout, of any floating type.
+            samples: the batch in the grouped layout, of any floating type.
             examples: how many examples the batch holds.
         """
         if samples.shape[1] == 0:

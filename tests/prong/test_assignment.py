@@ -67,7 +67,9 @@ def test_wrong_arguments_are_refused():
 def test_costs_are_those_that_are_documented():
     assert set(ROOT_WORK) == set(ROOTS)
     assert refresh_cost(1, 10, 0, root="pca", momentum=False) == 10 * 10**3
-    assert refresh_cost(3, 10, 20, root="pca", canonical=True) == 3 * (1000 + 200 + 2 * 20 * 100)
+    assert refresh_cost(3, 10, 20, root="pca", preconditioned=True) == 3 * (
+        1000 + 200 + 2 * 20 * 100
+    )
     assert refresh_cost(1, 10, 20, root="zca") == 12e3 + 4 * 20 * 100
     two_sided = refresh_cost(1, 10, 20, root="pca", two_sided=5)
     assert two_sided == refresh_cost(1, 10, 20, root="pca") + 10 * 125 + 2 * 20 * 5 * 10

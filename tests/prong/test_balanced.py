@@ -10,7 +10,7 @@ from torch import nn
 
 import prong
 
-MODES = ["fold", "activations", "canonical"]
+MODES = ["fold", "activations", "preconditioned"]
 TINY = {**EXACT, "damping": 1e-12, "samples": 400}
 
 
@@ -136,8 +136,8 @@ def _initialized(rank, size):
     found = {}
     for name, options in (
         ("fold", {"mode": "fold", "root": "cholesky"}),
-        ("canonical", {"mode": "canonical"}),
-        ("leading", {"mode": "canonical", "leading": 0.3}),
+        ("preconditioned", {"mode": "preconditioned"}),
+        ("leading", {"mode": "preconditioned", "leading": 0.3}),
         ("other", {"mode": "activations"}),
     ):
         model = network()

@@ -78,7 +78,7 @@ def start(limit=None, **options):
     model = nn.Sequential(nn.Linear(*WIDTHS[:2]), nn.Tanh(), nn.Linear(*WIDTHS[1:])).double()
     model = prong.whiten(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    wanted = {"mode": "canonical", "damping": 0.05, "period": 4, "step_limit": limit}
+    wanted = {"mode": "preconditioned", "damping": 0.05, "period": 4, "step_limit": limit}
     natural = prong.Reparametrizer(model, optimizer, **{**EXACT, **wanted, **options})
     return model, optimizer, natural
 
@@ -136,7 +136,7 @@ def test_a_resumed_run_with_leading_directions_is_the_same_to_the_bit():
 @pytest.mark.parametrize("batch", [16, 80])
 def test_a_gradient_penalty_takes_the_path_of_the_folded_layers(batch):
     results = []
-    for mode in ("fold", "canonical"):
+    for mode in ("fold", "preconditioned"):
         model, _, natural = start()
         natural.convert("fold")
         x = correlated(batch, WIDTHS[0], 3)
@@ -156,7 +156,7 @@ def test_a_gradient_penalty_takes_the_path_of_the_folded_layers(batch):
 @pytest.mark.parametrize("leading_share", [None, 3.0])
 def test_a_basis_that_fits_stays_and_the_path_is_that_of_the_folded_layers(rule, leading_share):
     states = []
-    for mode in ("fold", "canonical"):
+    for mode in ("fold", "preconditioned"):
         model, optimizer, natural = start(momentum=rule, leading=leading_share)
         natural.convert(mode)
         natural.initialize([correlated(300, WIDTHS[0], 3)], "preserve")
@@ -165,7 +165,7 @@ def test_a_basis_that_fits_stays_and_the_path_is_that_of_the_folded_layers(rule,
             twin, _, other = start(leading=leading_share)
             other.initialize([correlated(300, WIDTHS[0], 3)], "preserve")
             model.load_state_dict(twin.state_dict())
-            natural.convert("canonical")
+            natural.convert("preconditioned")
             natural.convert("fold")
         basis = [layer.phi().whitener.clone() for layer in (model[0], model[2])]
         natural.whitening = dataclasses.replace(natural.whitening, refit=1e3)
@@ -230,7 +230,7 @@ def test_leading_directions_have_no_effect_where_nobody_uses_them(options):
 def test_natural_gradients_are_no_jacobians():
     model, _, natural = start()
     x = correlated(5, WIDTHS[0], 1)
-    with pytest.raises(ValueError, match="0 runs in mode 'canonical'"):
+    with pytest.raises(ValueError, match="0 runs in mode 'preconditioned'"):
         prong.exact_fisher(model, x, "gaussian", ["2.weight"])
     natural.convert("fold")
     assert prong.exact_fisher(model, x, "gaussian", ["2.bias"]).matrix.shape == (60, 60)
@@ -278,7 +278,7 @@ def test_the_step_control_measures_the_gradient_that_is_used(change, share):
 def test_narrow_layers_in_float32(width, whitening):
     model = prong.whiten(nn.Sequential(nn.Linear(width, 2)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    natural = prong.Reparametrizer(model, optimizer, mode="canonical", whitening=whitening)
+    natural = prong.Reparametrizer(model, optimizer, mode="preconditioned", whitening=whitening)
     report = natural.initialize([torch.randn(50, width)], "preserve")
     assert report.layers["0"].updated
     assert report.layers["0"].condition_after == pytest.approx(1, abs=2)

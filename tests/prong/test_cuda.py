@@ -20,7 +20,7 @@ from torch import nn
 
 import prong
 
-MODES = ["fold", "activations", "canonical"]
+MODES = ["fold", "activations", "preconditioned"]
 
 
 def network():
@@ -126,7 +126,7 @@ def test_the_canonical_path_is_the_closed_form(device):
     """Twenty steps, two reparametrisations, float64: the path of the reference in numpy."""
     model = prong.whiten(dense_network().to(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    options = {"damping": 0.05, "root": "cholesky", "step_limit": None, "mode": "canonical"}
+    options = {"damping": 0.05, "root": "cholesky", "step_limit": None, "mode": "preconditioned"}
     natural = prong.Reparametrizer(
         model, optimizer, period=PERIOD, samples=SAMPLES, **{**EXACT, **options}
     )
@@ -146,7 +146,7 @@ def test_the_canonical_path_is_the_closed_form(device):
 
 @pytest.mark.parametrize("device", BOTH)
 @pytest.mark.parametrize("side_stream", [False, True])
-@pytest.mark.parametrize("mode", ["fold", "canonical"])
+@pytest.mark.parametrize("mode", ["fold", "preconditioned"])
 # The compiler and what it calls warn of what concerns only themselves, or a faster product.
 @pytest.mark.filterwarnings("default")
 def test_compiled_there_are_two_graphs_and_the_same_path(device, side_stream, mode):
@@ -213,10 +213,10 @@ def _resumed(rank, size, device, folder, options):
     "options",
     [
         {"two_sided": "empirical"},
-        {"mode": "canonical", "leading": 0.5, "spread": True},
+        {"mode": "preconditioned", "leading": 0.5, "spread": True},
         {"mode": "activations", "side_stream": True},
     ],
-    ids=["two sides", "canonical", "side stream"],
+    ids=["two sides", "preconditioned", "side stream"],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(
     device, options, tmp_path, monkeypatch

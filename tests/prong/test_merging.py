@@ -65,7 +65,7 @@ LAYERS = [
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS)
 @pytest.mark.parametrize(
-    "options", [{"mode": mode} for mode in ("activations", "canonical")]
+    "options", [{"mode": mode} for mode in ("activations", "preconditioned")]
     + [{"batch_diagonal": True, "two_sided": "empirical"}]
 )  # fmt: skip
 def test_an_empty_batch_leaves_no_trace(layer, shape, options):

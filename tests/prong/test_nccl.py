@@ -62,7 +62,7 @@ def trained(rank, size, device, options):
     return {k: v.detach().cpu() for k, v in (dict(model.state_dict()) | plain).items()}
 
 
-OPTIONS = [{"root": "zca"}, {"mode": "canonical"}, {"root": "zca", "side_stream": True}]
+OPTIONS = [{"root": "zca"}, {"mode": "preconditioned"}, {"root": "zca", "side_stream": True}]
 
 
 def agree(ranks, expected):
@@ -82,7 +82,7 @@ def test_two_ranks_over_gloo_are_one(tmp_path):
 
 @pytest.mark.parametrize("device", [CUDA])
 @pytest.mark.parametrize("size", [1, 2])
-@pytest.mark.parametrize("options", OPTIONS, ids=["fold", "canonical", "side stream"])
+@pytest.mark.parametrize("options", OPTIONS, ids=["fold", "preconditioned", "side stream"])
 def test_ranks_over_nccl_agree_to_the_bit_and_with_gloo(device, size, options, tmp_path):
     if torch.cuda.device_count() < size:
         pytest.skip(f"needs {size} CUDA devices")

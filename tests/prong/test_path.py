@@ -44,7 +44,7 @@ def arrays(model):
     return [m.weight.detach().numpy() for m in linears], [m.bias.detach().numpy() for m in linears]
 
 
-MODES = ["fold", "activations", "canonical"]
+MODES = ["fold", "activations", "preconditioned"]
 
 
 def run(root, rule, *, limit=None, lr=0.05, momentum=0.9, mode="fold", narrow=False, **options):
@@ -99,7 +99,7 @@ def relative(a, b):
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("rule", ["gradient", "velocity", "reset"])
-@pytest.mark.parametrize("mode", ["activations", "canonical"])
+@pytest.mark.parametrize("mode", ["activations", "preconditioned"])
 def test_every_mode_takes_the_same_path(mode, rule, nesterov, narrow):
     options = {"nesterov": nesterov, "narrow": narrow, "weight_decay": 0.01}
     path = run("cholesky", rule, mode=mode, **options)

@@ -100,8 +100,8 @@ def test_modes_convert_in_mid_run_and_only_sgd_may_be_canonical():
     fixed, moved = start(sgd, damping=1.0), start(sgd, damping=1.0, mode="auto")
     for each in (fixed, moved):
         each[2].initialize([batch(99)])
-    assert moved[2].mode == "canonical"
-    for first, mode in ((0, "fold"), (7, "canonical"), (12, "activations")):
+    assert moved[2].mode == "preconditioned"
+    for first, mode in ((0, "fold"), (7, "preconditioned"), (12, "activations")):
         train(*fixed, first, first + 5)
         train(*moved, first, first + 5)
         moved[2].convert(mode)
@@ -110,8 +110,8 @@ def test_modes_convert_in_mid_run_and_only_sgd_may_be_canonical():
     ):
         assert (a - b).abs().max() < 1e-4
     assert start(adam, mode="auto")[2].mode == "activations"
-    with pytest.raises(ValueError, match=r"mode='canonical': Adam is not torch\.optim\.SGD"):
-        start(adam, mode="canonical")
+    with pytest.raises(ValueError, match=r"mode='preconditioned': Adam is not torch\.optim\.SGD"):
+        start(adam, mode="preconditioned")
     with pytest.raises(ValueError, match="mode='fast': allowed are auto, fold"):
         start(sgd, mode="fast")
 
@@ -146,7 +146,7 @@ def test_spread_layers_take_turns_each_from_the_steps_just_before():
 
 
 def test_a_canonical_checkpoint_loads_into_a_freshly_whitened_model():
-    model, made, natural = start(sgd, mode="canonical")
+    model, made, natural = start(sgd, mode="preconditioned")
     natural.initialize([batch(99)])
     train(model, made, natural, 0, 7)
     other = prong.whiten(network())
@@ -237,7 +237,7 @@ def test_a_bfloat16_model_trains_with_wide_phi_within_a_bound():
     assert model[4].whitener.dtype == torch.float32
 
 
-@pytest.mark.parametrize("mode", ["fold", "activations", "canonical"])
+@pytest.mark.parametrize("mode", ["fold", "activations", "preconditioned"])
 def test_loss_scaling_does_not_change_the_step_control(mode):
     # The hook runs after unscaling; a fused optimizer unscales later and says by how much.
     scales = []
@@ -259,7 +259,7 @@ def norms_of(layer):
         tensor.detach().flatten(1).double() for tensor in (layer.weight, layer.weight.grad)
     )
     inverse = torch.eye(layer.mean.shape[1], dtype=torch.float64)
-    if layer.canonical:
+    if layer.preconditioned:
         dense = dense_precision(layer.precision_matrix, layer.precision_damping)
         inverse = torch.linalg.inv(dense[0].double())
     # Taps outermost: rows of `in` numbers.
@@ -272,7 +272,7 @@ def norms_of(layer):
 
 
 @pytest.mark.parametrize("options", [{}, {"leading": 0.3}])
-@pytest.mark.parametrize("mode", ["fold", "activations", "canonical"])
+@pytest.mark.parametrize("mode", ["fold", "activations", "preconditioned"])
 def test_the_step_control_bounds_the_relative_change_of_every_layer(mode, options):
     model, optimizer, natural = start(sgd, mode=mode, **options)
     natural.initialize([batch(99)], "whitened")
@@ -374,8 +374,8 @@ def test_ranks_hold_the_same_bytes_and_one_answer(tmp_path):
         (1, {"two_sided": "empirical"}),
         (2, {"two_sided": "empirical"}),
         (2, {"two_sided": "empirical", "batch_diagonal": True}),
-        (1, {"mode": "canonical", "leading": 1.0, "refit": 0.5}),
-        (2, {"mode": "canonical", "leading": 1.0, "refit": 0.5}),
+        (1, {"mode": "preconditioned", "leading": 1.0, "refit": 0.5}),
+        (2, {"mode": "preconditioned", "leading": 1.0, "refit": 0.5}),
     ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

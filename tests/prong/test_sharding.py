@@ -34,7 +34,7 @@ def _sharded(rank, size):
     model = network()
     fully_shard(model[2], mesh=mesh)
     found["one layer"] = refused(model)
-    # What stays canonical may be sharded.
+    # What stays plain may be sharded.
     prong.whiten(model, exclude="2")
     natural = prong.Reparametrizer(model, torch.optim.SGD(model.parameters(), lr=0.1))
     found["kinds"] = [(each.kind, each.whitened, each.reason) for each in natural.coverage]

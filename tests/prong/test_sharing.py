@@ -44,13 +44,13 @@ def rprop(parameters):
 QUICK = {
     "fold": ({"root": "pca", "damping": 0.1}, sgd, True),
     "activations": ({"mode": "activations", "root": "zca", "momentum": "velocity"}, adam, True),
-    "canonical": ({"mode": "canonical"}, sgd, True),
-    "leading": ({"mode": "canonical", "leading": 1.0, "refit": 0.5}, sgd, True),
+    "preconditioned": ({"mode": "preconditioned"}, sgd, True),
+    "leading": ({"mode": "preconditioned", "leading": 1.0, "refit": 0.5}, sgd, True),
     "reset": ({"momentum": "reset"}, sgd, True),
     "newton-schulz": ({"root": "newton-schulz", "damping": 0.5, "refit": 0.3}, sgd, True),
     "two-sided": ({"two_sided": "empirical", "root": "cholesky"}, sgd, False),
     "batch diagonal": ({"batch_diagonal": True}, adam, False),
-    "spread": ({"mode": "canonical", "spread": True, "momentum": "velocity"}, sgd, True),
+    "spread": ({"mode": "preconditioned", "spread": True, "momentum": "velocity"}, sgd, True),
     "diagonal": ({"whitening": "diagonal"}, sgd, True),
     "lost state": ({}, rprop, False),
     "float32": ({"mode": "auto", "precision": torch.float32}, sgd, False),
@@ -67,7 +67,7 @@ SLOW = {
         ([{"root": root} for root in roots.ROOTS], (sgd, adam), WHITENED),
         ([{"mode": "activations", "root": "cholesky"}], (sgd, adam), (PLAIN,)),
         (
-            [{"mode": "canonical", "leading": share} for share in (None, 0.1, 1.0)],
+            [{"mode": "preconditioned", "leading": share} for share in (None, 0.1, 1.0)],
             (sgd,),
             (PLAIN, TURNS),
         ),
@@ -132,7 +132,7 @@ def trained(group, rank, size, options, make, dtype):
     options = {**EXACT, "period": 3, "samples": 2 * BATCH, "process_group": group, **options}
     natural = prong.Reparametrizer(parallel, optimizer, **options)
     part = share(BATCH // 2, rank, size)
-    init = "whitened" if natural.mode == "canonical" else "preserve"
+    init = "whitened" if natural.mode == "preconditioned" else "preserve"
     reports = [
         natural.initialize(
             [half[part] for i in range(2) for half in halves(98 + i, dtype)[0]], init
@@ -199,7 +199,7 @@ def check(ranks, cases, sizes):
 def _quick(rank, size):
     found = _trained(rank, size, QUICK, (1, 2, 4))
     found["volume"] = _volume(rank, size)
-    found["failures"] = [_failures(rank, size, mode) for mode in ("fold", "canonical")]
+    found["failures"] = [_failures(rank, size, mode) for mode in ("fold", "preconditioned")]
     found["batches"] = _batches(rank, size)
     found["moments"] = _union(rank, size)
     return found
@@ -212,7 +212,7 @@ def quick(tmp_path_factory):
 
 def test_all_ranks_hold_the_same_bits_and_any_number_of_them_one_answer(quick):
     check(quick, QUICK, (1, 2, 4))
-    owners = quick[0][4, "canonical"]["owners"]
+    owners = quick[0][4, "preconditioned"]["owners"]
     assert len({rank for each in owners for rank in each}) == 4
     notes = [report for report in quick[0][4, "lost state"]["reports"] if "was reset" in report]
     assert len(notes) > 1
@@ -249,7 +249,7 @@ def _volume(rank, size):
     """Numbers that a reparametrisation sends, by collective, and those that it should."""
     found = {}
     for name, options, form in (
-        ("canonical", {"mode": "canonical"}, triangle_size),
+        ("preconditioned", {"mode": "preconditioned"}, triangle_size),
         ("cholesky", {"root": "cholesky"}, triangle_size),
         ("zca", {"root": "zca"}, triangle_size),
         ("pca", {"root": "pca"}, lambda n: n * n),

@@ -6,12 +6,12 @@ from benchmarks import sharing
 
 
 def test_the_busiest_rank_is_listed_beside_the_ideal(capfd):
-    arguments = ["--models", "tiny", "--modes", "canonical", "--ranks", "2", "--rounds", "1"]
+    arguments = ["--models", "tiny", "--modes", "preconditioned", "--ranks", "2", "--rounds", "1"]
     assert sharing.main(arguments) == 0
     text = capfd.readouterr().out
     assert "python -m benchmarks.sharing --models tiny" in text
     cells = [cell.strip() for cell in text.splitlines()[-1].strip("|").split("|")]
-    assert cells[:3] == ["tiny", "canonical", "2"]
+    assert cells[:3] == ["tiny", "preconditioned", "2"]
     assert 0.5 <= float(cells[4]) < 1
     assert 1 <= float(cells[6]) <= 1.15
     assert 0 < float(cells[-1]) < 1

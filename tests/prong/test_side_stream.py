@@ -85,12 +85,12 @@ def trained(device, side_stream, *, steps=9, mixed=False, twice=False, **options
     "options",
     [
         {"two_sided": "empirical"},
-        {"mode": "canonical", "leading": 0.5, "spread": True},
+        {"mode": "preconditioned", "leading": 0.5, "spread": True},
         {"mode": "activations", "batch_diagonal": True},
         {"mixed": True},
         {"twice": True},
     ],
-    ids=["two sides", "canonical", "activations", "mixed", "checkpointed"],
+    ids=["two sides", "preconditioned", "activations", "mixed", "checkpointed"],
 )
 def test_a_run_is_the_same_to_the_bit(device, options):
     # Without a side stream, too, some of cuDNN's gradients are sums in any order.

@@ -17,7 +17,7 @@ from torch import nn
 import prong
 from prong.layers.autograd import dense_precision
 
-MODES = ["fold", "activations", "canonical"]
+MODES = ["fold", "activations", "preconditioned"]
 WIDE = torch.float64
 LIMIT, BATCH = 0.003, 16
 
@@ -87,7 +87,7 @@ def rows_of(layer, tensor):
 def square_in_v(layer, tensor):
     """‖V‖² of W, or ‖g_V‖² of the natural gradient; of V or g_V itself where those are held."""
     rows = rows_of(layer, tensor.detach().double())
-    if not layer.canonical:
+    if not layer.preconditioned:
         return float(rows.square().sum())
     dense = dense_precision(layer.precision_matrix, layer.precision_damping).double()
     return float(((rows @ torch.linalg.inv(dense)) * rows).sum())
@@ -172,7 +172,7 @@ def test_the_bound_falls_with_the_rate_and_not_in_a_warm_up(mode):
 
 
 def test_a_rate_of_zero_stops_everything_and_divides_by_nothing():
-    model, optimizer, natural = start("canonical", lr=0.0)
+    model, optimizer, natural = start("preconditioned", lr=0.0)
     before = folded(model)
     train(model, optimizer, natural, 0, 3)
     assert torch.isfinite(folded(model)).all()
@@ -180,7 +180,7 @@ def test_a_rate_of_zero_stops_everything_and_divides_by_nothing():
 
 
 def test_a_group_that_is_added_later_is_watched_too():
-    model, optimizer, natural = start("canonical")
+    model, optimizer, natural = start("preconditioned")
     extra = nn.Parameter(torch.zeros(3, dtype=WIDE))
     optimizer.add_param_group({"params": [extra], "lr": 0.5})
     extra.grad = torch.full_like(extra, 1e6)
@@ -276,8 +276,8 @@ def _trained(rank, size):
     found = {}
     for name, options in (
         ("fold", {"mode": "fold"}),
-        ("canonical", {"mode": "canonical"}),
-        ("leading", {"mode": "canonical", "leading": 0.3, "spread": True, "early": True}),
+        ("preconditioned", {"mode": "preconditioned"}),
+        ("leading", {"mode": "preconditioned", "leading": 0.3, "spread": True, "early": True}),
     ):
         model = prong.whiten(network())
         parallel = model
@@ -470,7 +470,9 @@ def test_a_frozen_weight_leaves_the_bias_a_bound(mode):
     assert torch.equal(model[2].weight, weight)
 
 
-@given(networks(), st.floats(-6, 6), st.sampled_from(["fold", "canonical"]), st.integers(0, 99))
+@given(
+    networks(), st.floats(-6, 6), st.sampled_from(["fold", "preconditioned"]), st.integers(0, 99)
+)
 @settings(max_examples=25)
 def test_every_layer_of_any_network_keeps_the_bound(network, power, mode, seed):
     torch.manual_seed(seed)
@@ -516,15 +518,15 @@ def test_a_resumed_run_is_the_same_to_the_bit(stop, spread):
             schedule(optimizer, step)
             train(model, optimizer, natural, step, step + 1, dtype=torch.float32)
 
-    whole = start("canonical", **options)
+    whole = start("preconditioned", **options)
     whole[2].initialize([seen])
     steps(*whole, 0, stop + 15)
-    model, optimizer, natural = start("canonical", **options)
+    model, optimizer, natural = start("preconditioned", **options)
     natural.initialize([seen])
     steps(model, optimizer, natural, 0, stop)
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), natural.state_dict()))
     assert all(f"{unit.name}.weight_norm" in saved[2]["tensors"] for unit in natural.units)
-    resumed = start("canonical", **options)
+    resumed = start("preconditioned", **options)
     for each, state in zip(resumed, saved, strict=True):
         each.load_state_dict(state)
     steps(*resumed, stop, stop + 15)
@@ -536,7 +538,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(stop, spread):
 
 
 def test_a_state_without_norms_is_measured_anew():
-    model, optimizer, natural = start("canonical")
+    model, optimizer, natural = start("preconditioned")
     natural.initialize([batch(99, 64)[0]], "preserve")
     state = natural.state_dict()
     wanted = {name: float(norm) for name, norm in natural.control.norms.items()}
@@ -590,7 +592,7 @@ def test_several_optimizers_each_scale_their_own_layers():
     model = prong.whiten(network())
     first = torch.optim.SGD(model[0].parameters(), lr=0.1)
     second = torch.optim.SGD([*model[2].parameters(), *model[4].parameters()], lr=0.2)
-    options = {**EXACT, "damping": 0.05, "mode": "canonical", "samples": 64}
+    options = {**EXACT, "damping": 0.05, "mode": "preconditioned", "samples": 64}
     natural = prong.Reparametrizer(model, [first, second], **options)
     natural.initialize([batch(99, 64)[0]], "preserve")
     (1e3 * loss(model, *batch(0))).backward()
@@ -603,7 +605,7 @@ def test_several_optimizers_each_scale_their_own_layers():
 
 @pytest.mark.parametrize("rows", [3, BATCH])
 def test_a_copy_of_a_model_in_mid_step_remembers_no_pass(rows):
-    model, optimizer, natural = start("canonical")
+    model, optimizer, natural = start("preconditioned")
     natural.initialize([batch(99, 64)[0]], "preserve")
     loss(model, *batch(0, rows)).backward()
     assert model[0].last_pass._square is not None

@@ -203,9 +203,7 @@ def test_four_transactions_at_once_on_sqlite(on_sqlite: Stage, many: dict[str, P
 
 
 @pytest.mark.slow
-def test_eight_at_once_on_postgresql(
-    on_postgres: Stage, many: dict[str, Path]
-) -> None:
+def test_eight_at_once_on_postgresql(on_postgres: Stage, many: dict[str, Path]) -> None:
     made = on_postgres.registry("empty")
     registry = Registry(made.env, {**made.roots, **many}, made.hatch)
     all_is_there(registry, list(many), at_once(registry, list(many)))
