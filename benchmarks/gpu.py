@@ -247,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--damping", type=float, default=0.1)
     parser.add_argument("--step-limit", type=float, default=0.003, help="ρ; 0 for none")
-    parser.add_argument("--precision", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--decomposition-dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--tf32", action="store_true", help="round products to TF32")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
     parser.add_argument("--calls", type=int, default=200, help="of ONNX Runtime; 0 for none")

@@ -91,7 +91,7 @@ def measure(setting: Setting, value: int, rounds: int) -> Point:
     examples = torch.sigmoid(latent + torch.randn(4096, setting.width) / 10)
     work = workloads.Workload(examples, None, setting.batch, examples[:1])
     options = argparse.Namespace(
-        period=setting.period, samples=setting.samples, damping=0.1, precision="float32"
+        period=setting.period, samples=setting.samples, damping=0.1, decomposition_dtype="float32"
     )
     runs = {}
     for name in ("sgd", WHOLE, LEADING):

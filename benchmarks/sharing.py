@@ -66,7 +66,7 @@ def natural_of(model: str, mode: str, root: str) -> tuple[nn.Module, prong.Repar
     optimizer.step()
     natural = prong.Reparametrizer(
         net, optimizer, period=2, samples=10**9, damping=0.1, mode=mode, root=root,
-        precision=torch.float32, spread=False, leading=None,
+        decomposition_dtype=torch.float32, spread=False, leading=None,
     )  # fmt: skip
     return net, natural
 

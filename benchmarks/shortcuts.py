@@ -27,9 +27,13 @@ import prong
 from benchmarks import workloads
 
 VARIANTS: dict[str, dict[str, object]] = {
-    "exact": {"mode": "activations", "precision": torch.float64},
-    "preconditioned": {"mode": "preconditioned", "precision": torch.float32},
-    "canonical, spread": {"mode": "preconditioned", "precision": torch.float32, "spread": True},
+    "exact": {"mode": "activations", "decomposition_dtype": torch.float64},
+    "preconditioned": {"mode": "preconditioned", "decomposition_dtype": torch.float32},
+    "preconditioned, spread": {
+        "mode": "preconditioned",
+        "decomposition_dtype": torch.float32,
+        "spread": True,
+    },
     "leading 0.1, spread": {"mode": "preconditioned", "leading": 0.1, "spread": True},
     "leading 0.3, spread": {"mode": "preconditioned", "leading": 0.3, "spread": True},
     "leading 1, spread": {"mode": "preconditioned", "leading": 1.0, "spread": True},

@@ -181,7 +181,7 @@ def attach(method: Method, model: nn.Module, asked: argparse.Namespace) -> Run:
         period=asked.period,
         samples=asked.samples,
         damping=asked.damping,
-        precision=getattr(torch, asked.precision),
+        decomposition_dtype=getattr(torch, asked.decomposition_dtype),
         **copy.copy(method.options),  # type: ignore[arg-type]
     )
     return Run(model, optimizers, natural)
@@ -224,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--period", type=int, default=100)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--damping", type=float, default=0.1)
-    parser.add_argument("--precision", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--decomposition-dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--images", type=Path, help="folder with MNIST's or CIFAR-10's files")
     parser.add_argument("--trained", type=int, default=0, help="updates by PRONG beforehand")
     parser.add_argument("--rounds", type=int, default=5)

@@ -27,7 +27,7 @@ class Whitening:
         root: one of `roots.ROOTS`.
         damping: ε.
         relative: whether ε is in units of the mean eigenvalue.
-        precision: type of the first attempt at a decomposition.
+        decomposition_dtype: type of the first attempt at a decomposition.
         momentum: one of `momentum.MOMENTUM_RULES`.
         two_sided: one of `backward.TWO_SIDED`, or None for R = I.
         output_damping: γ, in units of the mean eigenvalue of E[δδᵀ].
@@ -42,7 +42,7 @@ class Whitening:
     root: str
     damping: float
     relative: bool
-    precision: torch.dtype
+    decomposition_dtype: torch.dtype
     momentum: str
     two_sided: str | None = None
     output_damping: float = 0.1
@@ -63,7 +63,8 @@ class Whitening:
             raise ValueError(
                 f"two_sided={self.two_sided!r}: allowed are {', '.join(TWO_SIDED)} and None"
             )
-        if self.precision not in (torch.float32, torch.float64):
+        if self.decomposition_dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"precision={self.precision}: allowed are torch.float32 and torch.float64"
+                f"decomposition_dtype={self.decomposition_dtype}: "
+                "allowed are torch.float32 and torch.float64"
             )

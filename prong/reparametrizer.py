@@ -76,7 +76,7 @@ class Reparametrizer:
         output_damping: float = 0.1,
         output_normalized: bool = True,
         positions: int | None = 64,
-        precision: torch.dtype = torch.float32,
+        decomposition_dtype: torch.dtype = torch.float32,
         batches: Iterable[Any] | None = None,
         forward: Forward = default_forward,
         process_group: dist.ProcessGroup | None = None,
@@ -119,7 +119,8 @@ class Reparametrizer:
             output_normalized: whether R is scaled to mean eigenvalue 1 of RᵀR. The learning rate
                 then keeps its meaning, and neither loss scaling nor the loss's reduction matters.
             positions: at most this many pixels or tokens of an example are samples; None for all.
-            precision: type of the first attempt at a decomposition; float64 is the second.
+            decomposition_dtype: type of the first attempt at a decomposition; float64 is the
+                second.
             batches: where statistics come from at each reparametrisation, iterated anew each time,
                 instead of the training batches.
             forward: how to run a batch of `batches` or `initialize`; by default `model(batch)`, or
@@ -189,7 +190,7 @@ class Reparametrizer:
             root=root,
             damping=float(damping),
             relative=bool(relative),
-            precision=precision,
+            decomposition_dtype=decomposition_dtype,
             momentum=momentum,
             two_sided=two_sided,
             output_damping=float(output_damping),

@@ -29,31 +29,33 @@ if TYPE_CHECKING:
 
 def times(
     rows: Float[Tensor, "groups rows in"],
-    precision: Float[Tensor, "groups in columns"],
+    preconditioner: Float[Tensor, "groups in columns"],
     damping: Float[Tensor, " groups"] | None,
 ) -> Float[Tensor, "groups rows in"]:
     """Rows times P.
 
     Args:
         rows: any rows of `in` numbers.
-        precision: P itself, or with a damping its leading directions F `[groups, in, k]`, scaled so
-            that P = (I − F Fᵀ)/ε. Then Fᵀ F is diagonal with λ/(λ + ε) on it.
-        damping: ε of each group, or None where `precision` is P.
+        preconditioner: P itself, or with a damping its leading directions F `[groups, in, k]`,
+            scaled so that P = (I − F Fᵀ)/ε. Then Fᵀ F is diagonal with λ/(λ + ε) on it.
+        damping: ε of each group, or None where `preconditioner` is P.
     """
     if damping is None:
-        return rows @ precision
-    rest = rows - (rows @ precision) @ precision.transpose(1, 2)
+        return rows @ preconditioner
+    rest = rows - (rows @ preconditioner) @ preconditioner.transpose(1, 2)
     return rest / damping[:, None, None]
 
 
-def dense_precision(
-    precision: Float[Tensor, "groups in columns"], damping: Float[Tensor, " groups"] | None
+def dense_preconditioner(
+    preconditioner: Float[Tensor, "groups in columns"], damping: Float[Tensor, " groups"] | None
 ) -> Float[Tensor, "groups in in"]:
     """P as a matrix."""
     if damping is None:
-        return precision
-    identity = torch.eye(precision.shape[1], dtype=precision.dtype, device=precision.device)
-    return times(identity.expand(len(precision), -1, -1), precision, damping)
+        return preconditioner
+    identity = torch.eye(
+        preconditioner.shape[1], dtype=preconditioner.dtype, device=preconditioner.device
+    )
+    return times(identity.expand(len(preconditioner), -1, -1), preconditioner, damping)
 
 
 class GradientFactors:
@@ -79,7 +81,7 @@ class GradientFactors:
         self._scale: tuple[Tensor, int, Tensor] | None = None
 
     def scale(
-        self, precision: Float[Tensor, "1 in k"], damping: Float[Tensor, " 1"]
+        self, preconditioner: Float[Tensor, "1 in k"], damping: Float[Tensor, " 1"]
     ) -> Float[Tensor, " k"]:
         """√((1 − s)/ε) of leading directions, with s the diagonal of Fᵀ F.
 
@@ -87,9 +89,9 @@ class GradientFactors:
         """
         held = self._scale
         # By identity: memory of a tensor that was let go may hold another one.
-        if held is None or held[0] is not precision or held[1] != precision._version:
-            rest = 1 - precision[0].square().sum(0)
-            held = (precision, precision._version, (rest / damping).clamp(min=0).sqrt())
+        if held is None or held[0] is not preconditioner or held[1] != preconditioner._version:
+            rest = 1 - preconditioner[0].square().sum(0)
+            held = (preconditioner, preconditioner._version, (rest / damping).clamp(min=0).sqrt())
             self._scale = held
         return held[2]
 
@@ -142,13 +144,13 @@ class NaturalGradient(torch.autograd.Function):
         weight: Float[Tensor, ...],
         bias: Float[Tensor, " out"] | None,
         mean: Float[Tensor, "groups in"],
-        precision: Float[Tensor, "groups in columns"],
+        preconditioner: Float[Tensor, "groups in columns"],
         damping: Float[Tensor, " groups"] | None,
         transposed: bool,
         last: GradientFactors | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The weight and the bias (None without one) of the plain layer."""
-        ctx.save_for_backward(mean, precision, damping)
+        ctx.save_for_backward(mean, preconditioner, damping)
         ctx.transposed, ctx.last = transposed, last
         return weight.view_as(weight), plain_bias(weight, bias, mean, transposed)
 
@@ -157,16 +159,16 @@ class NaturalGradient(torch.autograd.Function):
         ctx: Any, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None, None, None, None, None, None]:
         """The natural gradient of W and the gradient of d."""
-        mean, precision, damping = ctx.saved_tensors
+        mean, preconditioner, damping = ctx.saved_tensors
         groups = len(mean)
-        grouped = to_grouped(weight.to(precision.dtype), groups, ctx.transposed)
+        grouped = to_grouped(weight.to(preconditioner.dtype), groups, ctx.transposed)
         outer = None
         if bias is not None:
-            outer = bias.to(precision.dtype).reshape(groups, -1)
+            outer = bias.to(preconditioner.dtype).reshape(groups, -1)
         centred = grouped
         if outer is not None:
             centred = grouped - outer[:, :, None, None] * mean[:, None, None, :]
-        natural = times(centred.flatten(1, 2), precision, damping).reshape(centred.shape)
+        natural = times(centred.flatten(1, 2), preconditioner, damping).reshape(centred.shape)
         plain = from_grouped(natural, weight.shape, ctx.transposed).to(weight.dtype)
         plain = plain.contiguous()
         if ctx.last is not None and not torch.is_grad_enabled():
@@ -184,7 +186,7 @@ class NaturalLinear(torch.autograd.Function):
         weight: Float[Tensor, "out in"],
         bias: Float[Tensor, " out"] | None,
         mean: Float[Tensor, "1 in"],
-        precision: Float[Tensor, "1 in columns"],
+        preconditioner: Float[Tensor, "1 in columns"],
         damping: Float[Tensor, " 1"] | None,
         last: GradientFactors | None,
     ) -> Float[Tensor, "*batch out"]:
@@ -193,7 +195,7 @@ class NaturalLinear(torch.autograd.Function):
         ctx.biased = bias is not None
         # Fewer rows than outputs: h − c touches less memory than W c would.
         centred = input if bias is None else input - mean[0].to(input.dtype)
-        ctx.save_for_backward(centred, weight, mean, precision, damping)
+        ctx.save_for_backward(centred, weight, mean, preconditioner, damping)
         return F.linear(centred, weight, bias)
 
     @staticmethod
@@ -201,21 +203,23 @@ class NaturalLinear(torch.autograd.Function):
         ctx: Any, gradient: Float[Tensor, "*batch out"]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
         """Gradients of the input and of d, and the natural gradient of W."""
-        centred, weight, mean, precision, damping = ctx.saved_tensors
+        centred, weight, mean, preconditioner, damping = ctx.saved_tensors
         of_input = natural = of_bias = None
         rows = gradient.reshape(-1, gradient.shape[-1])
         if ctx.needs_input_grad[0]:
             passed = weight
             if torch.is_grad_enabled():
                 # A second derivative reaches W through this product, and is natural too.
-                passed, _ = NaturalGradient.apply(weight, None, mean, precision, damping, False)  # type: ignore[no-untyped-call]
+                passed, _ = NaturalGradient.apply(
+                    weight, None, mean, preconditioner, damping, False
+                )  # type: ignore[no-untyped-call]
             of_input = gradient @ passed
         if ctx.needs_input_grad[1]:
             flat = centred.reshape(1, -1, centred.shape[-1])
             if ctx.last is None or torch.is_grad_enabled():
-                natural = rows.T @ times(flat, precision, damping)[0]
+                natural = rows.T @ times(flat, preconditioner, damping)[0]
             elif damping is None:
-                left = flat @ precision
+                left = flat @ preconditioner
                 natural = rows.T @ left[0]
                 batch, (out, features) = len(rows), natural.shape
                 if batch * (out + features) < out * features:
@@ -223,10 +227,10 @@ class NaturalLinear(torch.autograd.Function):
                 else:
                     ctx.last.keep(natural, inner(rows.T @ flat[0], natural))
             else:
-                projected = flat @ precision
-                left = torch.baddbmm(flat, projected, precision.transpose(1, 2), alpha=-1)
+                projected = flat @ preconditioner
+                left = torch.baddbmm(flat, projected, preconditioner.transpose(1, 2), alpha=-1)
                 natural = rows.T @ left[0].div_(damping)
-                columns = rows.T @ (projected[0] * ctx.last.scale(precision, damping))
+                columns = rows.T @ (projected[0] * ctx.last.scale(preconditioner, damping))
                 square = damping[0] * inner(natural, natural) + inner(columns, columns)
                 ctx.last.keep(natural, square)
         if ctx.biased and ctx.needs_input_grad[2]:

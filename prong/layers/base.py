@@ -24,13 +24,13 @@ from prong.layers.autograd import (
     GradientFactors,
     NaturalGradient,
     ObserveGradient,
-    dense_precision,
+    dense_preconditioner,
     plain_bias,
 )
 from prong.linalg.dtypes import product_dtype
 from prong.linalg.layout import from_grouped, to_grouped
 from prong.linalg.projection import Phi, to_canonical
-from prong.linalg.roots import root_of_precision
+from prong.linalg.roots import root_of_preconditioner
 from prong.statistics.moments import GatheringStream, Moments
 from prong.statistics.unit_variances import UnitVariances
 
@@ -125,8 +125,8 @@ class Whitened(nn.Module):
         """The present Φ; the tensors are the layer's own, but for a preconditioned layer's U."""
         whitener = self.whitener
         if self.precision_matrix is not None:
-            whitener = root_of_precision(
-                dense_precision(self.precision_matrix, self.precision_damping)
+            whitener = root_of_preconditioner(
+                dense_preconditioner(self.precision_matrix, self.precision_damping)
             )
         return Phi(self.mean, whitener, output=self.output_whitener)
 
@@ -135,18 +135,18 @@ class Whitened(nn.Module):
         held = [getattr(self, name) for name in self.PHI]
         return [buffer for buffer in held if buffer is not None]
 
-    def put_precision(
+    def put_preconditioner(
         self,
-        precision: Float[Tensor, "groups in columns"],
+        preconditioner: Float[Tensor, "groups in columns"],
         damping: Float[Tensor, " groups"] | None,
     ) -> None:
         """Replace P of a preconditioned layer, in place where the shape is that of before."""
         held = self.precision_matrix
-        if held is not None and held.shape == precision.shape:
-            held.copy_(precision)
+        if held is not None and held.shape == preconditioner.shape:
+            held.copy_(preconditioner)
         else:
             # One memory layout, whatever found P: a resumed run must multiply in the same order.
-            self.precision_matrix = precision.to(self.mean.dtype).clone(
+            self.precision_matrix = preconditioner.to(self.mean.dtype).clone(
                 memory_format=torch.contiguous_format
             )
         if damping is None:
@@ -202,9 +202,9 @@ class Whitened(nn.Module):
         return plain.to(self.weight.dtype).contiguous(), bias
 
     def _natural(
-        self, precision: Tensor
+        self, preconditioner: Tensor
     ) -> tuple[Float[Tensor, ...], Float[Tensor, " out"] | None]:
-        dtype = product_dtype(precision.dtype, precision.device)
+        dtype = product_dtype(preconditioner.dtype, preconditioner.device)
         mean = self.mean.to(dtype)
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             return self.weight, plain_bias(self.weight, self.bias, mean, self.TRANSPOSED)
@@ -215,7 +215,7 @@ class Whitened(nn.Module):
             self.weight,
             self.bias,
             mean,
-            precision.to(dtype),
+            preconditioner.to(dtype),
             damping,
             self.TRANSPOSED,
             None if torch.compiler.is_compiling() else self.last_pass,

@@ -32,14 +32,18 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
         if self.aside is not None:
             return self._together(input, self.aside)
         self.observe(input)
-        rows, precision = math.prod(input.shape[:-1]), self.precision_matrix
-        if precision is not None and rows < self.out_features and self._exact(input, precision):
+        rows, preconditioner = math.prod(input.shape[:-1]), self.precision_matrix
+        if (
+            preconditioner is not None
+            and rows < self.out_features
+            and self._exact(input, preconditioner)
+        ):
             output: Tensor = NaturalLinear.apply(  # type: ignore[no-untyped-call]
                 input,
                 self.weight,
                 self.bias,
                 self.mean,
-                precision,
+                preconditioner,
                 self.precision_damping,
                 None if torch.compiler.is_compiling() else self.last_pass,
             )
@@ -64,11 +68,11 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
                 aside.inputs.append((samples[0], examples))
         return F.linear(centred, self.weight, self.bias)
 
-    def _exact(self, input: Tensor, precision: Tensor) -> bool:
+    def _exact(self, input: Tensor, preconditioner: Tensor) -> bool:
         """Whether all types are equal and no product is rounded, so that P may meet the inputs."""
-        types = {input.dtype, self.weight.dtype, precision.dtype}
+        types = {input.dtype, self.weight.dtype, preconditioner.dtype}
         return (
-            types == {product_dtype(precision.dtype, precision.device)}
+            types == {product_dtype(preconditioner.dtype, preconditioner.device)}
             and not torch.is_autocast_enabled(input.device.type)
             and self.weight.requires_grad
         )

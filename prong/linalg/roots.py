@@ -122,12 +122,12 @@ def _cholesky(covariance: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
     return inverse, factor
 
 
-def root_of_precision(
-    precision: Float[Tensor, "groups in in"],
+def root_of_preconditioner(
+    preconditioner: Float[Tensor, "groups in in"],
 ) -> Float[Tensor, "groups in in"]:
     """The lower triangular U with UᵀU = P."""
     # Reversing rows and columns turns P = UᵀU into a Cholesky factorisation L Lᵀ.
-    factor = torch.linalg.cholesky(precision.flip(1, 2))
+    factor = torch.linalg.cholesky(preconditioner.flip(1, 2))
     root: Tensor = factor.flip(1, 2).transpose(1, 2).contiguous()
     return root
 
@@ -159,27 +159,27 @@ def whitening_root(
     covariance: Float[Tensor, "groups in in"],
     damping: Float[Tensor, " groups"],
     root: str,
-    precision: torch.dtype,
+    decomposition_dtype: torch.dtype,
 ) -> Root:
     """U with UᵀU = (Σ + εI)⁻¹, for every group.
 
-    A failure in `precision` is followed by a try in float64, then by the eigendecomposition in
-    float64 on the CPU. Whichever succeeds, "cholesky" gives a lower triangular U, "zca" and
-    "newton-schulz" one that equals its transpose in every bit.
+    A failure in `decomposition_dtype` is followed by a try in float64, then by the
+    eigendecomposition in float64 on the CPU. Whichever succeeds, "cholesky" gives a lower
+    triangular U, "zca" and "newton-schulz" one that equals its transpose in every bit.
 
     Args:
         covariance: Σ.
         damping: ε > 0 of each group, in the units of Σ.
         root: one of `ROOTS`.
-        precision: type of the first attempt.
+        decomposition_dtype: type of the first attempt.
 
     Raises:
         RootFailure: if none of them whitens; the caller keeps the last good Φ.
     """
     wide = wide_dtype(covariance.device)
     method = _METHODS[root]
-    attempts = [("", method, precision, covariance.device)]
-    if precision != wide:
+    attempts = [("", method, decomposition_dtype, covariance.device)]
+    if decomposition_dtype != wide:
         attempts.append(("float64", method, wide, covariance.device))
     attempts.append(("eigh", _BY_EIGENVALUES[root], wide, torch.device("cpu")))
     failure = RootFailure("the covariance is not finite")

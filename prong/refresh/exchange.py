@@ -25,7 +25,7 @@ from prong.linalg.dtypes import wide_dtype
 from prong.options import Whitening
 from prong.refresh.messages import Message, Part, numbers_part, unit_parts
 from prong.refresh.optimizer_state import carry_state, lost_state, reset_state
-from prong.refresh.preconditioner import find_precision, install
+from prong.refresh.preconditioner import find_preconditioner, install
 from prong.refresh.refresh_report import LayerReport
 from prong.refresh.solve import BALANCED, Outcome, find_phi, group_damping
 from prong.refresh.step_control import weight_norm
@@ -202,10 +202,10 @@ class Refresh:
         assert moments is not None
         if turn.own:
             wanted = whitening if self.init == "preserve" else replace(whitening, refit=None)
-            outcome, precision, mean = find_precision(unit, moments, wanted)
-            if precision is not None and not install(
+            outcome, preconditioner, mean = find_preconditioner(unit, moments, wanted)
+            if preconditioner is not None and not install(
                 unit,
-                precision,
+                preconditioner,
                 mean,
                 self.optimizers,
                 whitening.momentum,

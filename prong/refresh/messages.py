@@ -128,9 +128,9 @@ def unit_parts(
     elif layer.preconditioned and whole:
 
         def put_whole(matrix: Tensor) -> None:
-            if outcome.updated and not outcome.kept_precision:
+            if outcome.updated and not outcome.kept_preconditioner:
                 for each in unit.layers:
-                    each.put_precision(matrix, None)
+                    each.put_preconditioner(matrix, None)
 
         groups, features = layer.mean.shape
 
@@ -142,7 +142,7 @@ def unit_parts(
             return found
 
         parts.append(_matrix(held, layer.mean, "symmetric", put_whole))
-    elif layer.preconditioned and not outcome.kept_precision:
+    elif layer.preconditioned and not outcome.kept_preconditioner:
         parts += _directions(unit, outcome.columns)
     if layer.output_whitener is not None:
 
@@ -188,7 +188,7 @@ def _directions(unit: TiedLayers, columns: int) -> list[Part]:
 
         def put(whole: Tensor) -> None:
             for each in unit.layers:
-                each.put_precision(whole, None)
+                each.put_preconditioner(whole, None)
 
         return [_matrix(matrix, layer.mean, "symmetric", put)]
 
@@ -199,7 +199,7 @@ def _directions(unit: TiedLayers, columns: int) -> list[Part]:
     def put_both(flat: Tensor) -> None:
         found, damping = torch.split(flat, [groups * features * columns, groups])
         for each in unit.layers:
-            each.put_precision(found.reshape(groups, features, columns), damping)
+            each.put_preconditioner(found.reshape(groups, features, columns), damping)
 
     length = groups * features * columns + groups
     return [Part(length, dtype, lambda: torch.cat([matrix().reshape(-1), epsilon()]), put_both)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prong.layers.aside import Aside
-from prong.layers.autograd import dense_precision
+from prong.layers.autograd import dense_preconditioner
 from prong.statistics.moments import add_stacked
 
 if TYPE_CHECKING:
@@ -39,13 +39,13 @@ class Pack:
         """Stack their P."""
         self.optimizer, self.units = optimizer, list(units)
         self.place = {unit.name: index for index, unit in enumerate(units)}
-        self.precision = torch.stack([_dense(unit.layer) for unit in units])
+        self.preconditioner = torch.stack([_dense(unit.layer) for unit in units])
         self._written = (0, -1)
         self._memory: torch.UntypedStorage | None = None
 
     def update(self, unit: TiedLayers) -> None:
         """Take over a unit's new P."""
-        self.precision[self.place[unit.name]] = _dense(unit.layer)
+        self.preconditioner[self.place[unit.name]] = _dense(unit.layer)
 
     def work(self) -> tuple[Sequence[TiedLayers], Tensor] | None:
         """Turn the gradients into natural ones; give the units that have one, and ‖g_V‖²."""
@@ -56,11 +56,11 @@ class Pack:
         first = gradients[0]
         if self._written == (first.data_ptr(), first._version):
             return None  # The same gradients again: they are natural already.
-        precision = self.precision
+        preconditioner = self.preconditioner
         if len(having) < len(self.units):
-            precision = precision[[self.place[unit.name] for unit in having]]
+            preconditioner = preconditioner[[self.place[unit.name] for unit in having]]
         stacked = torch.stack(gradients)
-        natural = torch.bmm(stacked, precision)
+        natural = torch.bmm(stacked, preconditioner)
         torch._foreach_copy_(gradients, list(natural.unbind()))
         # Held, so that no other gradient can come to lie at this place.
         self._written, self._memory = (first.data_ptr(), first._version), first.untyped_storage()
@@ -150,7 +150,7 @@ def _is_small(unit: TiedLayers) -> bool:
 
 def _dense(layer: Any) -> Tensor:
     assert layer.precision_matrix is not None
-    return dense_precision(layer.precision_matrix, layer.precision_damping)[0]
+    return dense_preconditioner(layer.precision_matrix, layer.precision_damping)[0]
 
 
 def _add(layers: Sequence[Whitened]) -> None:

@@ -45,14 +45,14 @@ _TINY = 1e4
 
 
 @dataclass(frozen=True)
-class Precision:
+class Preconditioner:
     """P, whole or by its leading directions; see `natural.times`."""
 
     matrix: Tensor
     damping: Tensor | None
 
     @classmethod
-    def of(cls, layer: Whitened, dtype: torch.dtype) -> Precision:
+    def of(cls, layer: Whitened, dtype: torch.dtype) -> Preconditioner:
         """That of a preconditioned layer."""
         assert layer.precision_matrix is not None
         damping = layer.precision_damping
@@ -82,22 +82,24 @@ class Precision:
 
 def weight_square(
     rows: Float[Tensor, "groups n in"],
-    precision: Precision,
+    preconditioner: Preconditioner,
     inverse: Float[Tensor, "groups in in"] | None = None,
 ) -> Float[Tensor, ""]:
     """tr(X P⁻¹ Xᵀ): ‖V‖² for the rows X of W, ‖g_V‖² for those of the natural gradient.
 
     Args:
         rows: X.
-        precision: P.
+        preconditioner: P.
         inverse: P⁻¹ of a whole P, if it is at hand; with leading directions it is never needed.
     """
-    if precision.damping is None:
-        left = precision.divided(rows) if inverse is None else rows @ inverse
+    if preconditioner.damping is None:
+        left = preconditioner.divided(rows) if inverse is None else rows @ inverse
         return inner(left, rows)
-    gains = 1 / (1 - precision.matrix.square().sum(1))
-    squares = rows.square().sum((1, 2)) + ((rows @ precision.matrix).square().sum(1) * gains).sum(1)
-    return (precision.damping * squares).sum()
+    gains = 1 / (1 - preconditioner.matrix.square().sum(1))
+    squares = rows.square().sum((1, 2)) + (
+        (rows @ preconditioner.matrix).square().sum(1) * gains
+    ).sum(1)
+    return (preconditioner.damping * squares).sum()
 
 
 def leading(
@@ -105,7 +107,7 @@ def leading(
     damping: Float[Tensor, " groups"],
     share: float,
     start: Float[Tensor, "groups in k"] | None,
-) -> Precision | None:
+) -> Preconditioner | None:
     """P = (Σ_k + εI)⁻¹, with the k directions of Σ whose eigenvalues exceed `share` · ε.
 
     Σ_k is what it says, k Ritz pairs of Σ found by subspace iteration: everything after is exact
@@ -146,12 +148,12 @@ def leading(
         return None
     values, basis = values[:, -max(wanted, 1) :].clamp(min=0), basis[..., -max(wanted, 1) :]
     gains = values / (values + damping[:, None])
-    return Precision((basis * gains.sqrt().unsqueeze(1)).contiguous(), damping)
+    return Preconditioner((basis * gains.sqrt().unsqueeze(1)).contiguous(), damping)
 
 
-def find_precision(
+def find_preconditioner(
     unit: TiedLayers, moments: Moments, whitening: Whitening
-) -> tuple[Outcome, Precision | None, Tensor]:
+) -> tuple[Outcome, Preconditioner | None, Tensor]:
     """New P and c of one preconditioned unit, full whitening.
 
     Args:
@@ -186,7 +188,7 @@ def find_precision(
     if not bool(torch.isfinite(matrix).all()):
         outcome.put(reason=2, fallback=3)
         return outcome, None, mean
-    old = Precision.of(layer, matrix.dtype)
+    old = Preconditioner.of(layer, matrix.dtype)
     shift = moments.mean - layer.mean.to(mean.dtype)
     frame = Frame(matrix)
     condition, error = fit(old, frame, shift if unit.centred else None)
@@ -197,40 +199,40 @@ def find_precision(
         if bool(error <= whitening.refit):
             outcome.put(skipped=1)
     try:
-        precision, fallback = old, ""
+        preconditioner, fallback = old, ""
         if not outcome.skipped:
-            precision, fallback = _found(old, covariance, damping, whitening)
+            preconditioner, fallback = _found(old, covariance, damping, whitening)
     except RootFailure:
         outcome.put(reason=2, fallback=3)
         return outcome, None, mean
     if not outcome.skipped:
-        condition, error = fit(precision, frame, None, _AFTER)
+        condition, error = fit(preconditioner, frame, None, _AFTER)
     outcome.put(condition_after=condition, whitening_error=error)
-    if precision.damping is None:
-        trace = precision.matrix.diagonal(dim1=1, dim2=2).sum(1)
+    if preconditioner.damping is None:
+        trace = preconditioner.matrix.diagonal(dim1=1, dim2=2).sum(1)
         dimension = mean.numel() - (damping * trace).sum()
     else:
-        dimension = precision.matrix.square().sum()
+        dimension = preconditioner.matrix.square().sum()
     outcome.put(
         updated=1,
         fallback=FALLBACKS.index(fallback),
         effective_dimension=dimension,
         damping=damping.mean(),
     )
-    return outcome, precision, mean
+    return outcome, preconditioner, mean
 
 
 def _found(
-    old: Precision, covariance: Tensor, damping: Tensor, whitening: Whitening
-) -> tuple[Precision, str]:
+    old: Preconditioner, covariance: Tensor, damping: Tensor, whitening: Whitening
+) -> tuple[Preconditioner, str]:
     """P by its leading directions where they were asked for and are few, else whole."""
     if whitening.leading is not None:
         start = old.matrix if old.damping is not None else None
         few = leading(covariance, damping, whitening.leading, start)
         if few is not None:
             return few, ""
-    inverted, fallback = inverse(covariance, damping, whitening.precision)
-    return Precision(inverted, None), fallback
+    inverted, fallback = inverse(covariance, damping, whitening.decomposition_dtype)
+    return Preconditioner(inverted, None), fallback
 
 
 def inverse(covariance: Tensor, damping: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
@@ -242,11 +244,11 @@ def inverse(covariance: Tensor, damping: Tensor, dtype: torch.dtype) -> tuple[Te
     matrix = damped(covariance.to(dtype), damping.to(dtype))
     factor, info = torch.linalg.cholesky_ex(matrix)
     if not bool((info != 0).any()):
-        precision = torch.cholesky_inverse(factor)
+        preconditioner = torch.cholesky_inverse(factor)
         probes = fixed_signs(matrix.shape[-1], _PROBES, dtype, matrix.device)
-        missed = precision @ (matrix @ probes) - probes
+        missed = preconditioner @ (matrix @ probes) - probes
         if float(missed.square().mean().sqrt()) <= TOLERANCE:
-            return precision.to(covariance.dtype), ""
+            return preconditioner.to(covariance.dtype), ""
     root = whitening_root(covariance, damping, "cholesky", torch.float64)
     return root.whitener.transpose(1, 2) @ root.whitener, root.fallback or "float64"
 
@@ -266,7 +268,7 @@ class Frame:
 
 
 def fit(
-    precision: Precision,
+    preconditioner: Preconditioner,
     frame: Frame,
     shift: Float[Tensor, "groups in"] | None,
     blocks: int = _BEFORE,
@@ -279,7 +281,7 @@ def fit(
     bounds the extremes from inside, and probes estimate ‖C − I‖²_F = tr (C − I)².
 
     Args:
-        precision: P.
+        preconditioner: P.
         frame: Σ + εI.
         shift: the samples' mean minus c, or None for none.
         blocks: products of C with as many vectors as there are probes; more bring the bound closer.
@@ -290,15 +292,15 @@ def fit(
     """
     size = frame.matrix.shape[1]
     basis: list[Tensor] = []
-    if precision.damping is not None:
+    if preconditioner.damping is not None:
         columns = size
 
         def operator(vectors: Tensor) -> Tensor:
-            rooted = precision.root_times(vectors)
+            rooted = preconditioner.root_times(vectors)
             product = frame.matrix @ rooted
             if shift is not None:
                 product = product + shift.unsqueeze(-1) * (shift.unsqueeze(1) @ rooted)
-            return precision.root_times(product)
+            return preconditioner.root_times(product)
     else:
         wide = frame.factor
         if not bool(torch.isfinite(wide).all()):
@@ -311,9 +313,11 @@ def fit(
         columns = wide.shape[2]
 
         def operator(vectors: Tensor) -> Tensor:
-            return wide.transpose(1, 2) @ precision.times(wide @ vectors)
+            return wide.transpose(1, 2) @ preconditioner.times(wide @ vectors)
 
-    return _spectrum(operator, len(precision.matrix), size, columns, basis, frame.matrix, blocks)
+    return _spectrum(
+        operator, len(preconditioner.matrix), size, columns, basis, frame.matrix, blocks
+    )
 
 
 def _spectrum(
@@ -363,7 +367,7 @@ def _spectrum(
 @torch.no_grad()
 def install(
     unit: TiedLayers,
-    precision: Precision,
+    preconditioner: Preconditioner,
     mean: Tensor,
     optimizers: Sequence[Optimizer],
     rule: str,
@@ -377,7 +381,7 @@ def install(
     """
     layer = unit.layer
     assert layer.precision_matrix is not None
-    groups, dtype = layer.feature_groups, precision.matrix.dtype
+    groups, dtype = layer.feature_groups, preconditioner.matrix.dtype
     shift = mean.to(dtype) - layer.mean.to(dtype)
     column = shift.unsqueeze(-1)
     written: list[tuple[Tensor, Tensor]] = []
@@ -404,11 +408,13 @@ def install(
         elif weight is not None and wide is not None:
             carried = wide
             if not kept:
-                covector = Precision.of(layer, dtype).divided(wide.flatten(1, 2))
-                carried = times(covector, precision.matrix, precision.damping).reshape(wide.shape)
+                covector = Preconditioner.of(layer, dtype).divided(wide.flatten(1, 2))
+                carried = times(covector, preconditioner.matrix, preconditioner.damping).reshape(
+                    wide.shape
+                )
             if unit.centred and biases:
                 total = torch.stack([value for _, value in biases]).sum(0).reshape(groups, -1)
-                moved = times(shift.unsqueeze(1), precision.matrix, precision.damping)
+                moved = times(shift.unsqueeze(1), preconditioner.matrix, preconditioner.damping)
                 carried = carried - total[:, :, None, None] * moved[:, :, None]
             written.append((weight, from_grouped(carried, weight.shape, layer.TRANSPOSED)))
     if not all(bool(torch.isfinite(value).all()) for _, value in written):
@@ -419,6 +425,6 @@ def install(
         for optimizer in optimizers:
             reset_state(optimizer, unit.parameters)
     for each in unit.layers:
-        each.put_precision(precision.matrix, precision.damping)
+        each.put_preconditioner(preconditioner.matrix, preconditioner.damping)
         each.mean.copy_(mean)
     return True

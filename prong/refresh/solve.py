@@ -83,7 +83,7 @@ class Outcome:
         return self.get("skipped") == 1
 
     @property
-    def kept_precision(self) -> bool:
+    def kept_preconditioner(self) -> bool:
         """Whether a preconditioned unit's P is that of before, in every bit."""
         return self.skipped and self.get("own") == 1
 
@@ -232,7 +232,7 @@ def _output_root(deltas: Moments | None, whitening: Whitening, outcome: Outcome)
     # In units of the mean eigenvalue: δ² may be tiny, and the loss's scale is nobody's business.
     moment = moment / scale[:, None, None]
     damping = torch.full_like(scale, whitening.output_damping)
-    root = whitening_root(moment, damping, whitening.root, whitening.precision)
+    root = whitening_root(moment, damping, whitening.root, whitening.decomposition_dtype)
     outcome.put(output_condition=condition_number(damped(moment, damping)))
     if whitening.output_normalized:
         factor = root.whitener.square().sum((1, 2)).div(moment.shape[-1]).rsqrt()
@@ -263,4 +263,4 @@ def _root(covariance: Tensor, damping: Tensor, whitening: Whitening) -> Root:
         return Root(identity, identity, "")
     if whitening.kind == "diagonal":
         return diagonal_root(covariance, damping)
-    return whitening_root(covariance, damping, whitening.root, whitening.precision)
+    return whitening_root(covariance, damping, whitening.root, whitening.decomposition_dtype)

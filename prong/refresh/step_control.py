@@ -29,7 +29,7 @@ import torch
 from prong.layers.autograd import GradientFactors
 from prong.linalg.dtypes import wide_dtype
 from prong.linalg.layout import to_grouped
-from prong.refresh.preconditioner import Precision, weight_square
+from prong.refresh.preconditioner import Preconditioner, weight_square
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -276,21 +276,21 @@ class StepControl:
         if size > 1:
             # The ranks hold the same gradients: each takes its share of the work.
             rows = rows[:, index * rows.shape[1] // size : (index + 1) * rows.shape[1] // size]
-        return weight_square(rows, Precision.of(layer, dtype), self._inverse(unit, dtype))
+        return weight_square(rows, Preconditioner.of(layer, dtype), self._inverse(unit, dtype))
 
     def _inverse(self, unit: TiedLayers, dtype: torch.dtype) -> Tensor | None:
         """P⁻¹ of a whole P, computed once per reparametrisation."""
         layer = unit.layer
-        precision = layer.precision_matrix
-        assert precision is not None
+        preconditioner = layer.precision_matrix
+        assert preconditioner is not None
         if layer.precision_damping is not None:
             self._inverses.pop(unit.name, None)
             return None
         held = self._inverses.get(unit.name)
         # By identity: memory of a tensor that was let go may hold another one.
-        if held is None or held[0] is not precision or held[1] != precision._version:
-            inverse = torch.linalg.inv(precision.to(dtype))
-            held = self._inverses[unit.name] = (precision, precision._version, inverse)
+        if held is None or held[0] is not preconditioner or held[1] != preconditioner._version:
+            inverse = torch.linalg.inv(preconditioner.to(dtype))
+            held = self._inverses[unit.name] = (preconditioner, preconditioner._version, inverse)
         return held[2].to(dtype)
 
     def _measure_weights(self) -> None:
@@ -318,4 +318,4 @@ def weight_norm(unit: TiedLayers) -> Tensor:
     # Φ's own precision is enough: this is a bound's reference.
     narrow = layer.precision_matrix.dtype
     rows = layer.grouped_weight(narrow).detach().flatten(1, 2)
-    return weight_square(rows, Precision.of(layer, narrow)).to(dtype).sqrt()
+    return weight_square(rows, Preconditioner.of(layer, narrow)).to(dtype).sqrt()

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from prong.layers.autograd import dense_precision
+from prong.layers.autograd import dense_preconditioner
 from prong.layers.base import Whitened
 from prong.linalg.dtypes import wide_dtype
 from prong.linalg.layout import from_grouped
 from prong.linalg.projection import Phi, from_canonical, to_canonical
-from prong.linalg.roots import root_of_precision
+from prong.linalg.roots import root_of_preconditioner
 from prong.statistics.moments import Moments
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class TiedLayers:
         if layer.precision_matrix is None:
             whitener = layer.whitener.to(dtype, copy=True)
         else:
-            whitener = root_of_precision(
-                dense_precision(
+            whitener = root_of_preconditioner(
+                dense_preconditioner(
                     layer.precision_matrix.to(dtype),
                     None if layer.precision_damping is None else layer.precision_damping.to(dtype),
                 )
@@ -155,7 +155,7 @@ class TiedLayers:
                 layer.whitener.copy_(new.whitener)
             else:
                 full = new.whitener.transpose(1, 2) @ new.whitener
-                layer.put_precision(full, None)
+                layer.put_preconditioner(full, None)
             if layer.output_whitener is not None and new.output is not None:
                 layer.output_whitener.copy_(new.output)
 

@@ -10,7 +10,7 @@ import torch
 
 EXACT = {
     "mode": "fold",
-    "precision": torch.float64,
+    "decomposition_dtype": torch.float64,
     "leading": None,
     "spread": False,
     "early": False,

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import prong
-from prong.layers.autograd import dense_precision
+from prong.layers.autograd import dense_preconditioner
 
 
 def network(dtype=torch.float32, seed=0):
@@ -260,7 +260,7 @@ def norms_of(layer):
     )
     inverse = torch.eye(layer.mean.shape[1], dtype=torch.float64)
     if layer.preconditioned:
-        dense = dense_precision(layer.precision_matrix, layer.precision_damping)
+        dense = dense_preconditioner(layer.precision_matrix, layer.precision_damping)
         inverse = torch.linalg.inv(dense[0].double())
     # Taps outermost: rows of `in` numbers.
     taps = weight.shape[1] // len(inverse)

@@ -53,7 +53,7 @@ QUICK = {
     "spread": ({"mode": "preconditioned", "spread": True, "momentum": "velocity"}, sgd, True),
     "diagonal": ({"whitening": "diagonal"}, sgd, True),
     "lost state": ({}, rprop, False),
-    "float32": ({"mode": "auto", "precision": torch.float32}, sgd, False),
+    "float32": ({"mode": "auto", "decomposition_dtype": torch.float32}, sgd, False),
 }
 PLAIN, TURNS = {}, {"spread": True}
 WHITENED = (PLAIN, TURNS, {"batch_diagonal": True}, {"two_sided": "empirical"})

@@ -12,7 +12,7 @@ from torch import nn
 import prong
 from prong.refresh.solve import narrow_layers as small
 
-OPTIONS = {"period": 12, "samples": 64, "precision": torch.float64}
+OPTIONS = {"period": 12, "samples": 64, "decomposition_dtype": torch.float64}
 
 
 class Residual(nn.Module):

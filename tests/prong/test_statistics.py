@@ -159,7 +159,7 @@ def test_a_failed_decomposition_is_retried_in_float64_and_counted(monkeypatch):
         return factor, info + (matrix.dtype == torch.float32)
 
     monkeypatch.setattr(torch.linalg, "cholesky_ex", fails_in_float32)
-    natural, x = small(precision=torch.float32)
+    natural, x = small(decomposition_dtype=torch.float32)
     report = natural.initialize([x], "preserve")
     assert report.layers["0"].fallback == "float64"
     assert report.layers["0"].updated
@@ -249,16 +249,13 @@ def test_every_root_is_a_root_of_the_damped_inverse(root):
     assert found.fallback == ""
 
 
-@pytest.mark.parametrize(
-    ("option", "error"),
-    [
-        ({"period": 0}, ValueError), ({"period": 1.5}, TypeError), ({"samples": -1}, ValueError),
-        ({"damping": 0.0}, ValueError), ({"damping": float("nan")}, ValueError),
-        ({"step_limit": 0.0}, ValueError), ({"step_limit": "x"}, TypeError),
-        ({"positions": 0}, ValueError), ({"leading": 0.0}, ValueError), ({"refit": -1}, ValueError),
-        ({"root": "qr"}, ValueError), ({"momentum": "none"}, ValueError),
-        ({"whitening": "half"}, ValueError), ({"two_sided": "yes"}, ValueError),
-        ({"precision": torch.float16}, ValueError), ({"output_damping": -1.0}, ValueError),
+@pytest.mark.parametrize( ("option", "error"), [ ({"period": 0}, ValueError), ({"period": 1.5},
+TypeError), ({"samples": -1}, ValueError), ({"damping": 0.0}, ValueError), ({"damping":
+float("nan")}, ValueError), ({"step_limit": 0.0}, ValueError), ({"step_limit": "x"}, TypeError),
+({"positions": 0}, ValueError), ({"leading": 0.0}, ValueError), ({"refit": -1}, ValueError),
+({"root": "qr"}, ValueError), ({"momentum": "none"}, ValueError), ({"whitening": "half"},
+ValueError), ({"two_sided": "yes"}, ValueError), ({"decomposition_dtype": torch.float16},
+ValueError), ({"output_damping": -1.0}, ValueError),
     ],
 )  # fmt: skip
 def test_bad_options_are_refused_by_name(option, error):

@@ -15,7 +15,7 @@ from random_networks import networks
 from torch import nn
 
 import prong
-from prong.layers.autograd import dense_precision
+from prong.layers.autograd import dense_preconditioner
 
 MODES = ["fold", "activations", "preconditioned"]
 WIDE = torch.float64
@@ -89,7 +89,7 @@ def square_in_v(layer, tensor):
     rows = rows_of(layer, tensor.detach().double())
     if not layer.preconditioned:
         return float(rows.square().sum())
-    dense = dense_precision(layer.precision_matrix, layer.precision_damping).double()
+    dense = dense_preconditioner(layer.precision_matrix, layer.precision_damping).double()
     return float(((rows @ torch.linalg.inv(dense)) * rows).sum())
 
 
@@ -506,7 +506,7 @@ def test_every_layer_of_any_network_keeps_the_bound(network, power, mode, seed):
 @pytest.mark.parametrize("spread", [False, True])
 def test_a_resumed_run_is_the_same_to_the_bit(stop, spread):
     options = {"early": True, "period": 20, "leading": 0.3, "spread": spread, "samples": 64}
-    options |= {"precision": torch.float32, "dtype": torch.float32}
+    options |= {"decomposition_dtype": torch.float32, "dtype": torch.float32}
     seen = batch(99, 64, torch.float32)[0]
 
     def schedule(optimizer, step):
