@@ -38,6 +38,7 @@ from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.runtime import VERSION as ORT_VERSION
 from pipelines.systems.onnx.runtime import OnnxModel
 from pipelines.training.network import NetworkSpec, build
+from prong.extensions.side_stream import gather_on_side_stream
 
 SETTINGS = ("float32", "bf16", "compiled")
 ROWS = ("prong fold", "prong activations", "prong, whole P", "prong")
@@ -148,10 +149,11 @@ def _row(setting: str, name: str, side_stream: bool, asked: argparse.Namespace) 
         options = {
             "step_limit": asked.step_limit or None,
             **method.options,
-            "side_stream": side_stream,
         }
         method = replace(method, options=options)
     run = step_time.begin(method, asked, {})
+    if side_stream and run.natural is not None:
+        gather_on_side_stream(run.natural)
     call: Callable[[Tensor], Tensor] = run.model
     if setting == "compiled":
         # A graph that cannot be had is an error and not a slower row.

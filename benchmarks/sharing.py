@@ -65,8 +65,9 @@ def natural_of(model: str, mode: str, root: str) -> tuple[nn.Module, prong.Repar
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     natural = prong.Reparametrizer(
-        net, optimizer, period=2, samples=10**9, damping=0.1, mode=mode, root=root,
-        decomposition_dtype=torch.float32, spread=False, leading=None,
+        net, optimizer, period=2, samples=10**9, damping=0.1, mode=mode,
+        whitening=prong.Whitening(root=root),
+        savings=prong.Savings(spread=False, leading=None),
     )  # fmt: skip
     return net, natural
 
@@ -93,7 +94,7 @@ def _rank(
     for _ in range(rounds + 1):  # The first one warms up.
         with torch.no_grad():
             net(work.examples[:batch][rank::size])
-        natural._schedule()
+        natural.gathering.plan(natural.steps)
         dist.barrier()
         sent[0] = 0
         wall, cpu = time.perf_counter(), time.thread_time()
@@ -104,7 +105,7 @@ def _rank(
             assert layer.updated, layer.reason
             owned[layer.rank] += layer.seconds
         shares.append(Share(cpu, wall, tuple(owned), sent[0]))
-        natural._schedule()
+        natural.gathering.plan(natural.steps)
     torch.save(min(shares[1:], key=lambda share: share.cpu), f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -127,7 +128,7 @@ def measure(
         # Statistics are folded in float64, and preconditioned layers take P in their own type.
         squares += numbers * (8 if mode == "fold" else 4) + numbers * 4
         squares += 4 * 2 * sum(parameter.numel() for parameter in unit.parameters)
-    owners = assignment(natural.units, natural.whitening, size)
+    owners = assignment(natural.units, natural.settings, size)
     return owners, shares, squares if size > 1 else 0
 
 

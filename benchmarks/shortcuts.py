@@ -7,8 +7,8 @@ normalisation and a whitened start (PRONG⁺): without them this network hardly 
 so few updates. The error is the mean over images of the summed squared difference from the image,
 on the first 2,000 test images.
 The exact run folds in float32 and decomposes in float64, all layers at once. A shortcut should stay
-within 2 % of it. The table also gives how many directions each layer kept at the end, and the share
-of decompositions that were skipped. What a step costs is for benchmarks.step_time to say.
+within 2 % of it. The table also gives how many directions each layer kept at the end. What a step
+costs is for benchmarks.step_time to say.
 """
 
 from __future__ import annotations
@@ -26,29 +26,18 @@ from torch import nn
 import prong
 from benchmarks import workloads
 
+WHOLE = prong.Savings(leading=None, spread=False, early=False)
 VARIANTS: dict[str, dict[str, object]] = {
-    "exact": {"mode": "activations", "decomposition_dtype": torch.float64},
-    "preconditioned": {"mode": "preconditioned", "decomposition_dtype": torch.float32},
-    "preconditioned, spread": {
-        "mode": "preconditioned",
-        "decomposition_dtype": torch.float32,
-        "spread": True,
+    "exact": {
+        "mode": "activations",
+        "savings": WHOLE,
+        "whitening": prong.Whitening(decomposition_dtype=torch.float64),
     },
-    "leading 0.1, spread": {"mode": "preconditioned", "leading": 0.1, "spread": True},
-    "leading 0.3, spread": {"mode": "preconditioned", "leading": 0.3, "spread": True},
-    "leading 1, spread": {"mode": "preconditioned", "leading": 1.0, "spread": True},
-    "leading 0.3, spread, refit 0.3": {
-        "mode": "preconditioned",
-        "leading": 0.3,
-        "spread": True,
-        "refit": 0.3,
-    },
-    "leading 0.3, spread, refit 1": {
-        "mode": "preconditioned",
-        "leading": 0.3,
-        "spread": True,
-        "refit": 1.0,
-    },
+    "preconditioned": {"savings": WHOLE},
+    "preconditioned, spread": {"savings": prong.Savings(leading=None, early=False)},
+    "leading 0.1, spread": {"savings": prong.Savings(leading=0.1, early=False)},
+    "leading 0.3, spread": {"savings": prong.Savings(leading=0.3, early=False)},
+    "leading 1, spread": {"savings": prong.Savings(leading=1.0, early=False)},
 }
 
 
@@ -59,12 +48,10 @@ class Result:
     Attributes:
         error: Summed squared error of an image.
         directions: Columns of each layer's P; its width where P is whole.
-        skipped: Share of the decompositions that were skipped.
     """
 
     error: float
     directions: tuple[int, ...]
-    skipped: float
 
 
 def train(
@@ -111,10 +98,7 @@ def train(
         for layer in network
         if isinstance(layer, prong.Whitened)
     )
-    skipped = 0.0
-    if natural is not None:
-        skipped = natural.skipped / (len(kept) * (asked.updates // asked.period))
-    return Result(error, kept, skipped)
+    return Result(error, kept)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -139,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"seed {seed}: {name} {done[-1]}", file=sys.stderr, flush=True)
     given = sys.argv[1:] if arguments is None else arguments
     print(f"python -m benchmarks.shortcuts {' '.join(given)}\n")
-    print("| variant | error | ÷ exact, each seed | directions at the end | skipped |")
+    print("| variant | error | ÷ exact, each seed | directions at the end |")
     print("|---|---|---|---|---|")
     for name, done in results.items():
         ratios = ", ".join(
@@ -147,9 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for own, exact in zip(done, results["exact"], strict=True)
         )
         error = statistics.mean(one.error for one in done)
-        print(
-            f"| {name} | {error:.2f} | {ratios} | {done[-1].directions} | {done[-1].skipped:.0%} |"
-        )
+        print(f"| {name} | {error:.2f} | {ratios} | {done[-1].directions} |")
     return 0
 
 

@@ -69,6 +69,7 @@ class Method:
     normalised: bool = False
 
 
+WHOLE = prong.Savings(leading=None)
 METHODS = {
     "sgd": Method(),
     "rmsprop": Method(lambda m: [torch.optim.RMSprop(m.parameters(), lr=1e-4)]),
@@ -81,12 +82,11 @@ METHODS = {
     "prong activations": Method(options={"mode": "activations"}),
     "prong": Method(options={}),
     "prong, no limit": Method(options={"step_limit": None}),
-    "prong, all at once": Method(options={"spread": False}),
-    "prong, refit": Method(options={"refit": 0.3}),
-    "prong, whole P": Method(options={"leading": None}),
-    "prong, whole P, no limit": Method(options={"leading": None, "step_limit": None}),
+    "prong, all at once": Method(options={"savings": prong.Savings(spread=False)}),
+    "prong, whole P": Method(options={"savings": WHOLE}),
+    "prong, whole P, no limit": Method(options={"savings": WHOLE, "step_limit": None}),
     "prong+": Method(options={}, normalised=True),
-    "two-sided": Method(options={"two_sided": "empirical"}),
+    "two-sided": Method(options={"two_sided": prong.TwoSided()}),
 }
 
 THIRD_PARTY = ("shampoo", "soap") if find_spec("pytorch_optimizer") is None else ()
@@ -181,7 +181,7 @@ def attach(method: Method, model: nn.Module, asked: argparse.Namespace) -> Run:
         period=asked.period,
         samples=asked.samples,
         damping=asked.damping,
-        decomposition_dtype=getattr(torch, asked.decomposition_dtype),
+        whitening=prong.Whitening(decomposition_dtype=getattr(torch, asked.decomposition_dtype)),
         **copy.copy(method.options),  # type: ignore[arg-type]
     )
     return Run(model, optimizers, natural)

@@ -21,6 +21,9 @@ from prong.distributed.comm_hooks import sum_by_parameter as sum_by_parameter
 from prong.extensions.compress import Compression as Compression
 from prong.extensions.compress import compress as compress
 from prong.layers.base import Whitened as Whitened
+from prong.options import Savings as Savings
+from prong.options import TwoSided as TwoSided
+from prong.options import Whitening as Whitening
 from prong.refresh.refresh_report import LayerReport as LayerReport
 from prong.refresh.refresh_report import RefreshReport as RefreshReport
 from prong.refresh.saved_moments import merge_moments as merge_moments

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,15 +11,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prong.refresh.tied_layers import TiedLayers
-
-
-def check_positive(argument: str, value: object, kind: type) -> None:
-    """Refuse what is not a positive number of the right kind."""
-    allowed = (int,) if kind is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, allowed):
-        raise TypeError(f"{argument}={value!r}: a positive {kind.__name__} is needed")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{argument}={value!r}: it must be positive and finite")
 
 
 def optimizers_of(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:

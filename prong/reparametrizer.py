@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
-from prong.arguments import check_held, check_positive, optimizers_of
+from prong.arguments import check_held, optimizers_of
 from prong.convert import LayerStatus, coverage, is_compiled, unwrap
 from prong.distributed.ranks import Ranks
 from prong.distributed.sharding import refuse_flat, refuse_shards
 from prong.extensions.batch_diagonal import BatchDiagonal
-from prong.extensions.side_stream import SideStream
 from prong.extensions.two_sided import sampled_loss
 from prong.layers.base import Whitened
-from prong.options import INITS, Whitening
-from prong.refresh.collect import (
-    Forward,
-    call_order,
-    default_forward,
-    enough,
-    gather,
+from prong.options import (
+    INITS,
+    Savings,
+    SolveSettings,
+    TwoSided,
+    Whitening,
+    check_name,
+    check_positive,
+    refuse_old_keywords,
 )
+from prong.refresh.collect import Forward, call_order, default_forward, enough, gather
 from prong.refresh.exchange import Refresh, assignment
 from prong.refresh.modes import chosen_mode, convert, refusal
 from prong.refresh.narrow_layers import SmallLayers
@@ -33,11 +35,16 @@ from prong.refresh.saved_moments import pack_moments, unpack_moments
 from prong.refresh.schedule import Schedule
 from prong.refresh.step_control import StepControl
 from prong.refresh.tied_layers import TiedLayers, tied_layers_of
-from prong.refresh.window import BatchesSeen, batches_seen, start_gathering, stop_gathering
+from prong.refresh.window import BatchesSeen, Gathering, stop_gathering
 
 if TYPE_CHECKING:
     import torch.distributed as dist
     from torch.optim import Optimizer
+
+    from prong.statistics.moments import GatheringStream
+
+
+_Group = TypeVar("_Group", Whitening, Savings, TwoSided)
 
 
 class Reparametrizer:
@@ -55,7 +62,6 @@ class Reparametrizer:
         mode: how the layers run: "fold", "activations" or "preconditioned".
         preconditioned_refusal: why they cannot run preconditioned; empty if they can.
         fallbacks: how many decompositions did not succeed at the first attempt, over the whole run.
-        skipped: how many decompositions were skipped because the old U still fitted, likewise.
     """
 
     def __init__(
@@ -66,26 +72,15 @@ class Reparametrizer:
         period: int = 100,
         samples: int = 1000,
         damping: float = 0.1,
-        relative: bool = False,
-        root: str = "auto",
-        whitening: str = "full",
-        momentum: str = "gradient",
         step_limit: float | None = 0.003,
-        batch_diagonal: bool = False,
-        two_sided: str | None = None,
-        output_damping: float = 0.1,
-        output_normalized: bool = True,
-        positions: int | None = 64,
-        decomposition_dtype: torch.dtype = torch.float32,
+        mode: str = "auto",
+        whitening: Whitening | None = None,
+        savings: Savings | None = None,
+        two_sided: TwoSided | None = None,
         batches: Iterable[Any] | None = None,
         forward: Forward = default_forward,
         process_group: dist.ProcessGroup | None = None,
-        mode: str = "auto",
-        spread: bool = True,
-        early: bool = True,
-        leading: float | None = 0.3,
-        refit: float | None = None,
-        side_stream: bool = False,
+        **old: object,
     ) -> None:
         """Attach to a whitened model and its optimizer.
 
@@ -96,76 +91,40 @@ class Reparametrizer:
             period: T, optimizer steps between reparametrisations.
             samples: N_s, the most examples behind an estimate, over all ranks. A layer with N
                 inputs takes no more than hold 32 N samples, but 256 examples at least.
-            damping: ε, added to the eigenvalues of the covariance: in its units, or with `relative`
-                in units of the mean eigenvalue.
-            relative: whether `damping` is relative.
-            root: "pca" (Eq. 7), "zca", "cholesky", "newton-schulz"; "auto" is "cholesky" for
-                `torch.optim.SGD`, whose path does not depend on the root, "zca" for every other
-                optimizer, and "pca" with `batch_diagonal`.
-            whitening: "full"; "diagonal" divides by standard deviations only, "centring" sets U = I
-                (section 3.4).
-            momentum: "gradient" or "velocity" carry the optimizer's momentum into the new basis;
-                "reset" starts over as the paper does.
+            damping: ε, added to the eigenvalues of the covariance, in its units.
             step_limit: ρ, the share by which one gradient may change a layer's pre-activations,
                 η‖(g_V, g_d)‖ ≤ ρ‖V‖; steps below it grow by a power of their share of it (see
                 `prong.refresh.step_control`). None leaves gradients as they are. Only for
                 `torch.optim.SGD`: the steps of other optimizers are not η times the gradient.
-            batch_diagonal: whether the per-batch diagonal D of section 3.2 is applied at every
-                step.
-            two_sided: "empirical" or "sampled" whitens the back-propagated gradients too, W = Rᵀ V
-                U (footnote 4); "sampled" needs a call of `sample_fisher` at every step. None for R
-                = I.
-            output_damping: γ, in units of the mean eigenvalue of E[δδᵀ].
-            output_normalized: whether R is scaled to mean eigenvalue 1 of RᵀR. The learning rate
-                then keeps its meaning, and neither loss scaling nor the loss's reduction matters.
-            positions: at most this many pixels or tokens of an example are samples; None for all.
-            decomposition_dtype: type of the first attempt at a decomposition; float64 is the
-                second.
+            mode: how the layers run: "fold" forms W = V U in every forward pass, "activations"
+                whitens the inputs where that is cheaper, "preconditioned" keeps W and d as
+                parameters and puts the natural gradient into `.grad` (`torch.optim.SGD` only),
+                "auto" is preconditioned where it is allowed and activations elsewhere.
+            whitening: how inputs are whitened.
+            savings: what is spared.
+            two_sided: how the back-propagated gradients are whitened too; None for R = I.
             batches: where statistics come from at each reparametrisation, iterated anew each time,
                 instead of the training batches.
             forward: how to run a batch of `batches` or `initialize`; by default `model(batch)`, or
                 `model(batch[0])` for a sequence, or `model(**batch)` for a mapping.
             process_group: the ranks whose statistics are merged, and which share the
                 decompositions; the default group if None.
-            mode: how the layers run: "fold" forms W = V U in every forward pass, "activations"
-                whitens the inputs where that is cheaper, "preconditioned" keeps W and d as
-                parameters and puts the natural gradient into `.grad` (`torch.optim.SGD` only),
-                "auto" is preconditioned where it is allowed and activations elsewhere.
-            spread: whether the layers take turns over the T steps of a period instead of being
-                reparametrised all at once: each still every T steps, from the steps just before,
-                so no step stalls and few statistics are held at a time. A model that was compiled
-                before is always reparametrised at once, and with a whole P (`leading`): every turn
-                would be one more graph.
-            early: whether all layers are reparametrised at steps 10, 20, 40, 80 … of the first
-                period as well, while the first statistics age fastest.
-            leading: in preconditioned layers, P is made of those directions of Σ alone whose
-                eigenvalues exceed this share of ε, where that is cheaper; None for the whole P.
-                Without effect in other modes.
-            refit: a new U is looked for only where the old one leaves a whitening error
-                ‖C − I‖_F/√in above this about the new mean; c is renewed always, and
-                `RefreshReport.skipped` counts. None to look for one every time.
-            side_stream: whether the statistics are taken on a CUDA stream of their own, beside the
-                forward and the backward pass, each step's until `step`. They are the same numbers.
-                Without effect on other devices, under `torch.compile`, and in a captured CUDA
-                graph. Off by default: what it gains has not been measured.
+            old: names that arguments had before; each is refused with its new place.
 
         Raises:
-            TypeError: if an argument has the wrong type.
+            TypeError: if an argument has the wrong type, or is unknown.
             ValueError: if an argument is out of range, the model is not whitened, a whitened layer
                 is sharded, or the optimizer holds none of the whitened weights.
         """
+        refuse_old_keywords(old)
         check_positive("period", period, int)
         check_positive("samples", samples, int)
         check_positive("damping", damping, float)
-        check_positive("output_damping", output_damping, float)
         if step_limit is not None:
             check_positive("step_limit", step_limit, float)
-        if leading is not None:
-            check_positive("leading", leading, float)
-        if refit is not None:
-            check_positive("refit", refit, float)
-        if positions is not None:
-            check_positive("positions", positions, int)
+        whitening = _group("whitening", whitening, Whitening, "kind") or Whitening()
+        savings = _group("savings", savings, Savings, "leading") or Savings()
+        two_sided = _group("two_sided", two_sided, TwoSided, "statistics")
         self.model = unwrap(model)
         self.optimizers = optimizers_of(optimizer)
         refuse_flat(self.model)
@@ -178,52 +137,39 @@ class Reparametrizer:
         )
         check_held(self.optimizers, self.units)
         plain_sgd = all(type(each) is torch.optim.SGD for each in self.optimizers)
-        if root == "auto":
-            # D acts on single whitened units, so it matters which they are; the path of SGD does
-            # not depend on them. Of the others the symmetric root generalises best.
-            root = "pca" if batch_diagonal else "cholesky" if plain_sgd else "zca"
         if is_compiled(model):
             # Every turn, and every other number of directions, would be one more graph.
-            spread, leading = False, None
-        self.whitening = Whitening(
-            kind=whitening,
-            root=root,
-            damping=float(damping),
-            relative=bool(relative),
-            decomposition_dtype=decomposition_dtype,
-            momentum=momentum,
-            two_sided=two_sided,
-            output_damping=float(output_damping),
-            output_normalized=bool(output_normalized),
-            leading=leading if whitening == "full" else None,
-            refit=refit,
-        )
+            savings = Savings(leading=None, spread=False, early=savings.early)
+        self.settings = _settings(whitening, savings, two_sided, float(damping), plain_sgd)
         self.period, self.samples = period, samples
         self.batches, self.forward = batches, forward
-        self.schedule = Schedule(period, len(self.units), bool(spread), bool(early))
-        self.side_stream = SideStream() if side_stream else None
         self.ranks = Ranks(process_group)
+        schedule = Schedule(period, len(self.units), bool(savings.spread), bool(savings.early))
+        self.gathering = Gathering(
+            self.units, schedule, samples, two_sided, self.ranks, from_training=batches is None
+        )
         limit = step_limit if plain_sgd else None
         self.control = StepControl(self.units, limit, self.optimizers, self.ranks)
-        self.preconditioned_refusal = refusal(self.optimizers, batch_diagonal, two_sided)
+        self.preconditioned_refusal = refusal(
+            self.optimizers,
+            batch_diagonal=whitening.batch_diagonal,
+            two_sided=two_sided is not None,
+        )
         self.small = SmallLayers(self.units, self.optimizers, alone=self.ranks.size == 1)
         self.convert(mode)
         self.report: RefreshReport | None = None
-        self.steps = 0
-        self.fallbacks = self.skipped = 0
-        self._batches_seen: BatchesSeen | None = None
-        self._gathered = 0
+        self.steps = self.fallbacks = 0
+        self._stream: GatheringStream | None = None
         for layer in self._layers():
-            layer.moments = layer.backward_moments = layer.variances = None
-            layer.positions, layer.side_stream = positions, self.side_stream
+            layer.moments = layer.backward_moments = layer.variances = layer.side_stream = None
+            layer.positions = whitening.positions
             if two_sided is not None and layer.output_whitener is None:
                 layer.start_two_sided()
         self.diagonal: BatchDiagonal | None = None
-        self._hooks = []
-        if batch_diagonal:
-            self.diagonal = BatchDiagonal(self.units, self.ranks, momentum == "velocity")
-        self._hooks += [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
-        self._schedule()
+        if whitening.batch_diagonal:
+            self.diagonal = BatchDiagonal(self.units, self.ranks)
+        self._hooks = [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
+        self.gathering.plan(self.steps)
 
     @property
     def coverage(self) -> list[LayerStatus]:
@@ -240,17 +186,18 @@ class Reparametrizer:
         self.steps += 1
         self.control.steps = self.steps
         self.small.settle()
-        if self._gathering:
-            self._gathered += 1
-            if self.side_stream is not None:
+        if self.gathering.active:
+            self.gathering.steps += 1
+            if self._stream is not None:
                 # So that what waits there, and its memory, is never more than one step's.
-                self.side_stream.join()
+                self._stream.join()
         report = None
-        due = [u for i, u in enumerate(self.units) if self.schedule.due(i, self.steps)]
+        schedule = self.gathering.schedule
+        due = [u for i, u in enumerate(self.units) if schedule.due(i, self.steps)]
         if due:
             report = self._refresh(due)
             stop_gathering([layer for unit in due for layer in unit.layers])
-        self._schedule()
+        self.gathering.plan(self.steps)
         return report
 
     def _before_step(
@@ -280,7 +227,7 @@ class Reparametrizer:
     def refresh(self) -> RefreshReport:
         """Reparametrise now, from the statistics gathered so far (lines 6 to 11 of Algorithm 1)."""
         report = self._refresh(self.units)
-        self._stop_gathering()
+        self.gathering.stop()
         return report
 
     def _refresh(self, units: Sequence[TiedLayers]) -> RefreshReport:
@@ -288,8 +235,8 @@ class Reparametrizer:
         trainable = [layer for u in units if u.weight.requires_grad for layer in u.layers]
         if self.batches is not None:
             gather(self.model, trainable, self._kept(self.batches), self.forward)
-        elif self._gathered and self._batches_seen is None:
-            self._learn_batch_size()
+        else:
+            self.gathering.learn()
         return self._finish(start, *self._reparametrised(units))
 
     def initialize(self, batches: Iterable[Any], init: str = "balanced") -> RefreshReport:
@@ -300,16 +247,14 @@ class Reparametrizer:
         makes it √(s/4), half way to ¼ in logarithms: signals that would fade from layer to layer do
         not, and others stay as they were drawn. The mean of the pre-activations becomes b.
         "whitened" takes the numbers that initialised W as V (Fig. 3b): the initialisation's fan-in
-        law then holds for whitened inputs. "scaled" multiplies V by √(in / d_eff) besides, because
-        E‖U(h − c)‖² is d_eff = Σ λ/(λ + ε) and not `in`. All three change the function: for a
-        network that is trained already there is "preserve", which keeps it, as every later
-        reparametrisation does.
+        law then holds for whitened inputs. Both change the function: for a network that is trained
+        already there is "preserve", which keeps it, as every later reparametrisation does.
 
         Args:
             batches: training data; as many batches are used as hold `samples` examples. Under
                 several ranks each hands over its share of every batch, and all take equally many,
                 until they hold `samples` together or one has no more.
-            init: "balanced", "whitened", "scaled" or "preserve".
+            init: "balanced", "whitened" or "preserve".
 
         Returns:
             The report of the reparametrisation.
@@ -317,8 +262,7 @@ class Reparametrizer:
         Raises:
             ValueError: if `init` is unknown, or some rank has no batch.
         """
-        if init not in INITS:
-            raise ValueError(f"init={init!r}: allowed are {', '.join(INITS)}")
+        check_name("init", init, INITS)
         start = time.perf_counter()
         kept = self._kept(batches)
         layers: dict[str, LayerReport] = {}
@@ -335,12 +279,12 @@ class Reparametrizer:
                 found, lost = self._reparametrised([unit], init)
                 layers.update(found)
                 notes += lost
-        self._stop_gathering()
-        self._schedule()
+        self.gathering.stop()
+        self.gathering.plan(self.steps)
         return self._finish(start, layers, notes)
 
     def sample_fisher(self, outputs: torch.Tensor, likelihood: str = "categorical") -> bool:
-        """Take δ's statistics under the model's own predictions, for `two_sided="sampled"`.
+        """Take δ's statistics under the model's own predictions, for `TwoSided("sampled")`.
 
         Call it between the forward pass and the loss's backward pass, in the same step. It does
         nothing in steps that are not sampled, and never touches `.grad`.
@@ -353,10 +297,11 @@ class Reparametrizer:
             Whether a backward pass was made.
 
         Raises:
-            ValueError: if `two_sided` is not "sampled", or `likelihood` is unknown.
+            ValueError: if no sampled statistics are wanted, or `likelihood` is unknown.
         """
-        if self.whitening.two_sided != "sampled":
-            raise ValueError(f"two_sided={self.whitening.two_sided!r}: 'sampled' is needed here")
+        two_sided = self.settings.two_sided
+        if two_sided is None or two_sided.statistics != "sampled":
+            raise ValueError(f"two_sided={two_sided}: TwoSided('sampled') is needed here")
         layers = [layer for layer in self._layers() if layer.backward_moments is not None]
         if not layers:
             return False
@@ -387,10 +332,9 @@ class Reparametrizer:
         meta = {
             "version": 1,
             "steps": self.steps,
-            "gathered": self._gathered,
-            "batches_seen": None if self._batches_seen is None else vars(self._batches_seen),
+            "gathered": self.gathering.steps,
+            "batches_seen": None if self.gathering.seen is None else vars(self.gathering.seen),
             "fallbacks": self.fallbacks,
-            "skipped": self.skipped,
             "control": self.control.state(),
         }
         for name, norm in self.control.norms.items():
@@ -410,13 +354,13 @@ class Reparametrizer:
         norms = {f"{unit.name}.weight_norm": unit for unit in self.units}
         others = {*dampings, *norms}
         moments = {name: value for name, value in tensors.items() if name not in others}
-        empirical = self.whitening.two_sided == "empirical"
+        two_sided = self.settings.two_sided
+        empirical = two_sided is not None and two_sided.statistics == "empirical"
         unpack_moments(self._owners(), moments, gradients_wanted=empirical)
         self.steps, self.fallbacks = int(meta["steps"]), int(meta["fallbacks"])
-        self.skipped = int(meta.get("skipped", 0))
         seen = meta.get("batches_seen")
-        self._batches_seen = None if seen is None else BatchesSeen(**seen)
-        self._gathered = int(meta["gathered"])
+        self.gathering.seen = None if seen is None else BatchesSeen(**seen)
+        self.gathering.steps = int(meta["gathered"])
         self.small.arrange()
         self.control.steps = self.steps
         self.control.load(meta.get("control", {}))
@@ -451,15 +395,22 @@ class Reparametrizer:
         self.small.arrange()
         return self.mode
 
+    def gather_on(self, stream: GatheringStream | None) -> None:
+        """Take statistics there from now on; see `prong.extensions.side_stream`."""
+        self._stream = stream
+        for layer in self._layers():
+            layer.side_stream = stream
+
     def detach(self) -> None:
         """Stop gathering and clipping, and let go of the optimizer; the model stays whitened."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._stop_gathering()
+        self.gathering.stop()
         self.small.release()
+        self.gather_on(None)
         for layer in self._layers():
-            layer.variances = layer.last_pass = layer.side_stream = None
+            layer.variances = layer.last_pass = None
 
     def _layers(self) -> list[Whitened]:
         return [layer for unit in self.units for layer in unit.layers]
@@ -471,39 +422,6 @@ class Reparametrizer:
     def _trainable(self) -> list[Whitened]:
         """Layers whose statistics are wanted; a frozen layer keeps its Φ."""
         return [u_layer for u in self.units if u.weight.requires_grad for u_layer in u.layers]
-
-    @property
-    def _gathering(self) -> bool:
-        return any(layer.moments is not None for layer in self._layers())
-
-    def _schedule(self) -> None:
-        """Turn the gathering on or off for the next step."""
-        if self.batches is not None:
-            return
-        if self._batches_seen is None and self._gathered:
-            self._learn_batch_size()
-        if not self._gathering:
-            self._gathered = 0
-        for index, unit in enumerate(self.units):
-            wanted = self.schedule.remaining(index, self.steps) <= self.window(unit)
-            held = any(layer.moments is not None for layer in unit.layers)
-            if wanted and not held and unit.weight.requires_grad:
-                start_gathering(unit.layers, self.whitening.two_sided)
-            elif held and not wanted:
-                stop_gathering(unit.layers)
-
-    def _stop_gathering(self) -> None:
-        stop_gathering(self._layers())
-        self._gathered = 0
-
-    def window(self, unit: TiedLayers) -> int:
-        """How many steps before a unit's reparametrisation are sampled; T while B is unknown."""
-        if self._batches_seen is None:
-            return self.period
-        return self._batches_seen.window(unit, self.samples, self.period)
-
-    def _learn_batch_size(self) -> None:
-        self._batches_seen = batches_seen(self.units, self.ranks, self._gathered)
 
     def _kept(self, batches: Iterable[Any]) -> list[Any]:
         return enough(batches, self.samples, self.units[0].weight.device, self.ranks)
@@ -521,7 +439,7 @@ class Reparametrizer:
         self, units: Sequence[TiedLayers], init: str = "preserve"
     ) -> tuple[dict[str, LayerReport], list[str]]:
         refresh = Refresh(
-            self.whitening,
+            self.settings,
             self.ranks,
             self.optimizers,
             None if self.diagonal is None else self.diagonal.damping,
@@ -529,7 +447,7 @@ class Reparametrizer:
             init,
         )
         # Over all units also where a few are due: layers that take turns share out the period.
-        owners = assignment(self.units, self.whitening, self.ranks.size)
+        owners = assignment(self.units, self.settings, self.ranks.size)
         self.small.settle()
         found = refresh(units, owners, self.units)
         self.small.updated(units)
@@ -540,6 +458,38 @@ class Reparametrizer:
     ) -> RefreshReport:
         report = RefreshReport(self.steps, time.perf_counter() - start, layers, tuple(notes))
         self.fallbacks += report.fallbacks
-        self.skipped += report.skipped
         self.report = report
         return report
+
+
+def _group(argument: str, value: _Group | None, kind: type[_Group], first: str) -> _Group | None:
+    """Refuse what is not such a group of options, as a name alone once was."""
+    if value is None or isinstance(value, kind):
+        return value
+    wanted = kind.__name__
+    hint = f"prong.{wanted}({first}={value!r})" if isinstance(value, str) else f"a prong.{wanted}"
+    raise TypeError(f"{argument}={value!r}: {hint} is needed")
+
+
+def _settings(
+    whitening: Whitening,
+    savings: Savings,
+    two_sided: TwoSided | None,
+    damping: float,
+    plain_sgd: bool,
+) -> SolveSettings:
+    """What a reparametrisation is to do, with the root decided."""
+    root = whitening.root
+    if root == "auto":
+        # D acts on single whitened units, so it matters which they are; the path of SGD does not
+        # depend on them. Of the others the symmetric root generalises best.
+        root = "pca" if whitening.batch_diagonal else "cholesky" if plain_sgd else "zca"
+    return SolveSettings(
+        kind=whitening.kind,
+        root=root,
+        momentum=whitening.momentum,
+        decomposition_dtype=whitening.decomposition_dtype,
+        damping=damping,
+        leading=savings.leading if whitening.kind == "full" else None,
+        two_sided=two_sided,
+    )

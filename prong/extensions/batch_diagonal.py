@@ -39,9 +39,9 @@ class BatchDiagonal:
             their first.
     """
 
-    def __init__(self, units: Sequence[TiedLayers], ranks: Ranks, velocity: bool) -> None:
-        """Watch `units`; `velocity` says that momentum is a vector and not a covector."""
-        self.units, self.ranks, self.velocity = units, ranks, velocity
+    def __init__(self, units: Sequence[TiedLayers], ranks: Ranks) -> None:
+        """Watch `units`."""
+        self.units, self.ranks = units, ranks
         self.damping: dict[str, Tensor] = {}
         for unit in units:
             for layer in unit.layers:
@@ -95,7 +95,7 @@ class BatchDiagonal:
             if not torch.is_tensor(value) or value.shape != unit.weight.shape:
                 continue
             if key in LINEAR:
-                _scale_columns(unit, value, 1 / diagonal if self.velocity else diagonal)
+                _scale_columns(unit, value, diagonal)
             elif key in SQUARED:
                 _scale_columns(unit, value, diagonal.square())
 

@@ -14,7 +14,7 @@ and the statistics are used where they lie.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +22,7 @@ import torch
 from prong.distributed.assignment import Assignment, assign, refresh_cost
 from prong.distributed.merging import Merge
 from prong.linalg.dtypes import wide_dtype
-from prong.options import Whitening
+from prong.options import SolveSettings
 from prong.refresh.messages import Message, Part, numbers_part, unit_parts
 from prong.refresh.optimizer_state import carry_state, lost_state, reset_state
 from prong.refresh.preconditioner import find_preconditioner, install
@@ -46,7 +46,7 @@ KINDS = ("moments", "backward_moments")
 WEIGHT_NORM = Outcome.FIELDS.index("weight_norm")
 
 
-def assignment(units: Sequence[TiedLayers], whitening: Whitening, ranks: int) -> Assignment:
+def assignment(units: Sequence[TiedLayers], whitening: SolveSettings, ranks: int) -> Assignment:
     """Owners of all units of a model; a frozen one costs nothing."""
     costs = []
     for unit in units:
@@ -91,13 +91,12 @@ class Refresh:
         dampings: where the damping of each unit is written, `[groups]` by name, for the per-batch
             D; None if nobody needs it.
         control: the step control, which needs to know ‖V‖.
-        init: "preserve" keeps the function, "balanced" but for a gain, "whitened" and "scaled" the
-            numbers in V.
+        init: "preserve" keeps the function, "balanced" but for a gain, "whitened" the numbers in V.
     """
 
     def __init__(
         self,
-        whitening: Whitening,
+        whitening: SolveSettings,
         ranks: Ranks,
         optimizers: Sequence[Optimizer],
         dampings: dict[str, Tensor] | None,
@@ -107,8 +106,8 @@ class Refresh:
         """Remember what to do."""
         self.whitening, self.ranks, self.optimizers = whitening, ranks, optimizers
         self.dampings, self.control, self.init = dampings, control, init
-        # Whether a result's length, or whether there is one, is known only when it is found.
-        self._late = whitening.leading is not None or whitening.refit is not None
+        # How many directions there are is known only when they are found.
+        self._late = whitening.leading is not None
 
     @torch.no_grad()
     def __call__(
@@ -201,27 +200,24 @@ class Refresh:
         drawn = [bias.clone() for bias in unit.biases]
         assert moments is not None
         if turn.own:
-            wanted = whitening if self.init == "preserve" else replace(whitening, refit=None)
-            outcome, preconditioner, mean = find_preconditioner(unit, moments, wanted)
+            outcome, preconditioner, mean = find_preconditioner(unit, moments, whitening)
             if preconditioner is not None and not install(
                 unit,
                 preconditioner,
                 mean,
                 self.optimizers,
                 whitening.momentum,
-                kept=outcome.skipped,
             ):
                 outcome.put(updated=0, reason=3, fallback=3)
         else:
             old = unit.wide_phi()
-            wanted = whitening if self.init == "preserve" else replace(whitening, refit=None)
-            outcome = find_phi(unit, moments, wanted, deltas)
+            outcome = find_phi(unit, moments, whitening, deltas)
             if outcome.phi is not None:
                 outcome.apply(unit, old, self.init)
                 if outcome.updated:
                     carry_state(self.optimizers, unit, old, outcome.phi, whitening.momentum)
             if turn.damping is not None and outcome.updated:
-                turn.damping.copy_(group_damping(unit, moments, whitening))
+                turn.damping.copy_(group_damping(moments, whitening))
             outcome.phi = None
         norm = weight_norm(unit)
         if outcome.updated and self.init == "balanced":

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prong.distributed.ranks import Pending, Ranks
-    from prong.options import Whitening
+    from prong.options import SolveSettings
     from prong.refresh.solve import Outcome
     from prong.refresh.tied_layers import TiedLayers
 
@@ -93,7 +93,7 @@ def numbers_part(outcome: Outcome) -> Part:
 
 def unit_parts(
     unit: TiedLayers,
-    whitening: Whitening,
+    whitening: SolveSettings,
     optimizers: Sequence[Optimizer],
     outcome: Outcome,
     damping: Tensor | None,
@@ -110,25 +110,24 @@ def unit_parts(
         outcome: says, at the time of writing, what is new.
         damping: room for ε of each group, or None.
         own: whether P of a preconditioned unit was found without a root; else it is a whole matrix.
-        late: whether the numbers are known already. What they say is old is left out then, and
-            P has as many columns as they say.
+        late: whether the numbers are known already: P has as many columns as they say.
     """
     layer = unit.layer
     whole = not (late and own)
     parts: list[Part] = []
-    if not layer.preconditioned and not (late and outcome.skipped):
+    if not layer.preconditioned:
         form = FORMS[whitening.root] if whitening.kind == "full" else "diagonal"
 
         def put_whitener(matrix: Tensor) -> None:
-            if outcome.updated and not outcome.skipped:
+            if outcome.updated:
                 for each in unit.layers:
                     each.whitener.copy_(matrix)
 
         parts.append(_matrix(lambda: layer.whitener, layer.whitener, form, put_whitener))
-    elif layer.preconditioned and whole:
+    elif whole:
 
         def put_whole(matrix: Tensor) -> None:
-            if outcome.updated and not outcome.kept_preconditioner:
+            if outcome.updated:
                 for each in unit.layers:
                     each.put_preconditioner(matrix, None)
 
@@ -142,7 +141,7 @@ def unit_parts(
             return found
 
         parts.append(_matrix(held, layer.mean, "symmetric", put_whole))
-    elif layer.preconditioned and not outcome.kept_preconditioner:
+    else:
         parts += _directions(unit, outcome.columns)
     if layer.output_whitener is not None:
 

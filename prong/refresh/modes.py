@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 MODES = ("auto", "fold", "activations", "preconditioned")
 
 
-def refusal(optimizers: Sequence[Optimizer], batch_diagonal: bool, two_sided: str | None) -> str:
+def refusal(optimizers: Sequence[Optimizer], *, batch_diagonal: bool, two_sided: bool) -> str:
     """Why layers cannot run preconditioned; empty if they can."""
     for optimizer in optimizers:
         if type(optimizer) is not torch.optim.SGD:
             return f"{type(optimizer).__name__} is not torch.optim.SGD: its path depends on U"
     if batch_diagonal:
         return "the per-batch diagonal acts on single whitened units"
-    return "" if two_sided is None else "two-sided whitening needs the whitened weights"
+    return "" if not two_sided else "two-sided whitening needs the whitened weights"
 
 
 def chosen_mode(mode: str, reason: str) -> str:

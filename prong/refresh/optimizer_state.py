@@ -1,13 +1,9 @@
 """Optimizer state across a change of basis.
 
 When Φ changes, V and d change with it, and whatever the optimizer remembers about them is written
-in coordinates that no longer exist. The paper starts over; exact transport is possible for state
-that is linear in the gradients:
-
-- `gradient`: momentum is a sum of gradients, a covector: m_V′ = (m_V U⁻ᵀ − m_d (c′ − c)ᵀ) U′ᵀ, m_d′
-  = m_d.
-- `velocity`: momentum is a displacement of the parameters, a vector: m_V′ = m_V U U′⁻¹, m_d′ = m_d
-  + m_V U (c′ − c).
+in coordinates that no longer exist. The paper starts over ("reset"). Exact
+transport is possible for state that is linear in the gradients ("gradient"): momentum is a sum of
+gradients, a covector, so m_V′ = (m_V U⁻ᵀ − m_d (c′ − c)ᵀ) U′ᵀ and m_d′ = m_d.
 
 Second moments (Adam's, RMSprop's) have no exact transport: they are carried by the squared entries
 of the change of basis, which is exact if the gradient's coordinates are uncorrelated.
@@ -62,7 +58,7 @@ def carry_state(
             continue
         names = _names(optimizer, unit)
         for key in sorted(names & set(LINEAR)):
-            _carry_linear(optimizer, unit, old, new, rule, key)
+            _carry_linear(optimizer, unit, old, new, key)
         for key in sorted(names & set(SQUARED)):
             _carry_squared(optimizer, unit, old, new, key)
     if rule == "reset":
@@ -136,9 +132,7 @@ def _buffer(optimizer: Optimizer, parameter: nn.Parameter | None, key: str) -> T
     return value if torch.is_tensor(value) else None
 
 
-def _carry_linear(
-    optimizer: Optimizer, unit: TiedLayers, old: Phi, new: Phi, rule: str, key: str
-) -> None:
+def _carry_linear(optimizer: Optimizer, unit: TiedLayers, old: Phi, new: Phi, key: str) -> None:
     layer, dtype = unit.layer, new.whitener.dtype
     groups = layer.feature_groups
     weight = _buffer(optimizer, unit.weight, key)
@@ -153,27 +147,18 @@ def _carry_linear(
         grouped, _ = from_canonical(grouped, None, old)
     outer = [None if b is None else b.to(dtype).reshape(groups, -1) for b in biases]
     present = [bias for bias in outer if bias is not None]
-    if rule == "gradient":
-        # The shared V collects −g_b cᵀ from every layer that uses it, so their biases' momenta add
-        # up.
-        total = torch.stack(present).sum(0) if present else None
-        middle = gradient_to_canonical(grouped, total, old)
-        moved, _ = gradient_from_canonical(*middle, new)
-        nothing = torch.zeros_like(grouped[..., :0, :])
-        for buffer, bias in zip(biases, outer, strict=True):
-            if buffer is not None and bias is not None and new.output is not None:
-                _, plain = gradient_to_canonical(nothing, bias, old)
-                _, carried = gradient_from_canonical(nothing, plain, new)
-                assert carried is not None
-                buffer.copy_(carried.reshape(-1))
-    else:
-        moved, _ = from_canonical(to_canonical(grouped, None, old)[0], None, new)
-        for buffer, bias in zip(biases, outer, strict=True):
-            if buffer is not None and bias is not None:
-                middle = to_canonical(grouped, bias, old)
-                _, carried = from_canonical(*middle, new)
-                assert carried is not None
-                buffer.copy_(carried.reshape(-1))
+    # The shared V collects −g_b cᵀ from every layer that uses it, so their biases' momenta add
+    # up.
+    total = torch.stack(present).sum(0) if present else None
+    middle = gradient_to_canonical(grouped, total, old)
+    moved, _ = gradient_from_canonical(*middle, new)
+    nothing = torch.zeros_like(grouped[..., :0, :])
+    for buffer, bias in zip(biases, outer, strict=True):
+        if buffer is not None and bias is not None and new.output is not None:
+            _, plain = gradient_to_canonical(nothing, bias, old)
+            _, carried = gradient_from_canonical(nothing, plain, new)
+            assert carried is not None
+            buffer.copy_(carried.reshape(-1))
     if weight is not None:
         if layer.preconditioned:
             moved, _ = to_canonical(moved, None, new)

@@ -4,8 +4,7 @@ W stays as it is, whatever P is, so nothing here can change the function but d, 
 new mean, d′ = d + Σ_taps W (c′ − c). That is why the parameters' own precision is enough for P.
 Momentum in W's coordinates is m = (m_W − m_b cᵀ) P and follows as
 
-    m′ = (m P⁻¹ − m_d (c′ − c)ᵀ) P′   ("gradient")      m′ = m, m_d′ = m_d + Σ_taps m (c′ − c)
-    ("velocity").
+    m′ = (m P⁻¹ − m_d (c′ − c)ᵀ) P′.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from prong.layers.autograd import inner, times
 from prong.linalg.conditioning import fixed_signs
 from prong.linalg.layout import from_grouped, to_grouped
 from prong.linalg.roots import TOLERANCE, RootFailure, damped, whitening_root
-from prong.options import Whitening
+from prong.options import SolveSettings
 from prong.refresh.optimizer_state import reset_state
 from prong.refresh.solve import FALLBACKS, Outcome, group_damping
 
@@ -152,7 +151,7 @@ def leading(
 
 
 def find_preconditioner(
-    unit: TiedLayers, moments: Moments, whitening: Whitening
+    unit: TiedLayers, moments: Moments, whitening: SolveSettings
 ) -> tuple[Outcome, Preconditioner | None, Tensor]:
     """New P and c of one preconditioned unit, full whitening.
 
@@ -179,7 +178,7 @@ def find_preconditioner(
     if not float(moments.count) > 0:
         outcome.put(reason=1)
         return outcome, None, mean
-    damping = group_damping(unit, moments, whitening)
+    damping = group_damping(moments, whitening)
     if bool((damping < torch.finfo(torch.float32).tiny).any()):
         outcome.put(reason=4)
         return outcome, None, mean
@@ -193,20 +192,12 @@ def find_preconditioner(
     frame = Frame(matrix)
     condition, error = fit(old, frame, shift if unit.centred else None)
     outcome.put(condition_before=condition, whitening_error_before=error)
-    # A whole P that leading directions may replace is not worth keeping.
-    if whitening.refit is not None and (whitening.leading is None or old.damping is not None):
-        condition, error = fit(old, frame, None, _AFTER)
-        if bool(error <= whitening.refit):
-            outcome.put(skipped=1)
     try:
-        preconditioner, fallback = old, ""
-        if not outcome.skipped:
-            preconditioner, fallback = _found(old, covariance, damping, whitening)
+        preconditioner, fallback = _found(old, covariance, damping, whitening)
     except RootFailure:
         outcome.put(reason=2, fallback=3)
         return outcome, None, mean
-    if not outcome.skipped:
-        condition, error = fit(preconditioner, frame, None, _AFTER)
+    condition, error = fit(preconditioner, frame, None, _AFTER)
     outcome.put(condition_after=condition, whitening_error=error)
     if preconditioner.damping is None:
         trace = preconditioner.matrix.diagonal(dim1=1, dim2=2).sum(1)
@@ -223,7 +214,7 @@ def find_preconditioner(
 
 
 def _found(
-    old: Preconditioner, covariance: Tensor, damping: Tensor, whitening: Whitening
+    old: Preconditioner, covariance: Tensor, damping: Tensor, whitening: SolveSettings
 ) -> tuple[Preconditioner, str]:
     """P by its leading directions where they were asked for and are few, else whole."""
     if whitening.leading is not None:
@@ -371,10 +362,8 @@ def install(
     mean: Tensor,
     optimizers: Sequence[Optimizer],
     rule: str,
-    *,
-    kept: bool = False,
 ) -> bool:
-    """Put in P′ and c′, and let d and the momentum follow; with `kept`, P′ is P.
+    """Put in P′ and c′, and let d and the momentum follow.
 
     Returns:
         False, with nothing changed, if a bias or a momentum would not be finite.
@@ -401,17 +390,10 @@ def install(
         wide = None
         if weight is not None:
             wide = to_grouped(weight.to(dtype), groups, layer.TRANSPOSED)
-        if rule == "velocity":
-            if wide is not None and unit.centred:
-                moved = (wide.sum(2) @ column).reshape(-1)
-                written += [(held_, value + moved) for held_, value in biases]
-        elif weight is not None and wide is not None:
-            carried = wide
-            if not kept:
-                covector = Preconditioner.of(layer, dtype).divided(wide.flatten(1, 2))
-                carried = times(covector, preconditioner.matrix, preconditioner.damping).reshape(
-                    wide.shape
-                )
+        if weight is not None and wide is not None:
+            covector = Preconditioner.of(layer, dtype).divided(wide.flatten(1, 2))
+            carried = times(covector, preconditioner.matrix, preconditioner.damping)
+            carried = carried.reshape(wide.shape)
             if unit.centred and biases:
                 total = torch.stack([value for _, value in biases]).sum(0).reshape(groups, -1)
                 moved = times(shift.unsqueeze(1), preconditioner.matrix, preconditioner.damping)

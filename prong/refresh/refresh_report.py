@@ -33,7 +33,6 @@ class LayerReport:
             "kept" if none did and the last good Φ was kept.
         output_condition: condition number of E[δδᵀ] + γI, for two-sided whitening; else NaN.
         seconds: wall-clock time that its rank spent on this layer.
-        skipped: whether U stayed because it still fitted, and c alone was renewed.
         rank: which rank of the process group did this layer's work.
     """
 
@@ -52,7 +51,6 @@ class LayerReport:
     fallback: str = ""
     output_condition: float = float("nan")
     seconds: float = 0.0
-    skipped: bool = False
     rank: int = 0
 
 
@@ -82,18 +80,12 @@ class RefreshReport:
         """How many layers kept their last good Φ."""
         return sum(not layer.updated for layer in self.layers.values())
 
-    @property
-    def skipped(self) -> int:
-        """How many layers kept a U that still fitted."""
-        return sum(layer.skipped for layer in self.layers.values())
-
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and dicts, for JSON or a tracker."""
         return {
             **dataclasses.asdict(self),
             "fallbacks": self.fallbacks,
             "kept": self.kept,
-            "skipped": self.skipped,
         }
 
     def __str__(self) -> str:

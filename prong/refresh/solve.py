@@ -16,7 +16,7 @@ from prong.linalg.roots import (
     diagonal_root,
     whitening_root,
 )
-from prong.options import Whitening
+from prong.options import SolveSettings
 from prong.refresh.refresh_report import LayerReport
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ REASONS = (
     "no finite sample was seen",
     "the decomposition failed",
     "the new parameters would not be finite",
-    "the input is constant, so a relative damping is zero",
+    "the damping is too small for float32",
 )
 FALLBACKS = ("", "float64", "eigh", "kept")
 BALANCED = 0.25
@@ -57,7 +57,6 @@ class Outcome:
         "damping",
         "fallback",
         "output_condition",
-        "skipped",
         "output_fresh",
         "seconds",
         "rank",
@@ -76,16 +75,6 @@ class Outcome:
     def updated(self) -> bool:
         """Whether Φ is to be replaced."""
         return bool(self.numbers[0] == 1)
-
-    @property
-    def skipped(self) -> bool:
-        """Whether the old U was found to fit."""
-        return self.get("skipped") == 1
-
-    @property
-    def kept_preconditioner(self) -> bool:
-        """Whether a preconditioned unit's P is that of before, in every bit."""
-        return self.skipped and self.get("own") == 1
 
     @property
     def columns(self) -> int:
@@ -109,10 +98,6 @@ class Outcome:
                 self.put(updated=0, reason=3, fallback=3)
             return
         unit.keep_numbers(old, self.phi)
-        if init == "scaled":
-            features = self.phi.mean.numel()
-            with torch.no_grad():
-                unit.weight.mul_((features / max(self.get("effective_dimension"), 1e-12)) ** 0.5)
 
     def report(self, name: str) -> LayerReport:
         """The numbers as a report."""
@@ -131,23 +116,18 @@ class Outcome:
             damping=self.get("damping"),
             fallback=FALLBACKS[int(self.get("fallback"))],
             output_condition=self.get("output_condition"),
-            skipped=self.skipped,
             seconds=self.get("seconds"),
             rank=int(self.get("rank")),
         )
 
 
-def group_damping(unit: TiedLayers, moments: Moments, whitening: Whitening) -> Tensor:
+def group_damping(moments: Moments, whitening: SolveSettings) -> Tensor:
     """ε of each group in the units of Σ, `[groups]`."""
-    damping = torch.full_like(moments.mean[:, 0], whitening.damping)
-    if whitening.relative:
-        mean = moments.mean if unit.centred else torch.zeros_like(moments.mean)
-        damping = damping * moments.second_moment(mean).diagonal(dim1=1, dim2=2).mean(1)
-    return damping
+    return torch.full_like(moments.mean[:, 0], whitening.damping)
 
 
 def find_phi(
-    unit: TiedLayers, moments: Moments, whitening: Whitening, deltas: Moments | None = None
+    unit: TiedLayers, moments: Moments, whitening: SolveSettings, deltas: Moments | None = None
 ) -> Outcome:
     """New c and U for one unit (line 9 of Algorithm 1).
 
@@ -178,7 +158,7 @@ def find_phi(
     mean = moments.mean if unit.centred else torch.zeros_like(moments.mean)
     covariance = moments.second_moment(mean)
     covariance = (covariance + covariance.transpose(1, 2)) / 2
-    damping = group_damping(unit, moments, whitening)
+    damping = group_damping(moments, whitening)
     # Also below the smallest normal number of float32, where U = ε^−½ would leave its range.
     if bool((damping < torch.finfo(torch.float32).tiny).any()):
         outcome.put(reason=4)
@@ -189,52 +169,46 @@ def find_phi(
         condition, error = conditioning(old.whitener, stale)
         outcome.put(condition_before=condition, whitening_error_before=error)
     fresh = damped(covariance, damping)
-    if whitening.refit is not None:
-        condition, error = conditioning(old.whitener, fresh)
-        if bool(error <= whitening.refit):
-            outcome.put(skipped=1)
-    whitener, inverse, fallback = old.whitener, old.inverse, ""
     try:
-        if not outcome.skipped:
-            root = _root(covariance, damping, whitening)
-            whitener, inverse, fallback = root.whitener, root.inverse, root.fallback
+        root = _root(covariance, damping, whitening)
         outer = _output_root(deltas, whitening, outcome)
     except RootFailure:
         outcome.put(reason=2, fallback=3)
         return outcome
     if outer is None:
-        outcome.phi = Phi(mean, whitener, inverse, old.output)
+        outcome.phi = Phi(mean, root.whitener, root.inverse, old.output)
     else:
-        outcome.phi = Phi(mean, whitener, inverse, outer.whitener, outer.inverse)
+        outcome.phi = Phi(mean, root.whitener, root.inverse, outer.whitener, outer.inverse)
         outcome.put(output_fresh=1)
-    if not outcome.skipped:
-        condition, error = conditioning(whitener, fresh)
+    condition, error = conditioning(root.whitener, fresh)
     outcome.put(
         updated=1,
-        fallback=FALLBACKS.index(fallback),
+        fallback=FALLBACKS.index(root.fallback),
         condition_after=condition,
         whitening_error=error,
-        effective_dimension=_effective_dimension(covariance, damping, whitener, whitening.kind),
+        effective_dimension=_effective_dimension(
+            covariance, damping, root.whitener, whitening.kind
+        ),
         damping=damping.mean(),
     )
     return outcome
 
 
-def _output_root(deltas: Moments | None, whitening: Whitening, outcome: Outcome) -> Root | None:
+def _output_root(deltas: Moments | None, whitening: SolveSettings, outcome: Outcome) -> Root | None:
     """R from the second moment of δ; None where there is nothing to go by, and R stays."""
-    if deltas is None or not float(deltas.count) > 0:
+    if deltas is None or whitening.two_sided is None or not float(deltas.count) > 0:
         return None
     moment = deltas.second_moment(torch.zeros_like(deltas.mean))
     moment = (moment + moment.transpose(1, 2)) / 2
     scale = moment.diagonal(dim1=1, dim2=2).mean(1)
     if not bool((scale > 0).all()):
         return None
-    # In units of the mean eigenvalue: δ² may be tiny, and the loss's scale is nobody's business.
+    # In units of the mean eigenvalue: δ² may be tiny, and the scale of the loss must not matter.
     moment = moment / scale[:, None, None]
-    damping = torch.full_like(scale, whitening.output_damping)
+    damping = torch.full_like(scale, whitening.two_sided.damping)
     root = whitening_root(moment, damping, whitening.root, whitening.decomposition_dtype)
     outcome.put(output_condition=condition_number(damped(moment, damping)))
-    if whitening.output_normalized:
+    if whitening.two_sided.normalized:
         factor = root.whitener.square().sum((1, 2)).div(moment.shape[-1]).rsqrt()
     else:
         factor = scale.rsqrt()
@@ -253,7 +227,7 @@ def _effective_dimension(
     return (variances * whitener.diagonal(dim1=1, dim2=2).square()).sum()
 
 
-def _root(covariance: Tensor, damping: Tensor, whitening: Whitening) -> Root:
+def _root(covariance: Tensor, damping: Tensor, whitening: SolveSettings) -> Root:
     if whitening.kind == "centring":
         if not bool(torch.isfinite(covariance).all()):
             raise RootFailure("the covariance is not finite")

@@ -16,20 +16,22 @@ if TYPE_CHECKING:
 
     from prong.distributed.ranks import Ranks
     from prong.layers.base import Whitened
+    from prong.options import TwoSided
+    from prong.refresh.schedule import Schedule
     from prong.refresh.tied_layers import TiedLayers
 
 FEWEST = 256
 PER_FEATURE = 32
 
 
-def start_gathering(layers: Sequence[Whitened], two_sided: str | None) -> None:
+def start_gathering(layers: Sequence[Whitened], two_sided: TwoSided | None) -> None:
     """Let layers take statistics of their inputs, and for two-sided whitening of their δ."""
     for layer in layers:
         layer.moments = new_moments(layer)
         if two_sided is not None:
             layer.backward_moments = new_backward_moments(layer)
             # Sampled δ come from a backward pass of their own; the loss's must not count.
-            layer.gradients_wanted = two_sided == "empirical"
+            layer.gradients_wanted = two_sided.statistics == "empirical"
 
 
 def stop_gathering(layers: Sequence[Whitened]) -> None:
@@ -94,3 +96,66 @@ def batches_seen(units: Sequence[TiedLayers], ranks: Ranks, steps: int) -> Batch
         float(seen.min()) / max(1, steps),
         {unit.name: value for unit, value in zip(units, per_example, strict=True)},
     )
+
+
+class Gathering:
+    """Lets each layer take statistics in the training steps just before its reparametrisation.
+
+    Attributes:
+        schedule: when that is.
+        seen: what a step shows to the layers; None until a step was gathered.
+        steps: how many steps were gathered since nothing was.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[TiedLayers],
+        schedule: Schedule,
+        samples: int,
+        two_sided: TwoSided | None,
+        ranks: Ranks,
+        *,
+        from_training: bool,
+    ) -> None:
+        """Gather N_s = `samples` examples at most; nothing unless `from_training`."""
+        self.schedule = schedule
+        self.seen: BatchesSeen | None = None
+        self.steps = 0
+        self._units, self._samples, self._two_sided = list(units), samples, two_sided
+        self._ranks, self._from_training = ranks, from_training
+
+    @property
+    def active(self) -> bool:
+        """Whether some layer takes statistics now."""
+        return any(layer.moments is not None for unit in self._units for layer in unit.layers)
+
+    def window(self, unit: TiedLayers) -> int:
+        """How many steps before a unit's reparametrisation are sampled; T while B is unknown."""
+        period = self.schedule.period
+        return period if self.seen is None else self.seen.window(unit, self._samples, period)
+
+    def learn(self) -> None:
+        """See from what was gathered how many examples a step has."""
+        if self.seen is None and self.steps:
+            self.seen = batches_seen(self._units, self._ranks, self.steps)
+
+    def plan(self, steps: int) -> None:
+        """Turn the gathering on or off for the step after `steps`."""
+        if not self._from_training:
+            return
+        self.learn()
+        if not self.active:
+            self.steps = 0
+        for index, unit in enumerate(self._units):
+            wanted = self.schedule.remaining(index, steps) <= self.window(unit)
+            held = any(layer.moments is not None for layer in unit.layers)
+            if wanted and not held and unit.weight.requires_grad:
+                start_gathering(unit.layers, self._two_sided)
+            elif held and not wanted:
+                stop_gathering(unit.layers)
+
+    def stop(self) -> None:
+        """Forget all statistics."""
+        for unit in self._units:
+            stop_gathering(unit.layers)
+        self.steps = 0

@@ -2,8 +2,7 @@
 
 Written from the closed form and not from the library: with P = (Σ + εI)⁻¹ and canonical gradients
 g_W, g_b, a step moves ΔW = −η (m_W − m_b cᵀ) P and Δb = −η m_b − ΔW c. Here no V, U, root or
-transport exists: momentum as a covector is a plain running sum of canonical gradients, as a
-velocity a running sum of canonical steps.
+transport exists: momentum is a plain running sum of canonical gradients.
 """
 
 from __future__ import annotations
@@ -78,15 +77,10 @@ class ReferencePRONG:
                 scale = self.scales[i] = min(1.0, share**0.3) / share
                 gradients[i] = (scale * g_weight, scale * g_bias)
         for i, (g_weight, g_bias) in enumerate(gradients):
-            if self.rule == "velocity":
-                g_weight, g_bias = self.natural(i, g_weight, g_bias)
             m_weight = self.momentum * self.memory[i][0] + g_weight
             m_bias = self.momentum * self.memory[i][1] + g_bias
             self.memory[i] = (m_weight, m_bias)
-            if self.rule == "velocity":
-                d_weight, d_bias = m_weight, m_bias
-            else:
-                d_weight, d_bias = self.natural(i, m_weight, m_bias)
+            d_weight, d_bias = self.natural(i, m_weight, m_bias)
             self.network.weights[i] -= self.lr * d_weight
             self.network.biases[i] -= self.lr * d_bias
         self.steps += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from exact import EXACT
+from exact import EXACT, reparametrizer
 from processes import run
 from torch import nn
 
@@ -34,7 +34,7 @@ def data(number=400):
 def start(model, **options):
     model = prong.whiten(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return prong.Reparametrizer(model, optimizer, **{**TINY, **options})
+    return reparametrizer(model, optimizer, **{**TINY, **options})
 
 
 def balanced(deviation):

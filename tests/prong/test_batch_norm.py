@@ -7,6 +7,7 @@ import io
 
 import pytest
 import torch
+from exact import reparametrizer
 from processes import groups, run, share
 from torch import nn
 
@@ -116,7 +117,7 @@ def test_alone_it_is_the_plain_module_and_the_rest_of_prong_works_on_it():
     )
     prong.whiten(model.train())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    natural = prong.Reparametrizer(model, optimizer)
+    natural = reparametrizer(model, optimizer)
     natural.initialize([x])
     assert [status.kind for status in natural.coverage][1] == "SynchronisedBatchNorm2d"
     folded = prong.fold(model).eval()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import pytest
 import torch
-from exact import EXACT
+from exact import EXACT, reparametrizer
 from torch import nn
 
 import prong
@@ -81,7 +80,7 @@ def start(limit=None, **options):
     model = prong.whiten(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     wanted = {"mode": "preconditioned", "damping": 0.05, "period": 4, "step_limit": limit}
-    natural = prong.Reparametrizer(model, optimizer, **{**EXACT, **wanted, **options})
+    natural = reparametrizer(model, optimizer, **{**EXACT, **wanted, **options})
     return model, optimizer, natural
 
 
@@ -154,66 +153,8 @@ def test_a_gradient_penalty_takes_the_path_of_the_folded_layers(batch):
         assert (a - b).abs().max() <= 1e-9 * b.abs().max()
 
 
-@pytest.mark.parametrize("rule", ["gradient", "velocity", "reset"])
-@pytest.mark.parametrize("leading_share", [None, 3.0])
-def test_a_basis_that_fits_stays_and_the_path_is_that_of_the_folded_layers(rule, leading_share):
-    states = []
-    for mode in ("fold", "preconditioned"):
-        model, optimizer, natural = start(momentum=rule, leading=leading_share)
-        natural.convert(mode)
-        natural.initialize([correlated(300, WIDTHS[0], 3)], "preserve")
-        assert natural.skipped == 0
-        if mode == "fold" and leading_share is not None:
-            twin, _, other = start(leading=leading_share)
-            other.initialize([correlated(300, WIDTHS[0], 3)], "preserve")
-            model.load_state_dict(twin.state_dict())
-            natural.convert("preconditioned")
-            natural.convert("fold")
-        basis = [layer.phi().whitener.clone() for layer in (model[0], model[2])]
-        natural.whitening = dataclasses.replace(natural.whitening, refit=1e3)
-        advance(model, optimizer, natural, 0, 10)
-        assert natural.skipped == natural.report.skipped * 2 == 4
-        assert all(layer.updated and layer.skipped for layer in natural.report.layers.values())
-        for layer, before in zip((model[0], model[2]), basis, strict=True):
-            assert (layer.phi().whitener - before).abs().max() <= 1e-12 * before.abs().max()
-            assert layer.mean.abs().max() > 0
-        states.append([*prong.fold(model).parameters(), model[0].mean, model[2].mean])
-    for a, b in zip(*states, strict=True):
-        assert (a - b).abs().max() < 1e-9
-
-
-def test_a_basis_that_does_not_fit_is_replaced():
-    results = []
-    for refit in (None, 1e-9):
-        model, optimizer, natural = start(refit=refit)
-        advance(model, optimizer, natural, 0, 9)
-        assert natural.skipped == 0
-        results.append(model.state_dict())
-    for name, value in results[0].items():
-        assert torch.equal(value, results[1][name]), name
-
-
-def test_the_fit_of_a_skipped_basis_is_at_most_what_was_asked():
-    model, optimizer, natural = start(refit=0.6, leading=0.1)
-    errors = []
-    for turn in range(8):
-        advance(model, optimizer, natural, 4 * turn, 4 * turn + 4, 64)
-        errors += [
-            layer.whitening_error for layer in natural.report.layers.values() if layer.skipped
-        ]
-    assert 0 < natural.skipped < 16
-    assert len(errors) == natural.skipped
-    assert max(errors) <= 0.6
-    again = start(refit=0.6, leading=0.1)
-    for each, state in zip(
-        again, (model.state_dict(), optimizer.state_dict(), natural.state_dict()), strict=True
-    ):
-        each.load_state_dict(state)
-    assert again[2].skipped == natural.skipped
-
-
 @pytest.mark.parametrize(
-    "options", [{"mode": "fold"}, {"mode": "activations"}, {"whitening": "diagonal"}]
+    "options", [{"mode": "fold"}, {"mode": "activations"}, {"kind": "diagonal"}]
 )
 def test_leading_directions_have_no_effect_where_nobody_uses_them(options):
     states = []
@@ -280,7 +221,7 @@ def test_the_step_control_measures_the_gradient_that_is_used(change, share):
 def test_narrow_layers_in_float32(width, whitening):
     model = prong.whiten(nn.Sequential(nn.Linear(width, 2)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    natural = prong.Reparametrizer(model, optimizer, mode="preconditioned", whitening=whitening)
+    natural = reparametrizer(model, optimizer, mode="preconditioned", kind=whitening)
     report = natural.initialize([torch.randn(50, width)], "preserve")
     assert report.layers["0"].updated
     assert report.layers["0"].condition_after == pytest.approx(1, abs=2)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from devices import BOTH, CUDA
-from exact import EXACT
+from exact import EXACT, reparametrizer
 from processes import run
 from safetensors.torch import load_file, save_file
 from test_path import PERIOD, SAMPLES, arrays, batches, reference, relative
@@ -42,7 +42,7 @@ def start(device, **options):
     model = prong.whiten(network().to(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     options = {**EXACT, "period": 5, "samples": 128, **options}
-    return model, optimizer, prong.Reparametrizer(model, optimizer, **options)
+    return model, optimizer, reparametrizer(model, optimizer, **options)
 
 
 def weights(model):
@@ -56,7 +56,7 @@ def test_reparametrisation_keeps_the_function(device, tf32):
     try:
         model = prong.whiten(network()).to(device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, fused=True)
-        natural = prong.Reparametrizer(model, optimizer, period=5, samples=128, **EXACT)
+        natural = reparametrizer(model, optimizer, period=5, samples=128, **EXACT)
         x = torch.randn(64, 3, 6, 6, device=device) + 1
         before = model(x).detach()
         natural.initialize([x], "preserve")
@@ -107,9 +107,7 @@ def test_mixed_precision_follows_float32(device, half, mode):
 def test_moving_to_the_device_in_mid_window(device):
     model = prong.whiten(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    natural = prong.Reparametrizer(
-        model, optimizer, period=2, samples=16, batch_diagonal=True, **EXACT
-    )
+    natural = reparametrizer(model, optimizer, period=2, samples=16, batch_diagonal=True, **EXACT)
     model(torch.randn(8, 3, 6, 6)).sum().backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -127,7 +125,7 @@ def test_the_canonical_path_is_the_closed_form(device):
     model = prong.whiten(dense_network().to(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     options = {"damping": 0.05, "root": "cholesky", "step_limit": None, "mode": "preconditioned"}
-    natural = prong.Reparametrizer(
+    natural = reparametrizer(
         model, optimizer, period=PERIOD, samples=SAMPLES, **{**EXACT, **options}
     )
     path = reference("gradient")[:20]
@@ -212,7 +210,7 @@ def _resumed(rank, size, device, folder, options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"two_sided": "empirical"},
+        {"two_sided": prong.TwoSided()},
         {"mode": "preconditioned", "leading": 0.5, "spread": True},
         {"mode": "activations", "side_stream": True},
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from exact import EXACT
+from exact import EXACT, reparametrizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import networks
@@ -16,14 +16,13 @@ from prong.options import INITS
 OPTIONS = st.fixed_dictionaries(
     {
         "root": st.sampled_from(["auto", "pca", "zca", "cholesky", "newton-schulz"]),
-        "whitening": st.sampled_from(["full", "full", "full", "diagonal", "centring"]),
-        "momentum": st.sampled_from(["reset", "gradient", "velocity"]),
-        "relative": st.booleans(),
+        "kind": st.sampled_from(["full", "full", "full", "diagonal", "centring"]),
+        "momentum": st.sampled_from(["reset", "gradient"]),
         "damping": st.sampled_from([1e-3, 1e-2, 1.0]),
         # Never without: an unlimited step may diverge, and then there is no function to keep.
         "step_limit": st.sampled_from([3e-4, 3e-3]),
         "batch_diagonal": st.booleans(),
-        "two_sided": st.sampled_from([None, "empirical", "sampled"]),
+        "two_sided": st.sampled_from([None, prong.TwoSided(), prong.TwoSided("sampled")]),
         "positions": st.sampled_from([None, 4]),
         "mode": st.sampled_from(["auto", "fold", "activations"]),
         "leading": st.sampled_from([None, 0.3]),
@@ -57,7 +56,7 @@ def train(network, shape, options, init, seed, dtype, optimizer=None):
         model.parameters(), **({"lr": 1e-2, "momentum": 0.9} if optimizer is None else {"lr": 1e-3})
     )
     wanted = {**EXACT, "period": 3, "samples": 16, **options}
-    natural = prong.Reparametrizer(model, optimizer, **wanted)
+    natural = reparametrizer(model, optimizer, **wanted)
     mix = torch.randn(shape[0], shape[0], dtype=dtype)
 
     def batch():
@@ -69,7 +68,7 @@ def train(network, shape, options, init, seed, dtype, optimizer=None):
     for step in range(9):
         x = batch()
         output = model(x)
-        if options["two_sided"] == "sampled":
+        if options["two_sided"] == prong.TwoSided("sampled"):
             natural.sample_fisher(output, "gaussian")
         (output - 1).square().mean().backward()
         optimizer.step()

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from exact import EXACT
+from exact import EXACT, reparametrizer
 from hypothesis import given
 from hypothesis import strategies as st
 from merged_moments import WIDE, assert_moments_of, gathered
@@ -66,12 +66,12 @@ LAYERS = [
 @pytest.mark.parametrize(("layer", "shape"), LAYERS)
 @pytest.mark.parametrize(
     "options", [{"mode": mode} for mode in ("activations", "preconditioned")]
-    + [{"batch_diagonal": True, "two_sided": "empirical"}]
+    + [{"batch_diagonal": True, "two_sided": prong.TwoSided()}]
 )  # fmt: skip
 def test_an_empty_batch_leaves_no_trace(layer, shape, options):
     model = prong.whiten(nn.Sequential(copy.deepcopy(layer)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    natural = prong.Reparametrizer(model, optimizer, samples=4, **{**EXACT, **options})
+    natural = reparametrizer(model, optimizer, samples=4, **{**EXACT, **options})
     model(torch.randn(3, *shape[1:])).square().mean().backward()
     before = natural.state_dict()["tensors"]
     model(torch.randn(shape)).sum().backward()

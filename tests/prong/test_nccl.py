@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 from devices import CUDA
-from exact import EXACT
+from exact import EXACT, reparametrizer
 from processes import run, share
 from torch import nn
 
@@ -45,7 +45,7 @@ def trained(rank, size, device, options):
     parallel.register_comm_hook(None, prong.sum_by_parameter)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     options = {**EXACT, "period": 3, "samples": 2 * TOTAL, "damping": 0.1, **options}
-    natural = prong.Reparametrizer(parallel, optimizer, **options)
+    natural = reparametrizer(parallel, optimizer, **options)
     part = share(TOTAL, rank, size)
     natural.initialize([batch(99)[0][part].to(place)])
     for step in range(8):

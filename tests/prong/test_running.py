@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from exact import EXACT
+from exact import EXACT, reparametrizer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -41,7 +41,7 @@ def start(optimizer, **options):
     model = prong.whiten(network())
     made = optimizer(model.parameters())
     options = {**EXACT, "period": 5, "samples": 16, **options}
-    return model, made, prong.Reparametrizer(model, made, **options)
+    return model, made, reparametrizer(model, made, **options)
 
 
 def sgd(parameters):
@@ -65,7 +65,12 @@ def train(model, optimizer, natural, first, last):
 @pytest.mark.parametrize("stop", [1, 4, 5, 8])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"mode": "auto"}, {"spread": True}, {"batch_diagonal": True, "two_sided": "empirical"}],
+    [
+        {},
+        {"mode": "auto"},
+        {"spread": True},
+        {"batch_diagonal": True, "two_sided": prong.TwoSided()},
+    ],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, optimizer, stop, options):
     # Steps 4 and 8 lie inside a window of statistics; the state goes through safetensors and JSON.
@@ -166,7 +171,7 @@ def test_a_foreign_state_is_refused():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"batch_diagonal": True}, {"two_sided": "empirical"}, {"root": "pca"}]
+    "options", [{}, {"batch_diagonal": True}, {"two_sided": prong.TwoSided()}, {"root": "pca"}]
 )
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compile_has_no_graph_break_and_two_graphs(options):
@@ -194,7 +199,7 @@ def test_mixed_precision_keeps_statistics_and_fold_in_float32():
     twin = copy.deepcopy(model)
     seen = []
     for net, mixed in ((twin, False), (model, True)):
-        natural._stop_gathering()
+        natural.gathering.stop()
         for layer in (net[0], net[4], net[6]):
             layer.moments = prong.refresh.collect.new_moments(layer)
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
@@ -214,7 +219,7 @@ def test_mixed_precision_keeps_statistics_and_fold_in_float32():
 def test_a_bfloat16_model_trains_with_wide_phi_within_a_bound():
     model = prong.whiten(network()).to(torch.bfloat16)
     optimizer = sgd(model.parameters())
-    natural = prong.Reparametrizer(model, optimizer, period=4, samples=16, **EXACT)
+    natural = reparametrizer(model, optimizer, period=4, samples=16, **EXACT)
     x, y = batch(0)
     natural.initialize([x.bfloat16()], "preserve")
     for step in range(8):
@@ -289,15 +294,12 @@ def test_the_step_control_bounds_the_relative_change_of_every_layer(mode, option
         assert float(scale) == pytest.approx(0.003**-0.7, rel=1e-4)
 
 
-def test_whitened_initialisation_keeps_the_numbers_and_scaled_widens_them():
+def test_whitened_initialisation_keeps_the_numbers():
     drawn = network()
-    for init in ("whitened", "scaled"):
-        model, _, natural = start(sgd)
-        report = natural.initialize([batch(99, 64)], init)
-        for index in (0, 4, 6):
-            d_eff = report.layers[str(index)].effective_dimension
-            factor = (model[index].mean.numel() / d_eff) ** 0.5 if init == "scaled" else 1.0
-            assert torch.allclose(model[index].weight, factor * drawn[index].weight)
+    model, _, natural = start(sgd)
+    natural.initialize([batch(99, 64)], "whitened")
+    for index in (0, 4, 6):
+        assert torch.equal(model[index].weight, drawn[index].weight)
 
 
 def test_initialisation_goes_layer_by_layer_and_leaves_no_trace():
@@ -318,7 +320,7 @@ def test_statistics_from_a_loader_use_the_present_parameters():
     model = prong.whiten(network(torch.float64))
     optimizer = sgd(model.parameters())
     loader = [batch(7, 16, torch.float64), batch(8, 16, torch.float64)]
-    natural = prong.Reparametrizer(model, optimizer, period=3, samples=20, batches=loader, **EXACT)
+    natural = reparametrizer(model, optimizer, period=3, samples=20, batches=loader, **EXACT)
     for step in range(3):
         x, y = batch(step, dtype=torch.float64)
         nn.functional.cross_entropy(model(x), y).backward()
@@ -347,9 +349,7 @@ def _rank(rank, size, port, folder, options):
     parallel = nn.parallel.DistributedDataParallel(model) if size > 1 else model
     optimizer = sgd(model.parameters())
     init = "whitened" if "leading" in options else "preserve"
-    natural = prong.Reparametrizer(
-        parallel, optimizer, period=3, samples=16, **{**EXACT, **options}
-    )
+    natural = reparametrizer(parallel, optimizer, period=3, samples=16, **{**EXACT, **options})
     share = slice(rank * 8 // size, (rank + 1) * 8 // size)
     model[1].eval()  # batch statistics would differ between world sizes, whatever the method
     natural.initialize([batch(99, dtype=torch.float64)[0][share]], init)
@@ -371,11 +371,11 @@ def _rank(rank, size, port, folder, options):
 
 def test_ranks_hold_the_same_bytes_and_one_answer(tmp_path):
     for size, options in (
-        (1, {"two_sided": "empirical"}),
-        (2, {"two_sided": "empirical"}),
-        (2, {"two_sided": "empirical", "batch_diagonal": True}),
-        (1, {"mode": "preconditioned", "leading": 1.0, "refit": 0.5}),
-        (2, {"mode": "preconditioned", "leading": 1.0, "refit": 0.5}),
+        (1, {"two_sided": prong.TwoSided()}),
+        (2, {"two_sided": prong.TwoSided()}),
+        (2, {"two_sided": prong.TwoSided(), "batch_diagonal": True}),
+        (1, {"mode": "preconditioned", "leading": 1.0}),
+        (2, {"mode": "preconditioned", "leading": 1.0}),
     ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from exact import reparametrizer
 from processes import run
 from torch import nn
 
@@ -36,7 +37,7 @@ def _sharded(rank, size):
     found["one layer"] = refused(model)
     # What stays plain may be sharded.
     prong.whiten(model, exclude="2")
-    natural = prong.Reparametrizer(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    natural = reparametrizer(model, torch.optim.SGD(model.parameters(), lr=0.1))
     found["kinds"] = [(each.kind, each.whitened, each.reason) for each in natural.coverage]
     model = network()
     colwise = {"0": tensor_parallel.ColwiseParallel()}
@@ -51,11 +52,11 @@ def _sharded(rank, size):
         shard(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         with pytest.raises(ValueError, match=r"0\.weight is a DTensor"):
-            prong.Reparametrizer(model, optimizer)
+            reparametrizer(model, optimizer)
     wrapped = FullyShardedDataParallel(network(), device_id=torch.device("cpu"))
     found["fsdp1"] = refused(wrapped)
     with pytest.raises(ValueError, match="wrapped by FullyShardedDataParallel"):
-        prong.Reparametrizer(
+        reparametrizer(
             FullyShardedDataParallel(prong.whiten(network()), device_id=torch.device("cpu")),
             optimizer,
         )

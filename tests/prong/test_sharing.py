@@ -9,7 +9,7 @@ import functools
 import pytest
 import torch
 import torch.distributed as dist
-from exact import EXACT
+from exact import EXACT, reparametrizer
 from merged_moments import assert_moments_of, gathered
 from processes import groups, run, share
 from torch import nn
@@ -43,20 +43,20 @@ def rprop(parameters):
 # basis of directions without samples decides (pca), or where samples do not weigh the same.
 QUICK = {
     "fold": ({"root": "pca", "damping": 0.1}, sgd, True),
-    "activations": ({"mode": "activations", "root": "zca", "momentum": "velocity"}, adam, True),
+    "activations": ({"mode": "activations", "root": "zca"}, adam, True),
     "preconditioned": ({"mode": "preconditioned"}, sgd, True),
-    "leading": ({"mode": "preconditioned", "leading": 1.0, "refit": 0.5}, sgd, True),
+    "leading": ({"mode": "preconditioned", "leading": 1.0}, sgd, True),
     "reset": ({"momentum": "reset"}, sgd, True),
-    "newton-schulz": ({"root": "newton-schulz", "damping": 0.5, "refit": 0.3}, sgd, True),
-    "two-sided": ({"two_sided": "empirical", "root": "cholesky"}, sgd, False),
+    "newton-schulz": ({"root": "newton-schulz", "damping": 0.5}, sgd, True),
+    "two-sided": ({"two_sided": prong.TwoSided(), "root": "cholesky"}, sgd, False),
     "batch diagonal": ({"batch_diagonal": True}, adam, False),
-    "spread": ({"mode": "preconditioned", "spread": True, "momentum": "velocity"}, sgd, True),
-    "diagonal": ({"whitening": "diagonal"}, sgd, True),
+    "spread": ({"mode": "preconditioned", "spread": True}, sgd, True),
+    "diagonal": ({"kind": "diagonal"}, sgd, True),
     "lost state": ({}, rprop, False),
     "float32": ({"mode": "auto", "decomposition_dtype": torch.float32}, sgd, False),
 }
 PLAIN, TURNS = {}, {"spread": True}
-WHITENED = (PLAIN, TURNS, {"batch_diagonal": True}, {"two_sided": "empirical"})
+WHITENED = (PLAIN, TURNS, {"batch_diagonal": True}, {"two_sided": prong.TwoSided()})
 SLOW = {
     f"{mode} {rule} {optimizer.__name__} {extra}": (
         {**mode, "momentum": rule, **extra},
@@ -74,7 +74,7 @@ SLOW = {
     )
     for mode in modes
     for optimizer in optimizers
-    for rule in ("gradient", "velocity", "reset")
+    for rule in ("gradient", "reset")
     for extra in extras
 }
 
@@ -130,7 +130,7 @@ def trained(group, rank, size, options, make, dtype):
         parallel.register_comm_hook(group, prong.sum_by_parameter)
     optimizer = make(model.parameters())
     options = {**EXACT, "period": 3, "samples": 2 * BATCH, "process_group": group, **options}
-    natural = prong.Reparametrizer(parallel, optimizer, **options)
+    natural = reparametrizer(parallel, optimizer, **options)
     part = share(BATCH // 2, rank, size)
     init = "whitened" if natural.mode == "preconditioned" else "preserve"
     reports = [
@@ -151,7 +151,7 @@ def trained(group, rank, size, options, make, dtype):
         "optimizer": tensors_of(optimizer),
         "reports": [plain_report(report) for report in reports if report is not None],
         "owners": [[layer.rank for layer in r.layers.values()] for r in reports if r is not None],
-        "assigned": assignment(natural.units, natural.whitening, size).owners,
+        "assigned": assignment(natural.units, natural.settings, size).owners,
         "folded": prong.fold(model).state_dict(),
         "damping": {} if natural.diagonal is None else natural.diagonal.damping,
     }
@@ -257,7 +257,7 @@ def _volume(rank, size):
         model = prong.whiten(network())
         optimizer = sgd(model.parameters())
         options = {**EXACT, "period": 2, "samples": 2 * BATCH, **options}
-        natural = prong.Reparametrizer(model, optimizer, **options)
+        natural = reparametrizer(model, optimizer, **options)
         for step in range(2):
             loss(model(halves(step)[0][0]), halves(step)[1][0]).backward()
             for parameter in model.parameters():
@@ -294,10 +294,10 @@ def _failures(rank, size, mode):
     model = prong.whiten(network())
     optimizer = sgd(model.parameters())
     options = {**EXACT, "period": 9, "samples": 99, "mode": mode}
-    natural = prong.Reparametrizer(model, optimizer, **options)
+    natural = reparametrizer(model, optimizer, **options)
     model[4].weight.requires_grad_(False)
-    natural._stop_gathering()
-    natural._schedule()
+    natural.gathering.stop()
+    natural.gathering.plan(natural.steps)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model[6](torch.randn(0, 33, dtype=WIDE))
     model[8](torch.randn(0, 33, dtype=WIDE))

@@ -22,5 +22,5 @@ def test_the_busiest_rank_stays_within_a_sixth_of_the_ideal():
         for mode in sharing.MODES:
             _, natural = sharing.natural_of(model, mode, "cholesky")
             for size in (1, 2, 4, 8):
-                owners = sharing.assignment(natural.units, natural.whitening, size)
+                owners = sharing.assignment(natural.units, natural.settings, size)
                 assert max(owners.loads) <= 1.15 * owners.ideal, (model, mode, size)

@@ -9,7 +9,7 @@ import io
 import pytest
 import torch
 from devices import BOTH, CUDA
-from exact import EXACT
+from exact import EXACT, reparametrizer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -48,7 +48,7 @@ def late(natural):
     """Keep the current and, if there is one, the side stream busy for a while."""
     if natural.units[0].weight.is_cuda:
         torch.cuda._sleep(LONG)
-        for stream in natural.side_stream._streams.values() if natural.side_stream else ():
+        for stream in natural._stream._streams.values() if natural._stream else ():
             with torch.cuda.stream(stream):
                 torch.cuda._sleep(LONG)
 
@@ -60,7 +60,7 @@ def trained(device, side_stream, *, steps=9, mixed=False, twice=False, **options
     model.twice = twice
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     options = {**EXACT, "period": 4, "samples": 16, "side_stream": side_stream, **options}
-    natural = prong.Reparametrizer(model, optimizer, **options)
+    natural = reparametrizer(model, optimizer, **options)
     natural.initialize([batch(99, device)[0]])
     states = []
     for step in range(steps):
@@ -84,7 +84,7 @@ def trained(device, side_stream, *, steps=9, mixed=False, twice=False, **options
 @pytest.mark.parametrize(
     "options",
     [
-        {"two_sided": "empirical"},
+        {"two_sided": prong.TwoSided()},
         {"mode": "preconditioned", "leading": 0.5, "spread": True},
         {"mode": "activations", "batch_diagonal": True},
         {"mixed": True},
@@ -97,8 +97,8 @@ def test_a_run_is_the_same_to_the_bit(device, options):
     with torch.backends.cudnn.flags(enabled=True, deterministic=True):
         plain, expected = trained(device, False, **options)
         beside, found = trained(device, True, **options)
-    assert plain.side_stream is None
-    assert len(beside.side_stream._streams) == (device == "cuda")
+    assert plain._stream is None
+    assert len(beside._stream._streams) == (device == "cuda")
     for one, other in zip(expected, found, strict=True):
         assert one.keys() == other.keys()
         for name, value in one.items():
@@ -175,9 +175,7 @@ def test_on_the_cpu_and_compiled_the_option_makes_no_stream_and_no_graph_more():
         torch.manual_seed(0)
         model = prong.whiten(Network())
         optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
-        natural = prong.Reparametrizer(
-            model, optimizer, period=3, samples=8, side_stream=on, **EXACT
-        )
+        natural = reparametrizer(model, optimizer, period=3, samples=8, side_stream=on, **EXACT)
         run = torch.compile(model, backend=counter, fullgraph=True)
         for step in range(7):
             x, y = batch(step, "cpu")
@@ -186,7 +184,7 @@ def test_on_the_cpu_and_compiled_the_option_makes_no_stream_and_no_graph_more():
             optimizer.zero_grad()
             natural.step()
         assert natural.report.layers["rows.0"].updated
-        assert natural.side_stream is None or not natural.side_stream._streams
+        assert natural._stream is None or not natural._stream._streams
         frames.append((counter.frame_count, model.state_dict()))
     assert frames[0][0] == frames[1][0] == 2
     assert all(torch.equal(v, frames[1][1][k]) for k, v in frames[0][1].items())
@@ -212,7 +210,7 @@ def test_a_captured_graph_takes_statistics_on_its_own_stream(device):
     torch.manual_seed(0)
     model = prong.whiten(Network().to(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
-    natural = prong.Reparametrizer(model, optimizer, samples=64, side_stream=True)
+    natural = reparametrizer(model, optimizer, samples=64, side_stream=True)
     x, _ = batch(0, device)
     warm = torch.cuda.Stream()
     warm.wait_stream(torch.cuda.current_stream())

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from exact import reparametrizer
 from torch import nn
 
 import prong
@@ -35,7 +36,7 @@ def network(bias=True):
 def start(bias=True, optimizer=None, **options):
     model = prong.whiten(network(bias))
     made = (optimizer or sgd)(model)
-    return model, made, prong.Reparametrizer(model, made, **{**OPTIONS, **options})
+    return model, made, reparametrizer(model, made, **{**OPTIONS, **options})
 
 
 def sgd(model):
@@ -95,7 +96,7 @@ def test_few_wide_or_other_layers_run_by_themselves():
         (nn.Sequential(*[nn.Linear(4, 4) for _ in range(5)]), torch.optim.Adam),
     ):
         model = prong.whiten(model)
-        natural = prong.Reparametrizer(model, make(model.parameters(), lr=0.1))
+        natural = reparametrizer(model, make(model.parameters(), lr=0.1))
         assert together(natural) == 0
 
 

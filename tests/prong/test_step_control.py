@@ -7,7 +7,7 @@ import io
 
 import pytest
 import torch
-from exact import EXACT
+from exact import EXACT, reparametrizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import run, share
@@ -50,7 +50,7 @@ def start(mode="fold", *, lr=0.1, bias_lr=None, dtype=WIDE, **options):
         ]
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=0.9)
     options = {**EXACT, "damping": 0.05, "period": 5, "samples": 32, "mode": mode, **options}
-    return model, optimizer, prong.Reparametrizer(model, optimizer, **options)
+    return model, optimizer, reparametrizer(model, optimizer, **options)
 
 
 def train(model, optimizer, natural, first, last, pieces=1, dtype=WIDE):
@@ -254,7 +254,7 @@ def test_a_weight_with_several_uses_has_one_gradient(mode, rows):
     model = prong.whiten(Twice().double())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     options = {**EXACT, "damping": 0.05, "mode": mode, "samples": 64}
-    natural = prong.Reparametrizer(model, optimizer, **options)
+    natural = reparametrizer(model, optimizer, **options)
     natural.initialize([batch(99, 64)[0]], "preserve")
     (100 * loss(model, *batch(0, rows))).backward()
     biases = model.right.bias.grad.square().sum()
@@ -286,7 +286,7 @@ def _trained(rank, size):
             parallel.register_comm_hook(None, prong.sum_by_parameter)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         options = {**EXACT, "damping": 0.05, "period": 12, "samples": 32, **options}
-        natural = prong.Reparametrizer(parallel, optimizer, **options)
+        natural = reparametrizer(parallel, optimizer, **options)
         natural.initialize([batch(99, 64)[0][share(64, rank, size)]])
         part = share(BATCH, rank, size)
         scales = []
@@ -379,7 +379,7 @@ def test_the_bound_of_every_layer_by_hand(name, mode):
     model = prong.whiten(nn.Sequential(make().double()))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
     options = {**EXACT, "damping": 0.05, "mode": mode, "samples": 64}
-    natural = prong.Reparametrizer(model, optimizer, **options)
+    natural = reparametrizer(model, optimizer, **options)
     natural.initialize([torch.randn(64, *shape[1:], dtype=WIDE) + 1], "preserve")
     for accumulated in (1, 2):
         optimizer.zero_grad()
@@ -404,7 +404,7 @@ def test_a_step_below_the_bound_shrinks_by_a_power_of_its_share(name, mode):
     model = prong.whiten(nn.Sequential(make().double()))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
     options = {**EXACT, "damping": 0.05, "mode": mode, "samples": 64}
-    natural = prong.Reparametrizer(model, optimizer, **options)
+    natural = reparametrizer(model, optimizer, **options)
     natural.initialize([torch.randn(64, *shape[1:], dtype=WIDE) + 1], "preserve")
     x = torch.randn(shape, dtype=WIDE)
     for factor in (1e-5, 1e-9, 1e-20):
@@ -458,7 +458,7 @@ def test_a_frozen_weight_leaves_the_bias_a_bound(mode):
     model = prong.whiten(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     options = {**EXACT, "damping": 0.05, "mode": mode, "samples": 64}
-    natural = prong.Reparametrizer(model, optimizer, **options)
+    natural = reparametrizer(model, optimizer, **options)
     natural.initialize([batch(99, 64)[0]], "preserve")
     weight = model[2].weight.clone()
     (1e3 * loss(model, *batch(0))).backward()
@@ -480,7 +480,7 @@ def test_every_layer_of_any_network_keeps_the_bound(network, power, mode, seed):
     model = prong.whiten(model.double().train())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     options = {**EXACT, "damping": 0.05, "mode": mode, "samples": 16, "period": 2}
-    natural = prong.Reparametrizer(model, optimizer, **options)
+    natural = reparametrizer(model, optimizer, **options)
     natural.initialize([torch.randn(16, *shape, dtype=WIDE)])
     for step in range(3):
         optimizer.zero_grad()
@@ -569,7 +569,7 @@ def test_other_optimizers_get_no_limit(make):
     for options in ({}, {"step_limit": None}):
         model = prong.whiten(network(torch.float32))
         optimizer = make(model.parameters())
-        natural = prong.Reparametrizer(model, optimizer, period=5, samples=32, **options)
+        natural = reparametrizer(model, optimizer, period=5, samples=32, **options)
         assert natural.control.limit is None
         natural.initialize([batch(99, 64, torch.float32)[0]])
         train(model, optimizer, natural, 0, 12, dtype=torch.float32)
@@ -583,9 +583,9 @@ def test_beside_another_optimizer_sgd_gets_none_either():
     model = prong.whiten(network())
     first = torch.optim.SGD(model[0].parameters(), lr=0.1)
     second = torch.optim.Adam([*model[2].parameters(), *model[4].parameters()])
-    assert prong.Reparametrizer(model, [first, second]).control.limit is None
+    assert reparametrizer(model, [first, second]).control.limit is None
     other = torch.optim.SGD([*model[2].parameters(), *model[4].parameters()], lr=0.1)
-    assert prong.Reparametrizer(model, [first, other]).control.limit == LIMIT
+    assert reparametrizer(model, [first, other]).control.limit == LIMIT
 
 
 def test_several_optimizers_each_scale_their_own_layers():
@@ -593,7 +593,7 @@ def test_several_optimizers_each_scale_their_own_layers():
     first = torch.optim.SGD(model[0].parameters(), lr=0.1)
     second = torch.optim.SGD([*model[2].parameters(), *model[4].parameters()], lr=0.2)
     options = {**EXACT, "damping": 0.05, "mode": "preconditioned", "samples": 64}
-    natural = prong.Reparametrizer(model, [first, second], **options)
+    natural = reparametrizer(model, [first, second], **options)
     natural.initialize([batch(99, 64)[0]], "preserve")
     (1e3 * loss(model, *batch(0))).backward()
     for optimizer, indices, rate in ((first, (0,), 0.1), (second, (2, 4), 0.2)):
@@ -628,7 +628,7 @@ def test_the_whole_reparametrizer_copies_with_its_model(mode):
     train(model, optimizer, natural, 0, 3)
     twin, other = copy.deepcopy((model, optimizer))
     options = {**EXACT, "damping": 0.05, "period": 5, "samples": 32, "mode": mode, "leading": 0.3}
-    again = prong.Reparametrizer(twin, other, **options)
+    again = reparametrizer(twin, other, **options)
     again.load_state_dict(copy.deepcopy(natural.state_dict()))
     scales = train(model, optimizer, natural, 3, 9)
     assert train(twin, other, again, 3, 9) == scales
