@@ -21,41 +21,11 @@ import torch
 import torch.nn.functional as F
 
 from prong.linalg.layout import from_grouped, to_grouped
+from prong.linalg.preconditioner import inner, times
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
-
-
-def times(
-    rows: Float[Tensor, "groups rows in"],
-    preconditioner: Float[Tensor, "groups in columns"],
-    damping: Float[Tensor, " groups"] | None,
-) -> Float[Tensor, "groups rows in"]:
-    """Rows times P.
-
-    Args:
-        rows: any rows of `in` numbers.
-        preconditioner: P itself, or with a damping its leading directions F `[groups, in, k]`,
-            scaled so that P = (I − F Fᵀ)/ε. Then Fᵀ F is diagonal with λ/(λ + ε) on it.
-        damping: ε of each group, or None where `preconditioner` is P.
-    """
-    if damping is None:
-        return rows @ preconditioner
-    rest = rows - (rows @ preconditioner) @ preconditioner.transpose(1, 2)
-    return rest / damping[:, None, None]
-
-
-def dense_preconditioner(
-    preconditioner: Float[Tensor, "groups in columns"], damping: Float[Tensor, " groups"] | None
-) -> Float[Tensor, "groups in in"]:
-    """P as a matrix."""
-    if damping is None:
-        return preconditioner
-    identity = torch.eye(
-        preconditioner.shape[1], dtype=preconditioner.dtype, device=preconditioner.device
-    )
-    return times(identity.expand(len(preconditioner), -1, -1), preconditioner, damping)
 
 
 class GradientFactors:
@@ -123,12 +93,6 @@ class GradientFactors:
     def _sample(natural: Tensor) -> Tensor:
         flat = natural.reshape(-1)
         return flat[:: max(1, len(flat) // 61)]
-
-
-def inner(left: Tensor, right: Tensor) -> Float[Tensor, ""]:
-    """⟨left, right⟩ over all entries, in float32 at least."""
-    dtype = torch.promote_types(left.dtype, torch.float32)
-    return torch.dot(left.to(dtype).reshape(-1), right.to(dtype).reshape(-1))
 
 
 class NaturalGradient(torch.autograd.Function):

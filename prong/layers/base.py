@@ -24,11 +24,11 @@ from prong.layers.autograd import (
     GradientFactors,
     NaturalGradient,
     ObserveGradient,
-    dense_preconditioner,
     plain_bias,
 )
 from prong.linalg.dtypes import product_dtype
 from prong.linalg.layout import from_grouped, to_grouped
+from prong.linalg.preconditioner import Dense, Preconditioner, preconditioner_of
 from prong.linalg.projection import Phi, to_canonical
 from prong.linalg.roots import root_of_preconditioner
 from prong.statistics.moments import GatheringStream, Moments
@@ -121,13 +121,17 @@ class Whitened(nn.Module):
         """Whether W and d are the parameters, and their gradients are the natural ones."""
         return self.precision_matrix is not None
 
+    @property
+    def preconditioner(self) -> Preconditioner | None:
+        """P of a preconditioned layer, made of its own buffers; None for one that holds U."""
+        if self.precision_matrix is None:
+            return None
+        return preconditioner_of(self.precision_matrix, self.precision_damping)
+
     def phi(self) -> Phi:
         """The present Φ; the tensors are the layer's own, but for a preconditioned layer's U."""
-        whitener = self.whitener
-        if self.precision_matrix is not None:
-            whitener = root_of_preconditioner(
-                dense_preconditioner(self.precision_matrix, self.precision_damping)
-            )
+        held = self.preconditioner
+        whitener = self.whitener if held is None else root_of_preconditioner(held.whole())
         return Phi(self.mean, whitener, output=self.output_whitener)
 
     def phi_buffers(self) -> list[Tensor]:
@@ -135,26 +139,23 @@ class Whitened(nn.Module):
         held = [getattr(self, name) for name in self.PHI]
         return [buffer for buffer in held if buffer is not None]
 
-    def put_preconditioner(
-        self,
-        preconditioner: Float[Tensor, "groups in columns"],
-        damping: Float[Tensor, " groups"] | None,
-    ) -> None:
+    def put_preconditioner(self, new: Preconditioner) -> None:
         """Replace P of a preconditioned layer, in place where the shape is that of before."""
+        matrix = new.matrix if isinstance(new, Dense) else new.directions
         held = self.precision_matrix
-        if held is not None and held.shape == preconditioner.shape:
-            held.copy_(preconditioner)
+        if held is not None and held.shape == matrix.shape:
+            held.copy_(matrix)
         else:
             # One memory layout, whatever found P: a resumed run must multiply in the same order.
-            self.precision_matrix = preconditioner.to(self.mean.dtype).clone(
+            self.precision_matrix = matrix.to(self.mean.dtype).clone(
                 memory_format=torch.contiguous_format
             )
-        if damping is None:
+        if isinstance(new, Dense):
             self.precision_damping = None
         elif self.precision_damping is None:
-            self.precision_damping = damping.to(self.mean.dtype, copy=True)
+            self.precision_damping = new.damping.to(self.mean.dtype, copy=True)
         else:
-            self.precision_damping.copy_(damping)
+            self.precision_damping.copy_(new.damping)
 
     def start_two_sided(self) -> None:
         """Give the layer an output whitener, R = I to begin with."""

@@ -22,12 +22,13 @@ import torch
 from prong.distributed.assignment import Assignment, assign, refresh_cost
 from prong.distributed.merging import Merge
 from prong.linalg.dtypes import wide_dtype
+from prong.linalg.preconditioner import LowRank
 from prong.options import SolveSettings
 from prong.refresh.messages import Message, Part, numbers_part, unit_parts
 from prong.refresh.optimizer_state import carry_state, lost_state, reset_state
-from prong.refresh.preconditioner import find_preconditioner, install
 from prong.refresh.refresh_report import LayerReport
 from prong.refresh.solve import BALANCED, Outcome, find_phi, group_damping
+from prong.refresh.solve_preconditioner import find_preconditioner, install
 from prong.refresh.step_control import weight_norm
 from prong.refresh.window import stop_gathering
 
@@ -223,12 +224,11 @@ class Refresh:
         if outcome.updated and self.init == "balanced":
             norm = norm * balance(unit, norm, outcome.get("damping"), drawn)
         outcome.put(weight_norm=norm)
-        held = unit.layer.precision_matrix
-        whole = held is None or unit.layer.precision_damping is None
+        held = unit.layer.preconditioner
         outcome.put(
             seconds=time.perf_counter() - start,
             rank=self.ranks.index,
-            columns=-1 if held is None or whole else held.shape[2],
+            columns=held.directions.shape[2] if isinstance(held, LowRank) else -1,
             own=float(turn.own),
         )
         turn.outcome.numbers.copy_(outcome.numbers)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from prong.linalg.preconditioner import Dense, LowRank
 from prong.linalg.triangle import pack_upper, triangle_size, unpack_upper
 from prong.refresh.optimizer_state import carried_tensors
 
@@ -129,16 +130,16 @@ def unit_parts(
         def put_whole(matrix: Tensor) -> None:
             if outcome.updated:
                 for each in unit.layers:
-                    each.put_preconditioner(matrix, None)
+                    each.put_preconditioner(Dense(matrix))
 
         groups, features = layer.mean.shape
 
         def held() -> Tensor:
-            found = layer.precision_matrix
-            if found is None or layer.precision_damping is not None:
+            found = layer.preconditioner
+            if not isinstance(found, Dense):
                 # Nothing new, as the numbers say, and directions of before: the length must fit.
                 return layer.mean.new_zeros(groups, features, features)
-            return found
+            return found.matrix
 
         parts.append(_matrix(held, layer.mean, "symmetric", put_whole))
     else:
@@ -187,7 +188,7 @@ def _directions(unit: TiedLayers, columns: int) -> list[Part]:
 
         def put(whole: Tensor) -> None:
             for each in unit.layers:
-                each.put_preconditioner(whole, None)
+                each.put_preconditioner(Dense(whole))
 
         return [_matrix(matrix, layer.mean, "symmetric", put)]
 
@@ -198,7 +199,7 @@ def _directions(unit: TiedLayers, columns: int) -> list[Part]:
     def put_both(flat: Tensor) -> None:
         found, damping = torch.split(flat, [groups * features * columns, groups])
         for each in unit.layers:
-            each.put_preconditioner(found.reshape(groups, features, columns), damping)
+            each.put_preconditioner(LowRank(found.reshape(groups, features, columns), damping))
 
     length = groups * features * columns + groups
     return [Part(length, dtype, lambda: torch.cat([matrix().reshape(-1), epsilon()]), put_both)]

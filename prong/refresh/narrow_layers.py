@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prong.layers.aside import Aside
-from prong.layers.autograd import dense_preconditioner
 from prong.statistics.moments import add_stacked
 
 if TYPE_CHECKING:
@@ -148,9 +147,10 @@ def _is_small(unit: TiedLayers) -> bool:
     return max(layer.weight.shape) <= WIDEST and layer.weight.requires_grad and wide
 
 
-def _dense(layer: Any) -> Tensor:
-    assert layer.precision_matrix is not None
-    return dense_preconditioner(layer.precision_matrix, layer.precision_damping)[0]
+def _dense(layer: Whitened) -> Tensor:
+    held = layer.preconditioner
+    assert held is not None
+    return held.whole()[0]
 
 
 def _add(layers: Sequence[Whitened]) -> None:

@@ -29,7 +29,7 @@ import torch
 from prong.layers.autograd import GradientFactors
 from prong.linalg.dtypes import wide_dtype
 from prong.linalg.layout import to_grouped
-from prong.refresh.preconditioner import Preconditioner, weight_square
+from prong.linalg.preconditioner import Dense, weight_square
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -268,29 +268,29 @@ class StepControl:
         if len(taken) == 1 and taken[0] is not None:
             return taken[0]
         layer = unit.layer
-        assert layer.precision_matrix is not None
-        dtype = torch.promote_types(natural.dtype, layer.precision_matrix.dtype)
+        held = layer.preconditioner
+        assert held is not None
+        dtype = torch.promote_types(natural.dtype, layer.mean.dtype)
         groups = layer.feature_groups
         rows = to_grouped(natural.to(dtype), groups, layer.TRANSPOSED).flatten(1, 2)
         size, index = self.ranks.size, self.ranks.index
         if size > 1:
             # The ranks hold the same gradients: each takes its share of the work.
             rows = rows[:, index * rows.shape[1] // size : (index + 1) * rows.shape[1] // size]
-        return weight_square(rows, Preconditioner.of(layer, dtype), self._inverse(unit, dtype))
+        return weight_square(rows, held.to(dtype), self._inverse(unit, dtype))
 
     def _inverse(self, unit: TiedLayers, dtype: torch.dtype) -> Tensor | None:
         """P⁻¹ of a whole P, computed once per reparametrisation."""
-        layer = unit.layer
-        preconditioner = layer.precision_matrix
-        assert preconditioner is not None
-        if layer.precision_damping is not None:
+        preconditioner = unit.layer.preconditioner
+        if not isinstance(preconditioner, Dense):
             self._inverses.pop(unit.name, None)
             return None
+        matrix = preconditioner.matrix
         held = self._inverses.get(unit.name)
         # By identity: memory of a tensor that was let go may hold another one.
-        if held is None or held[0] is not preconditioner or held[1] != preconditioner._version:
-            inverse = torch.linalg.inv(preconditioner.to(dtype))
-            held = self._inverses[unit.name] = (preconditioner, preconditioner._version, inverse)
+        if held is None or held[0] is not matrix or held[1] != matrix._version:
+            inverse = torch.linalg.inv(matrix.to(dtype))
+            held = self._inverses[unit.name] = (matrix, matrix._version, inverse)
         return held[2].to(dtype)
 
     def _measure_weights(self) -> None:
@@ -312,10 +312,11 @@ def weight_norm(unit: TiedLayers) -> Tensor:
     """‖V‖ of a unit, a scalar in float64 (float32 on Apple's GPUs)."""
     layer = unit.layer
     dtype = wide_dtype(unit.weight.device)
-    if layer.precision_matrix is None:
+    held = layer.preconditioner
+    if held is None:
         norm: Tensor = torch.linalg.vector_norm(unit.weight.detach(), dtype=dtype)
         return norm
     # Φ's own precision is enough: this is a bound's reference.
-    narrow = layer.precision_matrix.dtype
+    narrow = layer.mean.dtype
     rows = layer.grouped_weight(narrow).detach().flatten(1, 2)
-    return weight_square(rows, Preconditioner.of(layer, narrow)).to(dtype).sqrt()
+    return weight_square(rows, held.to(narrow)).to(dtype).sqrt()

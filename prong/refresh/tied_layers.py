@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from prong.layers.autograd import dense_preconditioner
 from prong.layers.base import Whitened
 from prong.linalg.dtypes import wide_dtype
 from prong.linalg.layout import from_grouped
+from prong.linalg.preconditioner import Dense
 from prong.linalg.projection import Phi, from_canonical, to_canonical
 from prong.linalg.roots import root_of_preconditioner
 from prong.statistics.moments import Moments
@@ -63,15 +63,11 @@ class TiedLayers:
         layer = self.layer
         dtype = wide_dtype(layer.weight.device)
         output = layer.output_whitener
-        if layer.precision_matrix is None:
+        held = layer.preconditioner
+        if held is None:
             whitener = layer.whitener.to(dtype, copy=True)
         else:
-            whitener = root_of_preconditioner(
-                dense_preconditioner(
-                    layer.precision_matrix.to(dtype),
-                    None if layer.precision_damping is None else layer.precision_damping.to(dtype),
-                )
-            )
+            whitener = root_of_preconditioner(held.to(dtype).whole())
         return Phi(
             layer.mean.to(dtype, copy=True),
             whitener,
@@ -155,7 +151,7 @@ class TiedLayers:
                 layer.whitener.copy_(new.whitener)
             else:
                 full = new.whitener.transpose(1, 2) @ new.whitener
-                layer.put_preconditioner(full, None)
+                layer.put_preconditioner(Dense(full))
             if layer.output_whitener is not None and new.output is not None:
                 layer.output_whitener.copy_(new.output)
 

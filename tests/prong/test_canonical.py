@@ -10,8 +10,9 @@ from exact import EXACT, reparametrizer
 from torch import nn
 
 import prong
-from prong.layers.autograd import dense_preconditioner
-from prong.refresh.preconditioner import Frame, Preconditioner, fit, leading
+from prong.linalg.preconditioner import Dense
+from prong.refresh.fit import Frame, fit
+from prong.refresh.solve_preconditioner import leading
 
 WIDTHS = (90, 70, 60)
 
@@ -33,24 +34,22 @@ def test_leading_directions_define_p():
     sigma, epsilon = covariance(), torch.tensor([0.05], dtype=torch.float64)
     found = leading(sigma, epsilon, 0.1, None)
     assert found is not None
-    assert found.matrix.shape[2] == 6
+    assert found.directions.shape[2] == 6
     values, vectors = torch.linalg.eigh(sigma[0])
     of_six = (vectors[:, -6:] * values[-6:]) @ vectors[:, -6:].T
     wanted = torch.linalg.inv(of_six + 0.05 * torch.eye(90, dtype=torch.float64))
-    assert (dense_preconditioner(found.matrix, found.damping)[0] - wanted).abs().max() < 1e-8
+    assert (found.whole()[0] - wanted).abs().max() < 1e-8
     rows = torch.randn(1, 4, 90, dtype=torch.float64)
-    back = found.divided(found.times(rows.transpose(1, 2)).transpose(1, 2))
+    back = found.divided(found.times(rows))
     assert (back - rows).abs().max() < 1e-9
 
 
 def test_a_warm_start_follows_a_covariance_that_moved_a_little():
     epsilon = torch.tensor([0.05], dtype=torch.float64)
     start = leading(covariance(0), epsilon, 0.1, None)
-    warm = leading(covariance(1), epsilon, 0.1, start.matrix)
+    warm = leading(covariance(1), epsilon, 0.1, start.directions)
     cold = leading(covariance(1), epsilon, 0.1, None)
-    difference = dense_preconditioner(*vars(warm).values()) - dense_preconditioner(
-        *vars(cold).values()
-    )
+    difference = warm.whole() - cold.whole()
     assert difference.abs().max() * 0.05 < 1e-3
 
 
@@ -65,7 +64,7 @@ def test_condition_and_error_are_those_of_the_decomposition(shifted):
     sigma = covariance() + 0.05 * identity
     shift = torch.linspace(-1, 1, 90, dtype=torch.float64).unsqueeze(0) if shifted else None
     precision = torch.linalg.inv(covariance(3) + 0.05 * identity)
-    condition, error = fit(Preconditioner(precision, None), Frame(sigma), shift)
+    condition, error = fit(Dense(precision), Frame(sigma), shift)
     if shift is not None:
         sigma = sigma + shift.T @ shift
     values = torch.linalg.eigvals(precision[0] @ sigma[0]).real
@@ -106,8 +105,7 @@ def test_leading_directions_take_the_path_of_their_p(batch, limit):
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     dense.load_state_dict(copy.deepcopy(natural.state_dict()))
     for layer in (twin[0], twin[2]):
-        whole = dense_preconditioner(layer.precision_matrix, layer.precision_damping)
-        layer.put_preconditioner(whole, None)
+        layer.put_preconditioner(Dense(layer.preconditioner.whole()))
     dense.control.forget()  # ‖V‖, too, is found from either form of P
     advance(model, optimizer, natural, 4, 7, batch)
     advance(twin, other, dense, 4, 7, batch)
@@ -200,7 +198,7 @@ def test_the_step_control_measures_the_gradient_that_is_used(change, share):
     assert layer.last_pass._square is not None
     wanted = {}
     for name, each in (("0", model[0]), ("2", model[2])):
-        whole = dense_preconditioner(each.precision_matrix, each.precision_damping)[0]
+        whole = each.preconditioner.whole()[0]
         inverse, gradient = torch.linalg.inv(whole), each.weight.grad
         square = ((gradient @ inverse) * gradient).sum() + each.bias.grad.square().sum()
         # W has moved by rounding only since the last reparametrisation, at step 4: ρ is 1e-9.

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import prong
-from prong.layers.autograd import dense_preconditioner
 
 
 def network(dtype=torch.float32, seed=0):
@@ -265,7 +264,7 @@ def norms_of(layer):
     )
     inverse = torch.eye(layer.mean.shape[1], dtype=torch.float64)
     if layer.preconditioned:
-        dense = dense_preconditioner(layer.precision_matrix, layer.precision_damping)
+        dense = layer.preconditioner.whole()
         inverse = torch.linalg.inv(dense[0].double())
     # Taps outermost: rows of `in` numbers.
     taps = weight.shape[1] // len(inverse)

@@ -15,7 +15,6 @@ from random_networks import networks
 from torch import nn
 
 import prong
-from prong.layers.autograd import dense_preconditioner
 
 MODES = ["fold", "activations", "preconditioned"]
 WIDE = torch.float64
@@ -89,7 +88,7 @@ def square_in_v(layer, tensor):
     rows = rows_of(layer, tensor.detach().double())
     if not layer.preconditioned:
         return float(rows.square().sum())
-    dense = dense_preconditioner(layer.precision_matrix, layer.precision_damping).double()
+    dense = layer.preconditioner.whole().double()
     return float(((rows @ torch.linalg.inv(dense)) * rows).sum())
 
 

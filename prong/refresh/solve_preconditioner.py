@@ -1,0 +1,234 @@
+"""A reparametrisation of a preconditioned layer: P = (Σ + εI)⁻¹ itself, without a root.
+
+W stays as it is, whatever P is, so nothing here can change the function but d, which takes up the
+new mean, d′ = d + Σ_taps W (c′ − c). That is why the parameters' own precision is enough for P.
+Momentum in W's coordinates is m = (m_W − m_b cᵀ) P and follows as
+
+    m′ = (m P⁻¹ − m_d (c′ − c)ᵀ) P′.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from prong.linalg.conditioning import fixed_signs
+from prong.linalg.layout import from_grouped, to_grouped
+from prong.linalg.preconditioner import Dense, LowRank, Preconditioner
+from prong.linalg.roots import TOLERANCE, RootFailure, damped, whitening_root
+from prong.options import SolveSettings
+from prong.refresh.fit import AFTER, Frame, fit
+from prong.refresh.optimizer_state import reset_state
+from prong.refresh.solve import FALLBACKS, Outcome, group_damping
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from prong.refresh.tied_layers import TiedLayers
+    from prong.statistics.moments import Moments
+
+_PROBES = 4
+_FIRST = 32
+_SPARE = 8
+_SHARE = 3  # With more than in/3 directions, 2 k products an input row cost about what P does.
+
+
+def leading(
+    covariance: Float[Tensor, "groups in in"],
+    damping: Float[Tensor, " groups"],
+    share: float,
+    start: Float[Tensor, "groups in k"] | None,
+) -> LowRank | None:
+    """P = (Σ_k + εI)⁻¹, with the k directions of Σ whose eigenvalues exceed `share` · ε.
+
+    Σ_k is what it says, k Ritz pairs of Σ found by subspace iteration: everything after is exact
+    for this P. A direction left out, of eigenvalue λ, is scaled by 1/ε instead of 1/(λ + ε).
+
+    Args:
+        covariance: Σ.
+        damping: ε.
+        share: how small an eigenvalue may be left out, in units of ε.
+        start: directions of before, which one iteration brings up to date; None for none.
+
+    Returns:
+        None where so many directions are needed that P itself is cheaper.
+    """
+    groups, size = covariance.shape[:2]
+    most = size // _SHARE
+    if most <= _SPARE:
+        return None
+    kept = 0 if start is None else start.shape[2]
+    basis = covariance.new_zeros(groups, size, 0) if start is None else start
+    iterations = 1
+    width = min(most, max(_FIRST, kept + _SPARE))
+    while True:
+        if width > kept:
+            fresh = fixed_signs(size, width, covariance.dtype, covariance.device)[:, kept:]
+            basis = torch.cat([basis, fresh.expand(groups, -1, -1)], 2)
+        if start is None or kept == 0:
+            iterations = 3
+        for _ in range(iterations):
+            basis, _ = torch.linalg.qr(covariance @ torch.linalg.qr(basis)[0])
+        values, vectors = torch.linalg.eigh(basis.transpose(1, 2) @ covariance @ basis)
+        basis = basis @ vectors
+        wanted = int((values > share * damping[:, None]).sum(1).max())
+        if wanted <= width - 2 or width == most:
+            break
+        kept, width, start = width, min(most, 2 * width), None
+    if wanted > most - 2 or not bool(torch.isfinite(values).all()):
+        return None
+    values, basis = values[:, -max(wanted, 1) :].clamp(min=0), basis[..., -max(wanted, 1) :]
+    gains = values / (values + damping[:, None])
+    return LowRank((basis * gains.sqrt().unsqueeze(1)).contiguous(), damping)
+
+
+def find_preconditioner(
+    unit: TiedLayers, moments: Moments, whitening: SolveSettings
+) -> tuple[Outcome, Preconditioner | None, Tensor]:
+    """New P and c of one preconditioned unit, full whitening.
+
+    Args:
+        unit: the layers that share P.
+        moments: of all their inputs, over all ranks.
+        whitening: what to do; its root does not matter, since all give this P.
+
+    Returns:
+        The numbers to report, P `[groups, in, in]` (None if the old one is to be kept), and c.
+    """
+    layer, held = unit.layer, unit.layer.preconditioner
+    assert held is not None
+    outcome = Outcome.empty(moments.mean.device)
+    outcome.put(
+        updated=0,
+        reason=0,
+        fallback=0,
+        examples=moments.examples,
+        samples=moments.count,
+        rejected=moments.rejected,
+    )
+    mean = moments.mean if unit.centred else torch.zeros_like(moments.mean)
+    if not float(moments.count) > 0:
+        outcome.put(reason=1)
+        return outcome, None, mean
+    damping = group_damping(moments, whitening)
+    if bool((damping < torch.finfo(torch.float32).tiny).any()):
+        outcome.put(reason=4)
+        return outcome, None, mean
+    covariance = moments.covariance() if unit.centred else moments.second_moment(mean)
+    matrix = damped(covariance, damping)
+    if not bool(torch.isfinite(matrix).all()):
+        outcome.put(reason=2, fallback=3)
+        return outcome, None, mean
+    old = held.to(matrix.dtype)
+    shift = moments.mean - layer.mean.to(mean.dtype)
+    frame = Frame(matrix)
+    condition, error = fit(old, frame, shift if unit.centred else None)
+    outcome.put(condition_before=condition, whitening_error_before=error)
+    try:
+        preconditioner, fallback = _found(old, covariance, damping, whitening)
+    except RootFailure:
+        outcome.put(reason=2, fallback=3)
+        return outcome, None, mean
+    condition, error = fit(preconditioner, frame, None, AFTER)
+    outcome.put(condition_after=condition, whitening_error=error)
+    outcome.put(
+        updated=1,
+        fallback=FALLBACKS.index(fallback),
+        effective_dimension=preconditioner.effective_dimension(damping),
+        damping=damping.mean(),
+    )
+    return outcome, preconditioner, mean
+
+
+def _found(
+    old: Preconditioner, covariance: Tensor, damping: Tensor, whitening: SolveSettings
+) -> tuple[Preconditioner, str]:
+    """P by its leading directions where they were asked for and are few, else whole."""
+    if whitening.leading is not None:
+        start = old.directions if isinstance(old, LowRank) else None
+        few = leading(covariance, damping, whitening.leading, start)
+        if few is not None:
+            return few, ""
+    inverted, fallback = inverse(covariance, damping, whitening.decomposition_dtype)
+    return Dense(inverted), fallback
+
+
+def inverse(covariance: Tensor, damping: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
+    """(Σ + εI)⁻¹ by Cholesky's factorisation in `dtype`; failing that, by roots in float64.
+
+    Raises:
+        RootFailure: if nothing inverts it.
+    """
+    matrix = damped(covariance.to(dtype), damping.to(dtype))
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if not bool((info != 0).any()):
+        preconditioner = torch.cholesky_inverse(factor)
+        probes = fixed_signs(matrix.shape[-1], _PROBES, dtype, matrix.device)
+        missed = preconditioner @ (matrix @ probes) - probes
+        if float(missed.square().mean().sqrt()) <= TOLERANCE:
+            return preconditioner.to(covariance.dtype), ""
+    root = whitening_root(covariance, damping, "cholesky", torch.float64)
+    return root.whitener.transpose(1, 2) @ root.whitener, root.fallback or "float64"
+
+
+@torch.no_grad()
+def install(
+    unit: TiedLayers,
+    preconditioner: Preconditioner,
+    mean: Tensor,
+    optimizers: Sequence[Optimizer],
+    rule: str,
+) -> bool:
+    """Put in P′ and c′, and let d and the momentum follow.
+
+    Returns:
+        False, with nothing changed, if a bias or a momentum would not be finite.
+    """
+    layer, old = unit.layer, unit.layer.preconditioner
+    assert old is not None
+    groups = layer.feature_groups
+    dtype = preconditioner.dtype
+    shift = mean.to(dtype) - layer.mean.to(dtype)
+    column = shift.unsqueeze(-1)
+    written: list[tuple[Tensor, Tensor]] = []
+    if unit.centred:
+        moved = (layer.grouped_weight(dtype).sum(2) @ column).reshape(-1)
+        written += [(bias, bias.to(dtype) + moved) for bias in unit.biases]
+    for optimizer in optimizers:
+        held = {
+            p: value
+            for p in unit.parameters
+            if torch.is_tensor(value := optimizer.state.get(p, {}).get("momentum_buffer"))
+        }
+        if rule == "reset" or not held:
+            continue
+        weight = held.get(unit.weight)
+        biases = [(held[b], held[b].to(dtype)) for b in unit.biases if b in held]
+        wide = None
+        if weight is not None:
+            wide = to_grouped(weight.to(dtype), groups, layer.TRANSPOSED)
+        if weight is not None and wide is not None:
+            covector = old.to(dtype).divided(wide.flatten(1, 2))
+            carried = preconditioner.times(covector)
+            carried = carried.reshape(wide.shape)
+            if unit.centred and biases:
+                total = torch.stack([value for _, value in biases]).sum(0).reshape(groups, -1)
+                moved = preconditioner.times(shift.unsqueeze(1))
+                carried = carried - total[:, :, None, None] * moved[:, :, None]
+            written.append((weight, from_grouped(carried, weight.shape, layer.TRANSPOSED)))
+    if not all(bool(torch.isfinite(value).all()) for _, value in written):
+        return False
+    for tensor, value in written:
+        tensor.copy_(value)
+    if rule == "reset":
+        for optimizer in optimizers:
+            reset_state(optimizer, unit.parameters)
+    for each in unit.layers:
+        each.put_preconditioner(preconditioner)
+        each.mean.copy_(mean)
+    return True
