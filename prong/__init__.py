@@ -26,5 +26,5 @@ from prong.options import TwoSided as TwoSided
 from prong.options import Whitening as Whitening
 from prong.refresh.refresh_report import LayerReport as LayerReport
 from prong.refresh.refresh_report import RefreshReport as RefreshReport
-from prong.refresh.saved_moments import merge_moments as merge_moments
+from prong.refresh.saved_state import merge_moments as merge_moments
 from prong.reparametrizer import Reparametrizer as Reparametrizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 
@@ -155,6 +155,44 @@ def check_positive(argument: str, value: object, kind: type) -> None:
         raise TypeError(f"{argument}={value!r}: a positive {kind.__name__} is needed")
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{argument}={value!r}: it must be positive and finite")
+
+
+_Group = TypeVar("_Group", Whitening, Savings, TwoSided)
+
+
+def check_group(
+    argument: str, value: _Group | None, kind: type[_Group], first: str
+) -> _Group | None:
+    """Refuse what is not such a group of options, as a name alone once was."""
+    if value is None or isinstance(value, kind):
+        return value
+    wanted = kind.__name__
+    hint = f"prong.{wanted}({first}={value!r})" if isinstance(value, str) else f"a prong.{wanted}"
+    raise TypeError(f"{argument}={value!r}: {hint} is needed")
+
+
+def settings_of(
+    whitening: Whitening,
+    savings: Savings,
+    two_sided: TwoSided | None,
+    damping: float,
+    plain_sgd: bool,
+) -> SolveSettings:
+    """What a reparametrisation is to do, with the root decided."""
+    root = whitening.root
+    if root == "auto":
+        # D acts on single whitened units, so it matters which they are; the path of SGD does not
+        # depend on them. Of the others the symmetric root generalises best.
+        root = "pca" if whitening.batch_diagonal else "cholesky" if plain_sgd else "zca"
+    return SolveSettings(
+        kind=whitening.kind,
+        root=root,
+        momentum=whitening.momentum,
+        decomposition_dtype=whitening.decomposition_dtype,
+        damping=damping,
+        leading=savings.leading if whitening.kind == "full" else None,
+        two_sided=two_sided,
+    )
 
 
 _WHITENING = ("root", "momentum", "positions", "decomposition_dtype", "batch_diagonal")

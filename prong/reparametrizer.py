@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,37 +14,35 @@ from prong.convert import LayerStatus, coverage, is_compiled, unwrap
 from prong.distributed.ranks import Ranks
 from prong.distributed.sharding import refuse_flat, refuse_shards
 from prong.extensions.batch_diagonal import BatchDiagonal
-from prong.extensions.two_sided import sampled_loss
+from prong.extensions.two_sided import observe_sampled, sampled_loss
 from prong.layers.base import Whitened
 from prong.options import (
     INITS,
     Savings,
-    SolveSettings,
     TwoSided,
     Whitening,
+    check_group,
     check_name,
     check_positive,
     refuse_old_keywords,
+    settings_of,
 )
-from prong.refresh.collect import Forward, call_order, default_forward, enough, gather
+from prong.refresh.collect import Forward, default_forward, enough, gather, in_call_order
 from prong.refresh.exchange import Refresh, assignment
 from prong.refresh.modes import chosen_mode, convert, refusal
 from prong.refresh.narrow_layers import SmallLayers
 from prong.refresh.refresh_report import LayerReport, RefreshReport
-from prong.refresh.saved_moments import pack_moments, unpack_moments
+from prong.refresh.saved_state import pack_state, unpack_state
 from prong.refresh.schedule import Schedule
 from prong.refresh.step_control import StepControl
 from prong.refresh.tied_layers import TiedLayers, tied_layers_of
-from prong.refresh.window import BatchesSeen, Gathering, stop_gathering
+from prong.refresh.window import Gathering, stop_gathering
 
 if TYPE_CHECKING:
     import torch.distributed as dist
     from torch.optim import Optimizer
 
     from prong.statistics.moments import GatheringStream
-
-
-_Group = TypeVar("_Group", Whitening, Savings, TwoSided)
 
 
 class Reparametrizer:
@@ -122,9 +120,9 @@ class Reparametrizer:
         check_positive("damping", damping, float)
         if step_limit is not None:
             check_positive("step_limit", step_limit, float)
-        whitening = _group("whitening", whitening, Whitening, "kind") or Whitening()
-        savings = _group("savings", savings, Savings, "leading") or Savings()
-        two_sided = _group("two_sided", two_sided, TwoSided, "statistics")
+        whitening = check_group("whitening", whitening, Whitening, "kind") or Whitening()
+        savings = check_group("savings", savings, Savings, "leading") or Savings()
+        two_sided = check_group("two_sided", two_sided, TwoSided, "statistics")
         self.model = unwrap(model)
         self.optimizers = optimizers_of(optimizer)
         refuse_flat(self.model)
@@ -140,7 +138,7 @@ class Reparametrizer:
         if is_compiled(model):
             # Every turn, and every other number of directions, would be one more graph.
             savings = Savings(leading=None, spread=False, early=savings.early)
-        self.settings = _settings(whitening, savings, two_sided, float(damping), plain_sgd)
+        self.settings = settings_of(whitening, savings, two_sided, float(damping), plain_sgd)
         self.period, self.samples = period, samples
         self.batches, self.forward = batches, forward
         self.ranks = Ranks(process_group)
@@ -271,9 +269,8 @@ class Reparametrizer:
             gather(self.model, self._trainable(), kept, self.forward)
             layers, notes = self._reparametrised(self.units)
         else:
-            place = self._call_order(kept[0])
-            for unit in sorted(self.units, key=lambda u: min(place[layer] for layer in u.layers)):
-                wanted = [layer for layer in unit.layers if place[layer] < len(place)]
+            order = in_call_order(self.model, self.units, kept[0], self.forward, self.ranks)
+            for unit, wanted in order:
                 if wanted and unit.weight.requires_grad:
                     gather(self.model, wanted, kept, self.forward, only_these=True)
                 found, lost = self._reparametrised([unit], init)
@@ -305,15 +302,8 @@ class Reparametrizer:
         layers = [layer for layer in self._layers() if layer.backward_moments is not None]
         if not layers:
             return False
-        loss = sampled_loss(outputs, likelihood)
         weights = [unit.weight for unit in self.units if unit.weight.requires_grad]
-        for layer in layers:
-            layer.gradients_wanted = True
-        try:
-            torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
-        finally:
-            for layer in layers:
-                layer.gradients_wanted = False
+        observe_sampled(layers, sampled_loss(outputs, likelihood), weights)
         return True
 
     def state_dict(self) -> dict[str, Any]:
@@ -325,21 +315,13 @@ class Reparametrizer:
             dict.
         """
         self.small.settle()
-        tensors = pack_moments(self._owners())
-        if self.diagonal is not None:
-            for name, damping in self.diagonal.damping.items():
-                tensors[f"{name}.damping"] = damping.clone()
-        meta = {
-            "version": 1,
-            "steps": self.steps,
-            "gathered": self.gathering.steps,
-            "batches_seen": None if self.gathering.seen is None else vars(self.gathering.seen),
-            "fallbacks": self.fallbacks,
-            "control": self.control.state(),
-        }
-        for name, norm in self.control.norms.items():
-            tensors[f"{name}.weight_norm"] = norm.clone()
-        return {"meta": meta, "tensors": tensors}
+        return pack_state(
+            self.units,
+            self.gathering,
+            self.control,
+            None if self.diagonal is None else self.diagonal.damping,
+            {"steps": self.steps, "fallbacks": self.fallbacks},
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` gave, after the model and the optimizer took over theirs.
@@ -347,34 +329,18 @@ class Reparametrizer:
         Raises:
             ValueError: if the state is of another version or of another model.
         """
-        meta, tensors = state["meta"], state["tensors"]
-        if meta.get("version") != 1:
-            raise ValueError(f"state: version {meta.get('version')!r}; allowed is 1")
-        dampings = {f"{unit.name}.damping": unit.name for unit in self.units}
-        norms = {f"{unit.name}.weight_norm": unit for unit in self.units}
-        others = {*dampings, *norms}
-        moments = {name: value for name, value in tensors.items() if name not in others}
         two_sided = self.settings.two_sided
-        empirical = two_sided is not None and two_sided.statistics == "empirical"
-        unpack_moments(self._owners(), moments, gradients_wanted=empirical)
-        self.steps, self.fallbacks = int(meta["steps"]), int(meta["fallbacks"])
-        seen = meta.get("batches_seen")
-        self.gathering.seen = None if seen is None else BatchesSeen(**seen)
-        self.gathering.steps = int(meta["gathered"])
+        counts, dampings = unpack_state(
+            state,
+            self.units,
+            self.gathering,
+            self.control,
+            empirical=two_sided is not None and two_sided.statistics == "empirical",
+        )
+        self.steps, self.fallbacks = counts["steps"], counts["fallbacks"]
         self.small.arrange()
-        self.control.steps = self.steps
-        self.control.load(meta.get("control", {}))
-        self.control.forget()
-        for name, unit in norms.items():
-            if name in tensors:
-                self.control.measured(unit, tensors[name].to(unit.weight.device, copy=True))
         if self.diagonal is not None:
-            device = self.units[0].weight.device
-            self.diagonal.damping = {
-                dampings[name]: value.to(device, copy=True)
-                for name, value in tensors.items()
-                if name in dampings
-            }
+            self.diagonal.damping = dampings
 
     def convert(self, mode: str) -> str:
         """Let every whitened layer run in another mode; function and momentum stay, to rounding.
@@ -415,25 +381,12 @@ class Reparametrizer:
     def _layers(self) -> list[Whitened]:
         return [layer for unit in self.units for layer in unit.layers]
 
-    def _owners(self) -> dict[str, Whitened]:
-        """Layers by a name that is unique also where several share a weight."""
-        return {f"{u.name}.{i}": layer for u in self.units for i, layer in enumerate(u.layers)}
-
     def _trainable(self) -> list[Whitened]:
         """Layers whose statistics are wanted; a frozen layer keeps its Φ."""
         return [u_layer for u in self.units if u.weight.requires_grad for u_layer in u.layers]
 
     def _kept(self, batches: Iterable[Any]) -> list[Any]:
         return enough(batches, self.samples, self.units[0].weight.device, self.ranks)
-
-    def _call_order(self, batch: Any) -> dict[Whitened, int]:
-        """Each layer's place in a forward pass of the first rank; their number if never called."""
-        layers = self._layers()
-        order = call_order(self.model, layers, batch, self.forward)
-        places = [order.index(layer) if layer in order else len(layers) for layer in layers]
-        agreed = torch.tensor(places, device=self.units[0].weight.device)
-        self.ranks.broadcast_([agreed])
-        return dict(zip(layers, agreed.tolist(), strict=True))
 
     def _reparametrised(
         self, units: Sequence[TiedLayers], init: str = "preserve"
@@ -460,36 +413,3 @@ class Reparametrizer:
         self.fallbacks += report.fallbacks
         self.report = report
         return report
-
-
-def _group(argument: str, value: _Group | None, kind: type[_Group], first: str) -> _Group | None:
-    """Refuse what is not such a group of options, as a name alone once was."""
-    if value is None or isinstance(value, kind):
-        return value
-    wanted = kind.__name__
-    hint = f"prong.{wanted}({first}={value!r})" if isinstance(value, str) else f"a prong.{wanted}"
-    raise TypeError(f"{argument}={value!r}: {hint} is needed")
-
-
-def _settings(
-    whitening: Whitening,
-    savings: Savings,
-    two_sided: TwoSided | None,
-    damping: float,
-    plain_sgd: bool,
-) -> SolveSettings:
-    """What a reparametrisation is to do, with the root decided."""
-    root = whitening.root
-    if root == "auto":
-        # D acts on single whitened units, so it matters which they are; the path of SGD does not
-        # depend on them. Of the others the symmetric root generalises best.
-        root = "pca" if whitening.batch_diagonal else "cholesky" if plain_sgd else "zca"
-    return SolveSettings(
-        kind=whitening.kind,
-        root=root,
-        momentum=whitening.momentum,
-        decomposition_dtype=whitening.decomposition_dtype,
-        damping=damping,
-        leading=savings.leading if whitening.kind == "full" else None,
-        two_sided=two_sided,
-    )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prong.refresh.saved_moments import merge_moments
+from prong.refresh.saved_state import merge_moments
 
 Tensors = dict[str, Tensor]
 _CPU, _CUDA = "rng.cpu", "rng.cuda"

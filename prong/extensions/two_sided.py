@@ -13,8 +13,12 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Float
     from torch import Tensor
+
+    from prong.layers.base import Whitened
 
 Likelihood = Literal["categorical", "bernoulli", "gaussian"]
 LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
@@ -44,3 +48,22 @@ def sampled_loss(outputs: Float[Tensor, "batch *rest"], likelihood: str) -> Floa
         drawn = values.detach() + torch.randn_like(values)
         return 0.5 * (values - drawn).square().sum() / number
     raise ValueError(f"likelihood={likelihood!r}: allowed are {', '.join(LIKELIHOODS)}")
+
+
+def observe_sampled(
+    layers: Sequence[Whitened], loss: Float[Tensor, ""], weights: Sequence[Tensor]
+) -> None:
+    """Let layers see the gradients of a sampled loss; `.grad` and the graph stay as they are.
+
+    Args:
+        layers: those that gather statistics of δ.
+        loss: what `sampled_loss` gave.
+        weights: parameters that the loss depends on.
+    """
+    for layer in layers:
+        layer.gradients_wanted = True
+    try:
+        torch.autograd.grad(loss, list(weights), retain_graph=True, allow_unused=True)
+    finally:
+        for layer in layers:
+            layer.gradients_wanted = False

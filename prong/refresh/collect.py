@@ -14,6 +14,7 @@ from prong.statistics.moments import Moments
 
 if TYPE_CHECKING:
     from prong.distributed.ranks import Ranks
+    from prong.refresh.tied_layers import TiedLayers
 
 Forward = Callable[[nn.Module, Any], object]
 
@@ -197,3 +198,34 @@ def call_order(
         for handle in handles:
             handle.remove()
     return order
+
+
+def in_call_order(
+    model: nn.Module,
+    units: Sequence[TiedLayers],
+    batch: Any,
+    forward: Forward,
+    ranks: Ranks,
+) -> list[tuple[TiedLayers, list[Whitened]]]:
+    """Units in the order in which the first rank's forward pass calls them, never called ones last.
+
+    Args:
+        model: the model that holds the units.
+        units: all of them.
+        batch: what to run.
+        forward: how to run it.
+        ranks: those that have to agree.
+
+    Returns:
+        Each unit with those of its layers that are called.
+    """
+    layers = [layer for unit in units for layer in unit.layers]
+    order = call_order(model, layers, batch, forward)
+    places = [order.index(layer) if layer in order else len(layers) for layer in layers]
+    agreed = torch.tensor(places, device=layers[0].weight.device)
+    ranks.broadcast_([agreed])
+    place = dict(zip(layers, agreed.tolist(), strict=True))
+    return [
+        (unit, [layer for layer in unit.layers if place[layer] < len(layers)])
+        for unit in sorted(units, key=lambda u: min(place[layer] for layer in u.layers))
+    ]

@@ -1,0 +1,177 @@
+"""What a resumed run needs besides the model and the optimizer: counts, statistics, norms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prong.refresh.collect import new_backward_moments, new_moments
+from prong.refresh.window import BatchesSeen
+from prong.statistics.moments import Moments
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from prong.layers.base import Whitened
+    from prong.refresh.step_control import StepControl
+    from prong.refresh.tied_layers import TiedLayers
+    from prong.refresh.window import Gathering
+
+VERSION = 1
+KINDS = ("moments", "backward_moments")
+
+
+def pack_state(
+    units: Sequence[TiedLayers],
+    gathering: Gathering,
+    control: StepControl,
+    dampings: Mapping[str, Tensor] | None,
+    counts: Mapping[str, int],
+) -> dict[str, Any]:
+    """The state of a `Reparametrizer`: `{"meta": plain numbers, "tensors": tensors by name}`.
+
+    Args:
+        units: all of the model.
+        gathering: where the window of statistics stands.
+        control: ‖V‖ of every unit, and the highest rates so far.
+        dampings: ε of each group by unit, of the per-batch D; None without.
+        counts: further numbers.
+    """
+    tensors = pack_moments(_owners(units))
+    for name, damping in (dampings or {}).items():
+        tensors[f"{name}.damping"] = damping.clone()
+    for name, norm in control.norms.items():
+        tensors[f"{name}.weight_norm"] = norm.clone()
+    meta = {
+        "version": VERSION,
+        **counts,
+        "gathered": gathering.steps,
+        "batches_seen": None if gathering.seen is None else vars(gathering.seen),
+        "control": control.state(),
+    }
+    return {"meta": meta, "tensors": tensors}
+
+
+def unpack_state(
+    state: Mapping[str, Any],
+    units: Sequence[TiedLayers],
+    gathering: Gathering,
+    control: StepControl,
+    *,
+    empirical: bool,
+) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """Give `gathering`, `control` and the layers what `pack_state` took.
+
+    Args:
+        state: what it gave.
+        units: all of the model.
+        gathering: takes over its window.
+        control: takes over its norms and rates.
+        empirical: whether gradients of the loss count for two-sided whitening.
+
+    Returns:
+        `steps` and `fallbacks`, and ε by unit of the per-batch D.
+
+    Raises:
+        ValueError: if the state is of another version or of another model.
+    """
+    meta, tensors = state["meta"], state["tensors"]
+    if meta.get("version") != VERSION:
+        raise ValueError(f"state: version {meta.get('version')!r}; allowed is {VERSION}")
+    dampings = {f"{unit.name}.damping": unit.name for unit in units}
+    norms = {f"{unit.name}.weight_norm": unit for unit in units}
+    moments = {name: value for name, value in tensors.items() if name not in {*dampings, *norms}}
+    unpack_moments(_owners(units), moments, gradients_wanted=empirical)
+    counts = {name: int(meta[name]) for name in ("steps", "fallbacks")}
+    seen = meta.get("batches_seen")
+    gathering.seen = None if seen is None else BatchesSeen(**seen)
+    gathering.steps = int(meta["gathered"])
+    control.steps = counts["steps"]
+    control.load(meta.get("control", {}))
+    control.forget()
+    for name, unit in norms.items():
+        if name in tensors:
+            control.measured(unit, tensors[name].to(unit.weight.device, copy=True))
+    device = units[0].weight.device
+    return counts, {
+        dampings[name]: value.to(device, copy=True)
+        for name, value in tensors.items()
+        if name in dampings
+    }
+
+
+def _owners(units: Sequence[TiedLayers]) -> dict[str, Whitened]:
+    """Layers by a name that is unique also where several share a weight."""
+    return {f"{unit.name}.{i}": layer for unit in units for i, layer in enumerate(unit.layers)}
+
+
+def pack_moments(layers: Mapping[str, Whitened]) -> dict[str, Tensor]:
+    """Copies of the moments of every layer, named `layer.kind.tensor`."""
+    tensors = {}
+    for owner, layer in layers.items():
+        for kind in KINDS:
+            moments: Moments | None = getattr(layer, kind)
+            if moments is not None:
+                for name, value in moments.tensors().items():
+                    tensors[f"{owner}.{kind}.{name}"] = value
+    return tensors
+
+
+def unpack_moments(
+    layers: Mapping[str, Whitened], tensors: Mapping[str, Tensor], *, gradients_wanted: bool
+) -> None:
+    """Give the layers what `pack_moments` took, and no moments where there were none.
+
+    Raises:
+        ValueError: if a name belongs to none of the layers; nothing is changed then.
+    """
+    found: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        owner, _, name = key.rpartition(".")
+        owner, _, kind = owner.rpartition(".")
+        if owner not in layers or kind not in KINDS or name not in Moments.TENSORS:
+            raise ValueError(f"state: {key!r} belongs to no whitened layer of this model")
+        found.setdefault((owner, kind), {})[name] = value
+    for owner, layer in layers.items():
+        layer.moments = layer.backward_moments = None
+        if (owner, "moments") in found:
+            layer.moments = new_moments(layer)
+            layer.moments.load(found[owner, "moments"])
+        if (owner, "backward_moments") in found:
+            layer.backward_moments = new_backward_moments(layer)
+            layer.backward_moments.load(found[owner, "backward_moments"])
+            layer.gradients_wanted = gradients_wanted
+
+
+def merge_moments(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The union of moments of several ranks, exactly (Chan et al. 1983).
+
+    Args:
+        parts: of each rank, the "tensors" of `Reparametrizer.state_dict`; the same names, shapes
+            and types everywhere.
+
+    Returns:
+        The same names: counts added up, means `[groups, in]` and centred sums of squares `[groups,
+        in, in]` of all samples together. What is no moment is the first rank's.
+
+    Raises:
+        KeyError: if a rank lacks a name that the first one has.
+    """
+    merged = {name: value.clone() for name, value in parts[0].items()}
+    stems = sorted({name.rpartition(".")[0] for name in merged if name.endswith(".scatter")})
+    for stem in stems:
+        total = _moments(parts[0], stem)
+        for part in parts[1:]:
+            total.merge(_moments(part, stem))
+        for name, value in total.tensors().items():
+            merged[f"{stem}.{name}"] = value
+    return merged
+
+
+def _moments(tensors: Mapping[str, Tensor], stem: str) -> Moments:
+    scatter = tensors[f"{stem}.scatter"]
+    groups, features = scatter.shape[:2]
+    moments = Moments(groups, features, dtype=scatter.dtype, device=scatter.device)
+    moments.load({name: tensors[f"{stem}.{name}"] for name in Moments.TENSORS})
+    return moments
