@@ -373,8 +373,8 @@ def test_ranks_hold_the_same_bytes_and_one_answer(tmp_path):
         (1, {"two_sided": prong.TwoSided()}),
         (2, {"two_sided": prong.TwoSided()}),
         (2, {"two_sided": prong.TwoSided(), "batch_diagonal": True}),
-        (1, {"mode": "preconditioned", "leading": 1.0}),
-        (2, {"mode": "preconditioned", "leading": 1.0}),
+        (1, {"mode": "preconditioned", "leading": 1.0, "early": False}),
+        (2, {"mode": "preconditioned", "leading": 1.0, "early": False}),
     ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -11,7 +11,7 @@ from exact import reparametrizer
 from torch import nn
 
 import prong
-from prong.refresh.solve import narrow_layers as small
+from prong.refresh import narrow_layers as small
 
 OPTIONS = {"period": 12, "samples": 64, "decomposition_dtype": torch.float64}
 
