@@ -11,6 +11,7 @@ from exact import reparametrizer
 from torch import nn
 
 import prong
+from prong.layers.aside import MOST_ASIDE
 from prong.refresh import narrow_layers as small
 
 OPTIONS = {"period": 12, "samples": 64, "decomposition_dtype": torch.float64}
@@ -194,11 +195,11 @@ def test_an_input_may_be_changed_once_it_was_seen():
 
 def test_many_passes_in_one_step_do_not_pile_up():
     model, _, natural = start()
-    for step in range(3 * small.MOST_ASIDE):
+    for step in range(3 * MOST_ASIDE):
         model(batch(step)[0])
-    assert len(model[1].layer.aside.inputs) == small.MOST_ASIDE
+    assert len(model[1].layer.aside.inputs) == MOST_ASIDE
     natural.small.settle()
-    assert float(model[1].layer.moments.count) == 3 * small.MOST_ASIDE * 16
+    assert float(model[1].layer.moments.count) == 3 * MOST_ASIDE * 16
 
 
 def test_measures_on_given_data_see_them():
