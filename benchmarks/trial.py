@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.config import TrainConfig
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import Split, load_split
@@ -49,7 +49,7 @@ def options(description: str) -> argparse.ArgumentParser:
 
 def settings(layout: Layout, epochs: int | None) -> TrainConfig:
     """Return the checkout's settings of the training, for other epochs if given."""
-    train = config.load(layout.params).train
+    train = params_file.load(layout.params).train
     return replace(train, epochs=epochs or train.epochs)
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.trial import options, trial
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.config import TrainConfig
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
@@ -42,8 +42,8 @@ def grid(assignments: Sequence[str], params: Path) -> Iterator[tuple[tuple[str, 
     for chosen in itertools.product(*options):
         with tempfile.TemporaryDirectory() as scratch:
             copy = shutil.copy(params, scratch)
-            config.edit(Path(copy), list(chosen))
-            yield chosen, config.load(Path(copy)).train
+            params_file.edit(Path(copy), list(chosen))
+            yield chosen, params_file.load(Path(copy)).train
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prong
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.paths import Layout
 from pipelines.data import sources
 
@@ -117,7 +117,7 @@ def real(model: str, folder: Path, batch: int) -> Workload:
     """Return MNIST for networks of dense layers and CIFAR-10 for the others."""
     source = "mnist" if model in WIDTHS else "cifar10"
     found = sources.read(
-        replace(config.load(Layout.find().params).data, source=source, mirror=str(folder)),
+        replace(params_file.load(Layout.find().params).data, source=source, mirror=str(folder)),
         root=Path.cwd(),
         downloads=Path.cwd(),
     )

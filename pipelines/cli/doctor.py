@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.environment import set_up
 from pipelines.core.errors import UserError, disk_error
 from pipelines.core.paths import Layout
@@ -100,7 +100,7 @@ def _disk(layout: Layout) -> Iterator[Check]:
 
 def _params(layout: Layout) -> Iterator[Check]:
     try:
-        params = config.load(layout.params)
+        params = params_file.load(layout.params)
     except UserError as error:
         yield Check("params.yaml", "wrong", str(error))
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.config import Params
 from pipelines.core.paths import Layout
 
@@ -59,4 +59,4 @@ def open_checkout() -> tuple[Layout, Params]:
     """
     layout = Layout.find()
     set_up(layout)
-    return layout, config.load(layout.params)
+    return layout, params_file.load(layout.params)

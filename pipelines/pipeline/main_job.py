@@ -20,7 +20,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.config import Params
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.paths import Layout
@@ -113,7 +113,7 @@ def main_job(root: Path, force: frozenset[str], report: Report) -> JobResult:
         report: Called with each stage's result as it comes.
     """
     start = time.monotonic()
-    layout, params = Layout(root), config.load(root / "params.yaml")
+    layout, params = Layout(root), params_file.load(root / "params.yaml")
     results = []
     for stage in (prepare, train, evaluate, export, verify):
         result = stage(root, stage.name in force)
@@ -134,7 +134,7 @@ def run(layout: Layout, force: Sequence[str], report: Report) -> JobResult:
         Failed: If a stage crashed.
     """
     forced = check_names(force)
-    params = config.load(layout.params)
+    params = params_file.load(layout.params)
     check_data(layout, params)
     dvc_store.share(layout.home, layout.root, params.store.remote)
     dataset.have_back(layout)

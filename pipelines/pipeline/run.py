@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.environment import set_up
 from pipelines.core.files import read_json
 from pipelines.core.paths import Layout
@@ -37,9 +37,9 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
     layout = Layout.find()
     set_up(layout)
     check_names(force)  # before anything is written
-    for change in config.edit(layout.params, list(assignments)):
+    for change in params_file.edit(layout.params, list(assignments)):
         console.print(f"params.yaml  {escape(change)}")
-    params = config.load(layout.params)
+    params = params_file.load(layout.params)
 
     console.print("[dim]starting Prefect …[/]")
     with prefect_api(layout) as wait:

@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipelines.core.config import Params, load
+from pipelines.core.config import Params
 from pipelines.core.environment import AFRESH, RECORD, set_up
 from pipelines.core.errors import Failed, Unavailable, UserError, disk_error
 from pipelines.core.files import write_json
+from pipelines.core.params_file import load
 from pipelines.core.paths import Layout
 from pipelines.systems.processes import end_with_keeper, exit_on_sigterm
 

@@ -16,10 +16,11 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipelines.core.config import Params, load
+from pipelines.core.config import Params
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.files import atomic_path, sha256_file
 from pipelines.core.fingerprints import params_hash
+from pipelines.core.params_file import load
 from pipelines.core.paths import Layout
 from pipelines.provenance import release_branch as releases
 from pipelines.provenance.attachments import LOCK, PARAMS

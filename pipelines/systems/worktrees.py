@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_json, write_text
@@ -177,7 +177,7 @@ def _fill(home: Layout, tree: Layout, params: Params) -> None:
 
 
 def _write_params(home: Layout, tree: Layout, params: Params) -> None:
-    text = config.text(params, home.params)
+    text = params_file.text(params, home.params)
     if not tree.params.is_file() or tree.params.read_text(encoding="utf-8") != text:
         write_text(tree.params, text)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.config import Method, Params
 from pipelines.data.prepare import prepare
 from pipelines.training.loop import Loop, save
@@ -27,7 +27,7 @@ Trained = Callable[[Method], Path]
 @pytest.fixture(scope="session")
 def small() -> Params:
     """The project's own parameters, cut down to a second of training."""
-    params = config.load(ROOT / "params.yaml")
+    params = params_file.load(ROOT / "params.yaml")
     return replace(
         params,
         data=replace(params.data, source="digits", limit=800, size=0),

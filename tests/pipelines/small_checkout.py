@@ -111,9 +111,9 @@ def make(root: Path) -> Checkout:
         "pyproject.toml",
     ):
         shutil.copy(SOURCE / name, root / name)
-    from pipelines.core import config
+    from pipelines.core import params_file
 
-    config.edit(root / "params.yaml", list(SMALL))
+    params_file.edit(root / "params.yaml", list(SMALL))
     checkout = Checkout(root)
     for arguments in (
         ("init", "-q"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import agreement, inputs, simpler, staleness, tune
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.errors import UserError
 from pipelines.data.prepared import Split, load_split
 
@@ -25,7 +25,7 @@ def checkout(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / "data").mkdir()
     os.symlink(prepared, tmp_path / "data/prepared")
-    config.edit(tmp_path / "params.yaml", TINY)
+    params_file.edit(tmp_path / "params.yaml", TINY)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

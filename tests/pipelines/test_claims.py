@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import inputs, simpler, staleness
 from benchmarks.trial import score, trial, unchanged
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.config import TrainConfig
 from pipelines.data.prepare import prepare
 from pipelines.data.prepared import load_split
@@ -25,14 +25,14 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
-    data = config.load(ROOT / "params.yaml").data
+    data = params_file.load(ROOT / "params.yaml").data
     prepare(data, root=ROOT, downloads=folder / "downloads", out=folder / "data")
     return folder / "data"
 
 
 @pytest.fixture(scope="module")
 def train() -> TrainConfig:
-    return replace(config.load(ROOT / "params.yaml").train, epochs=3)
+    return replace(params_file.load(ROOT / "params.yaml").train, epochs=3)
 
 
 def test_every_part_of_the_input_helps(train: TrainConfig, digits: Path) -> None:

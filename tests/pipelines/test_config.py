@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +21,7 @@ def params(tmp_path: Path) -> Path:
 
 
 def test_the_shipped_file_is_valid_and_frozen() -> None:
-    loaded = config.load(ROOT / "params.yaml")
+    loaded = params_file.load(ROOT / "params.yaml")
     assert loaded.train.method == "prong+"
     assert loaded.model_name == "prong-digits"
     with pytest.raises(FrozenInstanceError):
@@ -58,7 +58,7 @@ def test_a_wrong_assignment_names_key_value_and_what_is_allowed(
 ) -> None:
     before = params.read_bytes()
     with pytest.raises(UserError) as caught:
-        config.edit(params, ["train.batch=32", assignment])
+        params_file.edit(params, ["train.batch=32", assignment])
     for word in words:
         assert word in str(caught.value)
     assert params.read_bytes() == before, "nothing may be half-written"
@@ -66,7 +66,7 @@ def test_a_wrong_assignment_names_key_value_and_what_is_allowed(
 
 def test_an_edit_keeps_comments_and_says_what_changed(params: Path) -> None:
     before = params.read_text()
-    assert config.edit(params, ["train.epochs=3", "train.lr=1e-2"]) == [
+    assert params_file.edit(params, ["train.epochs=3", "train.lr=1e-2"]) == [
         "train.epochs: 8 → 3",
         "train.lr: auto → 0.01",
     ]
@@ -76,7 +76,7 @@ def test_an_edit_keeps_comments_and_says_what_changed(params: Path) -> None:
     ]
     assert [line.split()[0] for _, line in changed] == ["epochs:", "lr:"]
     assert all("#" in new for old, new in changed if "#" in old)
-    assert config.load(params).train.lr == 0.01
+    assert params_file.load(params).train.lr == 0.01
 
 
 @pytest.mark.parametrize(
@@ -91,26 +91,26 @@ def test_an_edit_keeps_comments_and_says_what_changed(params: Path) -> None:
     ],
 )
 def test_text_is_taken_as_it_stands(params: Path, key: str, text: str) -> None:
-    config.edit(params, [f"{key}={text}"])
+    params_file.edit(params, [f"{key}={text}"])
     section, name = key.split(".")
-    assert getattr(getattr(config.load(params), section), name) == text
-    assert config.edit(params, [f"{key}='{text}'"]) == []
+    assert getattr(getattr(params_file.load(params), section), name) == text
+    assert params_file.edit(params, [f"{key}='{text}'"]) == []
 
 
 def test_what_is_set_to_nothing_is_shown(params: Path) -> None:
-    config.edit(params, ["data.mirror=x"])
-    assert config.edit(params, ["data.mirror="]) == ["data.mirror: x → ''"]
+    params_file.edit(params, ["data.mirror=x"])
+    assert params_file.edit(params, ["data.mirror="]) == ["data.mirror: x → ''"]
 
 
 def test_an_edit_to_the_same_value_leaves_the_file_alone(params: Path) -> None:
     before = params.stat().st_mtime_ns
-    assert config.edit(params, ["train.epochs=8"]) == []
+    assert params_file.edit(params, ["train.epochs=8"]) == []
     assert params.stat().st_mtime_ns == before
 
 
 def test_all_findings_come_at_once() -> None:
     with pytest.raises(UserError) as caught:
-        config.parse({"data": {"source": "digits", "sise": 3}, "extra": 1})
+        params_file.parse({"data": {"source": "digits", "sise": 3}, "extra": 1})
     message = str(caught.value)
     assert "data.sise: unknown key" in message
     assert "extra: unknown key" in message
@@ -122,14 +122,14 @@ def test_a_file_that_is_no_mapping_is_a_user_error(tmp_path: Path, text: str) ->
     path = tmp_path / "params.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=r"params\.yaml"):
-        config.load(path)
+        params_file.load(path)
     with pytest.raises(UserError, match=r"params\.yaml"):
-        config.edit(path, ["train.epochs=3"])
+        params_file.edit(path, ["train.epochs=3"])
 
 
 def test_an_absent_file_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
-        config.load(tmp_path / "params.yaml")
+        params_file.load(tmp_path / "params.yaml")
 
 
 @given(
@@ -144,13 +144,13 @@ def test_an_absent_file_is_a_user_error(tmp_path: Path) -> None:
 )
 def test_no_mapping_makes_the_parser_crash(value: dict[str, Any]) -> None:
     with pytest.raises(UserError):
-        config.parse(value)
+        params_file.parse(value)
 
 
 def test_the_hash_covers_the_named_sections_only(params: Path) -> None:
-    before = config.load(params)
-    config.edit(params, ["verify.images=64"])
-    after = config.load(params)
+    before = params_file.load(params)
+    params_file.edit(params, ["verify.images=64"])
+    after = params_file.load(params)
     assert before.hash("data", "train", "export") == after.hash("data", "train", "export")
     assert before.hash() != after.hash()
 
@@ -164,5 +164,5 @@ def test_the_hash_covers_the_named_sections_only(params: Path) -> None:
     ],
 )
 def test_the_registered_name_of_an_image_folder(params: Path, path: str, name: str) -> None:
-    config.edit(params, ["data.source=images", f"data.path={path}"])
-    assert config.load(params).model_name == name
+    params_file.edit(params, ["data.source=images", f"data.path={path}"])
+    assert params_file.load(params).model_name == name

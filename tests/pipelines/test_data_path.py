@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_checkout import SOURCE, make
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.pipeline import main_job as flow
@@ -19,9 +19,9 @@ def test_data_cannot_be_what_the_stages_make(tmp_path: Path, path: str) -> None:
     (layout.prepared / "x").mkdir(parents=True)
     layout.onnx.parent.mkdir()
     layout.params.write_text((SOURCE / "params.yaml").read_text())
-    config.edit(layout.params, ["data.source=images", f"data.path={path}"])
+    params_file.edit(layout.params, ["data.source=images", f"data.path={path}"])
     with pytest.raises(UserError, match="overlaps"):
-        flow.check_data(layout, config.load(layout.params))
+        flow.check_data(layout, params_file.load(layout.params))
 
 
 def test_a_name_is_shown_as_it_is(tmp_path: Path) -> None:

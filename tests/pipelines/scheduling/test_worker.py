@@ -22,7 +22,7 @@ from postgres import Postgres
 from small_checkout import Checkout, make
 from webhook import Receiver
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.training import checkpoint, pulse
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ def test_a_cron_deployment_fires_and_trains_only_what_is_new(
     tmp_path: Path, receiver: Receiver
 ) -> None:
     checkout = make(tmp_path / "job")
-    config.edit(checkout.root / "params.yaml", ["alerts.webhook=$PRONG_WEBHOOK"])
+    params_file.edit(checkout.root / "params.yaml", ["alerts.webhook=$PRONG_WEBHOOK"])
     made = checkout.prong("schedule", "--cron", "* * * * *")
     assert made.code == 0, made.err
     with working(checkout, PRONG_WEBHOOK=receiver.url):
@@ -199,7 +199,7 @@ def parsed(text: object) -> float:
 @pytest.mark.parametrize("how", ["all killed", "worker told to end", "run killed"])
 def test_a_run_that_was_cut_off_is_begun_again_where_it_stopped(tmp_path: Path, how: str) -> None:
     checkout = make(tmp_path / "job")
-    config.edit(checkout.root / "params.yaml", ["train.epochs=10", "data.limit=0"])
+    params_file.edit(checkout.root / "params.yaml", ["train.epochs=10", "data.limit=0"])
     assert checkout.prong("schedule", "--cron", "0 0 1 1 *").code == 0
     trees = checkout.root / ".prong/worktrees"
 
@@ -309,7 +309,7 @@ def test_a_team_keeps_both_records_in_postgresql_by_settings_alone(
 def test_a_cancelled_run_ends_its_ranks_with_a_checkpoint(tmp_path: Path) -> None:
     checkout = make(tmp_path / "job")
     settings = ["train.epochs=5000", "train.processes=2", "supervision.checkpoint=1000000"]
-    config.edit(checkout.root / "params.yaml", settings)
+    params_file.edit(checkout.root / "params.yaml", settings)
     assert checkout.prong("schedule", "--cron", "0 0 1 1 *").code == 0
 
     def signs() -> list[pulse.Sign]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.config import TrainConfig
 from pipelines.data.prepare import prepare
 
@@ -27,7 +27,7 @@ def all_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _prepared(folder: Path, limit: int) -> Path:
-    data = replace(config.load(ROOT / "params.yaml").data, limit=limit)
+    data = replace(params_file.load(ROOT / "params.yaml").data, limit=limit)
     prepare(data, root=ROOT, downloads=folder / "downloads", out=folder / "prepared")
     return folder / "prepared"
 
@@ -35,7 +35,7 @@ def _prepared(folder: Path, limit: int) -> Path:
 @pytest.fixture
 def train() -> TrainConfig:
     """The shipped settings."""
-    return config.load(ROOT / "params.yaml").train
+    return params_file.load(ROOT / "params.yaml").train
 
 
 @pytest.fixture

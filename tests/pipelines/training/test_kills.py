@@ -18,7 +18,7 @@ import psutil
 import pytest
 from small_checkout import Checkout, make
 
-from pipelines.core import config
+from pipelines.core import params_file
 
 SETTINGS = ["train.epochs=25", "train.period=5", "supervision.checkpoint=9"]
 QUICK, FULL = 3, 27  # of each number of ranks
@@ -147,7 +147,7 @@ def _forget(checkout: Checkout) -> None:
 )
 def test_sigkill_at_random_times(checkout: Checkout, ranks: int, kills: int) -> None:
     _forget(checkout)
-    config.edit(checkout.root / "params.yaml", [*SETTINGS, f"train.processes={ranks}"])
+    params_file.edit(checkout.root / "params.yaml", [*SETTINGS, f"train.processes={ranks}"])
     _finish(_train(checkout))
     weights, tables = _weights(checkout), _tables(checkout)
     _forget(checkout)

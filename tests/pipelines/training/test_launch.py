@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from small_checkout import Checkout, make
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.paths import Layout
 from pipelines.systems import mlflow as tracking
 from pipelines.training.checkpoint import Checkpoint
@@ -107,7 +107,7 @@ def test_a_finished_training_stands_in_for_itself_alone(checkout: Checkout) -> N
     assert len(_runs(layout)) == 1
     assert _train(checkout, PRONG_AFRESH="1")["resumptions"] == 0
     assert len(_runs(layout)) == 2
-    config.edit(checkout.root / "params.yaml", ["train.seed=5"])
+    params_file.edit(checkout.root / "params.yaml", ["train.seed=5"])
     assert _train(checkout)["train_loss"] != first["train_loss"]
     assert len(list(layout.trainings.iterdir())) == 2
     assert {run.info.status for run in _runs(layout)} == {"FINISHED"}

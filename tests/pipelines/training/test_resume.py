@@ -194,9 +194,9 @@ def test_sigkill_at_every_point(
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Gang:
     """A training that nobody disturbed."""
-    from pipelines.core import config
+    from pipelines.core import params_file
 
-    train = config.load(Path(__file__).parents[3] / "params.yaml").train
+    train = params_file.load(Path(__file__).parents[3] / "params.yaml").train
     settings = replace(
         train, epochs=2, batch=32, width=4, hidden=16, warmup=2, period=5, samples=200
     )

@@ -16,7 +16,7 @@ import pytest
 from gang import Gang
 from small_checkout import make
 
-from pipelines.core import config
+from pipelines.core import params_file
 from pipelines.core.config import TrainConfig
 from pipelines.training import checkpoint, pulse, supervision
 from pipelines.training.pulse import Sign
@@ -153,7 +153,7 @@ def test_two_machines_train_as_one(tmp_path: Path) -> None:
     checkout = make(tmp_path / "job")
     assert checkout.run("dvc", "repro", "prepare").code == 0
     where = f"supervision.rendezvous=127.0.0.1:{port}"
-    config.edit(checkout.root / "params.yaml", [where, "supervision.nodes=2"])
+    params_file.edit(checkout.root / "params.yaml", [where, "supervision.nodes=2"])
     second = checkout.start("join")
     try:
         done = checkout.run("dvc", "repro", "train")
@@ -165,7 +165,9 @@ def test_two_machines_train_as_one(tmp_path: Path) -> None:
     assert second.returncode == 0, err
     assert "the training has ended" in out
     assert json.loads((checkout.root / "reports/train.json").read_text())["processes"] == 2
-    config.edit(checkout.root / "params.yaml", ["supervision.nodes=1", "supervision.rendezvous=''"])
+    params_file.edit(
+        checkout.root / "params.yaml", ["supervision.nodes=1", "supervision.rendezvous=''"]
+    )
     alone = checkout.prong("join")
     assert alone.code == 2
     assert "supervision.nodes = 1: there is nothing to join" in alone.err
