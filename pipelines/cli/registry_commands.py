@@ -1,0 +1,202 @@
+"""Commands about registered versions.
+
+Heavy imports stand inside the commands, so that help and usage errors answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from pipelines.cli.arguments import AsJson, Name, Number
+from pipelines.core.errors import Failed
+
+
+def models(name: Name = None, as_json: AsJson = False) -> None:
+    """List the versions in the registry with metrics, aliases and lineage."""
+    from pipelines.cli.versions_table import show_versions
+    from pipelines.core.environment import open_checkout
+    from pipelines.registry.versions import list_versions
+    from pipelines.release.transaction import settled
+
+    layout, params = open_checkout()
+    settled(layout, name or params.model_name)
+    rows = list_versions(layout, name or params.model_name)
+    if as_json:
+        print(json.dumps([row.as_json() for row in rows], indent=2, ensure_ascii=False))
+    else:
+        show_versions(name or params.model_name, rows)
+
+
+def gates(
+    version: Annotated[int, typer.Argument(min=1, help="The version's number.")],
+    name: Name = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run every gate on a version: why it may, or may not, be champion. Exit code 1: it may not."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.release.hold_to_gates import hold_to_gates, show
+
+    layout, params = open_checkout()
+    model = name or params.model_name
+    findings = hold_to_gates(layout, params, model, version)
+    if not show(model, version, findings, as_json=as_json):
+        raise typer.Exit(1)
+
+
+def promote(
+    version: Annotated[
+        str | None, typer.Argument(help="Number or alias; default: the challenger.")
+    ] = None,
+    name: Name = None,
+) -> None:
+    """Put a version before the gates and make it champion if all let it pass."""
+    from dataclasses import replace
+
+    from pipelines.core.environment import open_checkout
+    from pipelines.registry.versions import number_of
+    from pipelines.release.promote import promote
+    from pipelines.release.transaction import settled
+
+    layout, params = open_checkout()
+    if name:
+        params = replace(params, registry=replace(params.registry, model=name))
+    number = None
+    if version is not None:
+        named = settled(layout, params.model_name).aliases
+        number = number_of(params.model_name, named, version, asked="VERSION")
+    decision = promote(layout, params, number, asked=True)
+    for found in decision.findings:
+        print(f"{found.gate:<12} {found.verdict:<8} {found.reason}")
+    said = f"{params.model_name} v{decision.version}"
+    if decision.promoted:
+        before = "none" if decision.held_against is None else f"v{decision.held_against}"
+        print(f"{said} is champion now (before: {before})")
+    elif decision.champion == decision.version:
+        print(f"{said} is champion already")
+    else:
+        stays = "none" if decision.champion is None else f"v{decision.champion}"
+        raise Failed(f"{said} was not promoted: {decision.reason}; champion stays {stays}")
+
+
+def rollback(
+    to: Annotated[
+        str | None, typer.Option(help="Number or alias; default: the alias previous.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for the history.")] = "",
+    name: Name = None,
+) -> None:
+    """Make an earlier champion champion again, once its file has loaded and answered."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.release.promote import rollback
+
+    layout, params = open_checkout()
+    done = rollback(layout, name or params.model_name, to, reason)
+    before = "none" if done.replaced is None else f"v{done.replaced}"
+    further = "" if done.previous is None else f"; previous is v{done.previous}"
+    print(f"{done.model} v{done.version} is champion again (before: {before}){further}")
+
+
+def history(name: Name = None, as_json: AsJson = False) -> None:
+    """Show what was live when, why and by whom; exit code 1 if the list was tampered with."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.registry.history import show
+    from pipelines.release.transaction import settled
+
+    layout, params = open_checkout()
+    model = name or params.model_name
+    found = settled(layout, model).history
+    if as_json:
+        entries = [entry.as_json() for entry in found.entries]
+        print(json.dumps({"entries": entries, "damage": found.damage}, ensure_ascii=False))
+    else:
+        show(model, found)
+    if found.damage:
+        raise Failed(f"{model}: the history was tampered with: {'; '.join(found.damage)}")
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="Version, by number or alias.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    everything: Annotated[bool, typer.Option("--all", help="Show what is equal too.")] = False,
+    name: Name = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show how two versions differ: parameters, data, metrics, gates, environment, classes."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.registry.compare import compare, show
+
+    layout, params = open_checkout()
+    found = compare(layout, name or params.model_name, first, second)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+    else:
+        show(found, everything=everything)
+
+
+def collect(
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    keep: Annotated[int, typer.Option(min=0, help="Newest versions to keep in any case.")] = 5,
+    name: Name = None,
+) -> None:
+    """Remove old versions and cached stage outputs that nothing needs any more."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.release import gc as garbage
+
+    layout, params = open_checkout()
+    garbage.collect(layout, name or params.model_name, keep=keep, dry=dry, report=print)
+
+
+def sign(version: Number, name: Name = None) -> None:
+    """Sign a registered version with the present key, after its hash was checked."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.release.sign import sign_version
+
+    layout, params = open_checkout()
+    model, key = sign_version(layout, name or params.model_name, version)
+    print(f"{model}: signed by key {key[:12]}")
+
+
+def lineage(version: Number, name: Name = None, as_json: AsJson = False) -> None:
+    """Walk from a version's bytes to commit, data, parameters, environment and run."""
+    from dataclasses import asdict
+
+    from pipelines.core.environment import open_checkout
+    from pipelines.registry.versions import find_version
+    from pipelines.release.audit import Verdict, show, walk
+
+    layout, params = open_checkout()
+    found = find_version(layout, name or params.model_name, version)
+    links = walk(layout, found)
+    if as_json:
+        print(json.dumps([asdict(link) for link in links], indent=2, ensure_ascii=False))
+    else:
+        show(found, links)
+    if any(link.verdict is Verdict.BROKEN for link in links):
+        raise typer.Exit(1)
+
+
+def rebuild(
+    version: Number,
+    name: Name = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the worktree for a look.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version again in a fresh worktree; say whether bytes or figures agree."""
+    from pipelines.core.environment import open_checkout
+    from pipelines.registry.versions import find_version
+    from pipelines.release.rebuild import as_json as json_of
+    from pipelines.release.rebuild import lines, rebuild
+    from pipelines.systems.processes import exit_on_sigterm
+
+    exit_on_sigterm()
+    layout, params = open_checkout()
+    found = find_version(layout, name or params.model_name, version)
+    progress = sys.stderr if as_json else sys.stdout
+    done = rebuild(layout, found, keep=keep, say=lambda line: print(line, file=progress))
+    print(json_of(done) if as_json else "\n".join(lines(found, done)))
+    if not done.agrees:
+        raise typer.Exit(1)
