@@ -88,7 +88,7 @@ def predict(
 ) -> None:
     """Answer from the champion's ONNX file."""
     from pipelines.core.environment import open_checkout
-    from pipelines.registry.versions import champion_file
+    from pipelines.registry.version_files import champion_file
     from pipelines.serving.predict import predict
     from pipelines.systems.onnx.runtime import OnnxModel
 

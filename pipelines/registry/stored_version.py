@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.gates.provenance import MODEL_FILES, StoredFile, is_inside
+from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.systems.mlflow import WEIGHTS_TAG, answering, connect, tracking_uri
 
@@ -56,16 +57,18 @@ class StoredVersion:
 
     def fetch_model(self, target: Path) -> None:
         """Download its ONNX file anew; nothing is checked."""
-        registry.download(self.layout, registry.location(self.layout, self.version), target)
+        version_files.download(
+            self.layout, version_files.location(self.layout, self.version), target
+        )
 
     def fetch_signature(self, target: Path) -> None:
         """Download its signature anew."""
-        where = registry.location(self.layout, self.version)
-        registry.download(self.layout, where, target, registry.SIGNATURE)
+        where = version_files.location(self.layout, self.version)
+        version_files.download(self.layout, where, target, version_files.SIGNATURE)
 
     def checked_file(self) -> Path:
         """Return its ONNX file, downloaded at most once, after its hash was checked."""
-        return registry.version_file(self.layout, self.version)
+        return version_files.version_file(self.layout, self.version)
 
     def files(self, scratch: Path) -> list[StoredFile]:
         """Return what lies in its folder, with `scratch`, an empty directory, for downloads."""
@@ -100,7 +103,7 @@ def _stored_files(layout: Layout, version: registry.Version, scratch: Path) -> l
         UserError: If the folder cannot be listed or read.
         Unavailable: If the registry does not answer.
     """
-    where = registry.location(layout, version)
+    where = version_files.location(layout, version)
     uri = tracking_uri(layout)
     found: list[str] = []
     folders = [""]

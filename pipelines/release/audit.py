@@ -25,7 +25,7 @@ from pipelines.core.paths import Layout
 from pipelines.provenance import release_branch as releases
 from pipelines.provenance.attachments import LOCK, PARAMS
 from pipelines.provenance.lineage import UNKNOWN, versions
-from pipelines.registry import versions as registry
+from pipelines.registry import version_files
 from pipelines.registry.versions import LINEAGE, Version
 from pipelines.systems import git
 from pipelines.systems import mlflow as tracking
@@ -72,7 +72,7 @@ def kept_file(layout: Layout, version: Version, name: str) -> Path | None:
             temporary.write_bytes(content)
         return out
     try:
-        registry.download(layout, registry.location(layout, version), out, name)
+        version_files.download(layout, version_files.location(layout, version), out, name)
     except Unavailable:
         raise
     except UserError:
@@ -115,9 +115,9 @@ def walk(layout: Layout, version: Version) -> list[Link]:
     found: list[Link] = []
     path: Path | None = None
     try:
-        path = registry.version_file(layout, version)
+        path = version_files.version_file(layout, version)
         found.append(_link("bytes", version.sha256, True, "sha256 of the registry's file"))
-        key = registry.signer(layout, version)
+        key = version_files.signer(layout, version)
         found.append(_link("signature", key, True, "by a trusted key"))
     except Unavailable:
         raise

@@ -8,7 +8,7 @@ from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card, load_split
 from pipelines.evaluation.scoring import error
-from pipelines.registry import versions as registry
+from pipelines.registry import version_files
 from pipelines.registry.versions import LINEAGE, METRIC, Version
 from pipelines.systems.onnx.runtime import OnnxModel
 
@@ -58,7 +58,7 @@ def _recorded(version: Version) -> float:
 
 
 def _score(layout: Layout, version: Version) -> float | None:
-    model = OnnxModel.load(registry.version_file(layout, version), "cpu")
+    model = OnnxModel.load(version_files.version_file(layout, version), "cpu")
     split = load_split(layout.prepared, "gate")
     classes = load_card(layout.prepared).classes
     return error(model, split, classes).error if len(split.labels) else None

@@ -96,7 +96,7 @@ def shown(size: int) -> str:
 
 def _versions(layout: Layout, held: Transaction, keep: int) -> tuple[list[Item], list[Version]]:
     """Return the versions that nothing needs, and those that stay."""
-    from pipelines.registry import artifacts
+    from pipelines.registry import artifacts, version_files
     from pipelines.registry import versions as registry
 
     state = held.state()
@@ -110,7 +110,7 @@ def _versions(layout: Layout, held: Transaction, keep: int) -> tuple[list[Item],
         if version.number in needed:
             continue
         why = "never live" if version.complete else "its registration broke off"
-        where = registry.location(layout, version)
+        where = version_files.location(layout, version)
         what = f"{version.model} version {version.number} ({why})"
         remove = _Removal(layout, held, version, where)
         items.append(Item(what, artifacts.size(layout, where), remove))
@@ -127,7 +127,7 @@ class _Removal:
     where: str
 
     def __call__(self) -> None:
-        from pipelines.registry import artifacts
+        from pipelines.registry import artifacts, version_files
         from pipelines.registry import versions as registry
 
         client, number = self.held.client, str(self.version.number)
@@ -135,7 +135,7 @@ class _Removal:
         if self.version.complete:
             client.delete_model_version_tag(self.version.model, number, registry.COMPLETE)
         artifacts.remove(self.layout, self.where)
-        registry.cached_file(self.layout, self.version.sha256).unlink(missing_ok=True)
+        version_files.cached_file(self.layout, self.version.sha256).unlink(missing_ok=True)
         logged = [
             model.model_id
             for model in _logged(self.held)
@@ -201,8 +201,7 @@ def _objects(
     layout: Layout, held: Transaction, staying: list[Version], report: Callable[[str], None]
 ) -> list[Item]:
     """Return the objects of DVC's cache that no lock needs."""
-    from pipelines.registry import artifacts
-    from pipelines.registry import versions as registry
+    from pipelines.registry import artifacts, version_files
     from pipelines.systems.dvc.reproduce import caches
 
     objects, runs = caches(layout.root)
@@ -215,7 +214,7 @@ def _objects(
     texts = [text for tree in trees for text in _locks_of(tree)]
     texts += _locks_in_git(layout.root)
     for version in staying:
-        where = registry.location(layout, version)
+        where = version_files.location(layout, version)
         texts.append(artifacts.read_text(layout, where, "dvc.lock") or "")
     needed = {found for text in texts for found in _HASH.findall(text)}
     for name in tuple(needed):

@@ -217,10 +217,10 @@ def _query(layout: Layout, version: Version) -> None:
     """Load a version's file, whose hash is checked, and ask it about random images."""
     import numpy as np
 
-    from pipelines.registry import versions as registry
+    from pipelines.registry import version_files
     from pipelines.systems.onnx.runtime import OnnxModel
 
-    model = OnnxModel.load(registry.version_file(layout, version), "cpu")
+    model = OnnxModel.load(version_files.version_file(layout, version), "cpu")
     shape = (3, model.card.channels, model.card.size, model.card.size)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     answers = model.probabilities(images)

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.provenance import signing
+from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release.transaction import transaction
 
@@ -38,8 +39,11 @@ def sign_version(layout: Layout, model: str, text: str) -> tuple[str, str]:
         transaction(layout, model) as held,
         tempfile.TemporaryDirectory(prefix="sign-", dir=layout.state) as scratch,
     ):
-        file, bundle = Path(scratch) / registry.MODEL_FILE, Path(scratch) / registry.SIGNATURE
-        found = registry.download(layout, registry.location(layout, version), file)
+        file, bundle = (
+            Path(scratch) / version_files.MODEL_FILE,
+            Path(scratch) / version_files.SIGNATURE,
+        )
+        found = version_files.download(layout, version_files.location(layout, version), file)
         if found != version.sha256:
             raise UserError(
                 f"{name}: not signed: the registry's file has sha256 {found}, registered is "
@@ -47,6 +51,6 @@ def sign_version(layout: Layout, model: str, text: str) -> tuple[str, str]:
             )
         key = signing.sign(layout, file, bundle)
         held.check()
-        registry.put_beside(layout, version, bundle)
-    registry.signer(layout, version)  # as anyone will from now on
+        version_files.put_beside(layout, version, bundle)
+    version_files.signer(layout, version)  # as anyone will from now on
     return name, key

@@ -32,16 +32,9 @@ from pipelines.provenance import release_branch as releases
 from pipelines.provenance import signing
 from pipelines.provenance.attachments import accompany
 from pipelines.provenance.lineage import LONGEST, UNKNOWN, lineage, package_version, runtime_version
-from pipelines.registry import versions as registry
-from pipelines.registry.versions import (
-    COMPLETE,
-    LINEAGE,
-    METRIC,
-    MODEL_FILE,
-    PARAM,
-    SHA256,
-    Version,
-)
+from pipelines.registry import version_files
+from pipelines.registry.version_files import MODEL_FILE
+from pipelines.registry.versions import COMPLETE, LINEAGE, METRIC, PARAM, SHA256, Version
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.onnx.metadata import INPUT
 from pipelines.systems.onnx.runtime import OnnxModel
@@ -86,7 +79,7 @@ def new_version(
     faults.point("register.run")
     model_id, where = _upload(layout, client, name, run_id, sha256, made_from, figures)
     faults.point("register.upload")
-    if registry.download(layout, where, registry.cached_file(layout, sha256)) != sha256:
+    if version_files.download(layout, where, version_files.cached_file(layout, sha256)) != sha256:
         client.finalize_logged_model(model_id, "FAILED")
         raise UserError(f"{where}: the uploaded model does not come back as it was; try again")
     client.finalize_logged_model(model_id, "READY")
@@ -128,12 +121,12 @@ def finish(layout: Layout, client: MlflowClient, version: Version) -> bool:
     Returns:
         Whether the version is complete now; False if it was removed.
     """
-    scratch = registry.cached_file(layout, f"{version.sha256}.again")
+    scratch = version_files.cached_file(layout, f"{version.sha256}.again")
     bundle = scratch.with_suffix(".sig")
     try:
-        where = registry.location(layout, version)
-        sound = registry.download(layout, where, scratch) == version.sha256
-        registry.download(layout, where, bundle, registry.SIGNATURE)
+        where = version_files.location(layout, version)
+        sound = version_files.download(layout, where, scratch) == version.sha256
+        version_files.download(layout, where, bundle, version_files.SIGNATURE)
         signing.verify(layout, scratch, bundle)
     except Unavailable:
         raise

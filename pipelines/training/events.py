@@ -13,9 +13,12 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.core.files import write_text
+
+if TYPE_CHECKING:
+    import prong
 
 HISTORY = (
     "step",
@@ -114,3 +117,20 @@ def write_table(path: Path, columns: tuple[str, ...], rows: list[Event]) -> None
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, buffer.getvalue())
+
+
+def conditioning_rows(report: prong.RefreshReport) -> list[dict[str, object]]:
+    """Return what a reparametrisation did, a row per layer that it updated."""
+    return [
+        {
+            "layer": name,
+            "condition_before": layer.condition_before,
+            "condition_after": layer.condition_after,
+            "whitening_error_before": layer.whitening_error_before,
+            "whitening_error": layer.whitening_error,
+            "seconds": layer.seconds,
+            "samples": layer.samples,
+            "fallback": layer.fallback,
+        }
+        for name, layer in report.layers.items()
+    ]

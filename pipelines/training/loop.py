@@ -22,7 +22,7 @@ from pipelines.data.prepared import Card, load_card, load_split
 from pipelines.training import batches, methods, network
 from pipelines.training import resumed_state as state
 from pipelines.training.checkpoint import Checkpoint
-from pipelines.training.events import EventWriter
+from pipelines.training.events import EventWriter, conditioning_rows
 from pipelines.training.learning_rate import Waterfall
 from pipelines.training.parallel import TrainingRanks, unreduced
 
@@ -312,29 +312,12 @@ class Loop:
     def _refreshed(self, report: prong.RefreshReport | None) -> None:
         if report is not None:
             self.refreshes += 1
-            self._say("refresh", step=self.step, layers=_conditioning(report))
+            self._say("refresh", step=self.step, layers=conditioning_rows(report))
             faults.point("train.refreshed")
 
     def _say(self, kind: str, **values: object) -> None:
         if self.emit is not None:
             self.emit(kind, **values)
-
-
-def _conditioning(report: prong.RefreshReport) -> list[dict[str, object]]:
-    """Return what a reparametrisation did, a row per layer that it updated."""
-    return [
-        {
-            "layer": name,
-            "condition_before": layer.condition_before,
-            "condition_after": layer.condition_after,
-            "whitening_error_before": layer.whitening_error_before,
-            "whitening_error": layer.whitening_error,
-            "seconds": layer.seconds,
-            "samples": layer.samples,
-            "fallback": layer.fallback,
-        }
-        for name, layer in report.layers.items()
-    ]
 
 
 def _spec(config: TrainConfig, card: Card) -> network.NetworkSpec:

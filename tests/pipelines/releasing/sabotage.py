@@ -17,6 +17,7 @@ from pipelines.core.files import read_json, sha256_file, write_json
 from pipelines.data.prepared import load_split
 from pipelines.evaluation.scoring import error
 from pipelines.provenance import signing
+from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.registry.versions import LINEAGE, SHA256
 from pipelines.release import register as release
@@ -30,7 +31,7 @@ def stored(made: Checkout, number: int) -> Path:
     """The file of a version as the store holds it."""
     client = tracking.connect(made.layout)
     where = client.get_model_version_download_uri(MODEL, str(number))
-    return Path(where.removeprefix("file://")) / registry.MODEL_FILE
+    return Path(where.removeprefix("file://")) / version_files.MODEL_FILE
 
 
 def register(made: Checkout, change: Callable[[ModelProto], None], *, rescore: bool = True) -> int:
@@ -72,7 +73,7 @@ def exchange(made: Checkout, number: int, change: Callable[[ModelProto], None]) 
 def sign_again(made: Checkout, number: int) -> None:
     """Sign a version whose file was exchanged, as the holder of the key could."""
     path = stored(made, number)
-    signing.sign(made.layout, path, path.with_name(registry.SIGNATURE))
+    signing.sign(made.layout, path, path.with_name(version_files.SIGNATURE))
 
 
 def again(made: Checkout) -> int:

@@ -13,7 +13,7 @@ from test_release import MODEL, aliases, stored
 from pipelines.core.errors import UserError
 from pipelines.core.files import write_text
 from pipelines.core.paths import Layout
-from pipelines.registry import artifacts
+from pipelines.registry import artifacts, version_files
 from pipelines.registry import versions as registry
 from pipelines.release import gc as garbage
 from pipelines.release import promote as promotion
@@ -110,7 +110,7 @@ def test_an_upload_without_a_version_goes(
     assert len(said) == 2
     assert "no version came of it" in said[0]
     assert collect(layout) == ["nothing to remove"]
-    number, _ = registry.champion_file(layout, MODEL)
+    number, _ = version_files.champion_file(layout, MODEL)
     assert number == 1
     assert stored(layout, 1).is_file()
 

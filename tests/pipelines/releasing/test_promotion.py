@@ -14,7 +14,7 @@ from test_release import MODEL, aliases, forget, stored
 from pipelines.core.errors import Failed, UserError
 from pipelines.core.paths import Layout
 from pipelines.provenance import signing
-from pipelines.registry import history
+from pipelines.registry import history, version_files
 from pipelines.registry import versions as registry
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
@@ -140,7 +140,7 @@ def test_a_version_that_does_not_answer_is_not_rolled_back_to(
         client = tracking.connect(layout)
         sha256 = registry.sha256_file(path)
         client.set_model_version_tag(MODEL, "1", registry.SHA256, sha256)
-        signing.sign(layout, path, path.with_name(registry.SIGNATURE))
+        signing.sign(layout, path, path.with_name(version_files.SIGNATURE))
         words, kind = "probabilities|not finite", (UserError, Failed)  # type: ignore[assignment]
     with pytest.raises(kind, match=words):
         promotion.rollback(layout, MODEL, None, "")

@@ -22,6 +22,7 @@ from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
 from pipelines.provenance import release_branch as releases
 from pipelines.provenance import signing
+from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release import audit as ancestry
 from pipelines.release import register as release
@@ -191,7 +192,7 @@ def test_files_that_do_not_fit_are_found(made: Checkout) -> None:
     out = {"path": "models/model.onnx", "md5": "0" * 32}
     write_text(folder / "dvc.lock", json.dumps({"stages": {"e": {"outs": [out]}}}))
     assert links(made, version)["lock → bytes"] is Verdict.BROKEN
-    for name, link in ((registry.SIGNATURE, "signature"), (registry.MODEL_FILE, "bytes")):
+    for name, link in ((version_files.SIGNATURE, "signature"), (version_files.MODEL_FILE, "bytes")):
         shutil.rmtree(made.layout.state / "cache")
         (folder / name).write_bytes(b"{}")
         assert links(made, version)[link] is Verdict.BROKEN
@@ -201,14 +202,14 @@ def test_a_version_can_be_signed_anew_and_only_if_its_bytes_are_right(
     made: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = registered(made)
-    old = registry.signer(made.layout, version)
+    old = version_files.signer(made.layout, version)
     (made.layout.state / "keys/signing.pem").unlink()  # lost; the next one is another
     with pytest.raises(signing.Unsigned, match="prong sign 1"):
-        registry.version_file(made.layout, version)
+        version_files.version_file(made.layout, version)
     _, key = sign_version(made.layout, MODEL, "challenger")
     assert key != old
-    assert registry.signer(made.layout, version) == key
-    assert registry.version_file(made.layout, version).is_file()
-    (folder_of(made.layout, 1) / registry.MODEL_FILE).write_bytes(b"x")
+    assert version_files.signer(made.layout, version) == key
+    assert version_files.version_file(made.layout, version).is_file()
+    (folder_of(made.layout, 1) / version_files.MODEL_FILE).write_bytes(b"x")
     with pytest.raises(UserError, match="not signed: the registry's file"):
         sign_version(made.layout, MODEL, "1")

@@ -10,6 +10,7 @@ from pipelines.cli.versions_table import show_versions
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
+from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
@@ -25,9 +26,9 @@ def test_without_a_model_it_is_said_how_to_get_one(layout: Layout, checkout: Mak
     made = checkout()
     release.register(made.layout, made.params, None)
     with pytest.raises(UserError, match=r"no version of 'other'.*registered: prong-digits"):
-        registry.champion_file(layout, "other")
+        version_files.champion_file(layout, "other")
     with pytest.raises(UserError, match=r"no version is champion.*prong models"):
-        registry.champion_file(layout, MODEL)
+        version_files.champion_file(layout, MODEL)
 
 
 def test_the_champions_file_is_downloaded_once_and_checked_always(checkout: Make) -> None:
@@ -35,23 +36,23 @@ def test_the_champions_file_is_downloaded_once_and_checked_always(checkout: Make
     release.register(made.layout, made.params, None)
     promotion.promote(made.layout, made.params, 1)
     forget(made.layout)
-    number, path = registry.champion_file(made.layout, MODEL)
+    number, path = version_files.champion_file(made.layout, MODEL)
     assert number == 1
     assert path.read_bytes() == made.layout.onnx.read_bytes()
     # The store is not asked for the file again …
     kept = stored(made.layout, 1)
     away = kept.rename(kept.with_name("away"))
-    assert registry.champion_file(made.layout, MODEL) == (1, path)
+    assert version_files.champion_file(made.layout, MODEL) == (1, path)
     # … unless what lies here was changed.
     away.rename(kept)
     path.write_bytes(b"changed")
-    assert registry.champion_file(made.layout, MODEL) == (1, path)
+    assert version_files.champion_file(made.layout, MODEL) == (1, path)
     assert sha256_file(path) == sha256_file(made.layout.onnx)
     # An exchanged file in the store leaves nothing behind.
     path.unlink()
     kept.write_bytes(b"exchanged")
     with pytest.raises(UserError, match="damaged or was exchanged"):
-        registry.champion_file(made.layout, MODEL)
+        version_files.champion_file(made.layout, MODEL)
     assert not path.exists()
 
 
@@ -107,5 +108,5 @@ def test_a_server_that_is_away_is_named_with_the_setting(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(Unavailable, match=r"refused.*MLFLOW_TRACKING_URI") as raised:
-        registry.champion_file(layout, MODEL)
+        version_files.champion_file(layout, MODEL)
     assert "secret" not in str(raised.value)

@@ -21,6 +21,7 @@ from pipelines.core.files import sha256_file, write_json, write_text
 from pipelines.core.paths import Layout
 from pipelines.gates.finding import blocked, from_tags
 from pipelines.gates.judging import GATES
+from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
@@ -36,7 +37,7 @@ def stored(layout: Layout, number: int) -> Path:
     """The file of a version as the store holds it."""
     client = tracking.connect(layout)
     where = client.get_model_version_download_uri(MODEL, str(number))
-    return Path(where.removeprefix("file://")) / registry.MODEL_FILE
+    return Path(where.removeprefix("file://")) / version_files.MODEL_FILE
 
 
 def forget(layout: Layout) -> None:
@@ -272,7 +273,7 @@ def test_a_damaged_champion_blocks_and_is_never_loaded(checkout: Make, damage: s
     champion = row.as_json()["gates"]["champion"]
     assert (champion["verdict"], champion["figure"]) == ("not run", None)
     with pytest.raises(UserError, match=damage):
-        registry.champion_file(made.layout, MODEL)
+        version_files.champion_file(made.layout, MODEL)
     # A gate that did not run is run again once it can.
     write_model_again = checkout()
     shutil.copy(write_model_again.layout.onnx, path)
@@ -409,7 +410,7 @@ def test_a_server_does_as_well(
         assert promotion.promote(made.layout, made.params, 1).promoted
         assert not release.register(made.layout, made.params, None).created
         forget(made.layout)
-        number, path = registry.champion_file(made.layout, MODEL)
+        number, path = version_files.champion_file(made.layout, MODEL)
         assert number == 1
         assert path.read_bytes() == made.layout.onnx.read_bytes()
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkout"]

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.provenance import signing
+from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release import register as release
 from pipelines.systems import mlflow as tracking
@@ -181,25 +182,27 @@ def test_a_version_is_signed_and_verified_whenever_it_is_loaded(checkout: Make) 
     made = checkout()
     release.register(made.layout, made.params, None)
     version = version_of(made.layout)
-    path = registry.version_file(made.layout, version)
-    key = registry.signer(made.layout, version)
+    path = version_files.version_file(made.layout, version)
+    key = version_files.signer(made.layout, version)
     assert key == signing.fingerprint(signing.trusted_keys(made.layout)[0])
-    bundle = folder_of(made.layout, 1) / registry.SIGNATURE
+    bundle = folder_of(made.layout, 1) / version_files.SIGNATURE
     bundle.unlink()
-    assert registry.version_file(made.layout, version) == path  # the bundle was kept, and holds
+    assert (
+        version_files.version_file(made.layout, version) == path
+    )  # the bundle was kept, and holds
     shutil.rmtree(made.layout.state / "cache")
     with pytest.raises(signing.Unsigned, match="version 1: not signed; `prong sign 1`"):
-        registry.version_file(made.layout, version)
+        version_files.version_file(made.layout, version)
     bundle.write_text("{}")
     with pytest.raises(signing.Unsigned, match="version 1: the signature does not hold"):
-        registry.version_file(made.layout, version)
+        version_files.version_file(made.layout, version)
 
 
 def test_an_exchanged_model_with_fitting_tags_is_still_refused(checkout: Make) -> None:
     """Who can write in the store can change the hash in the tags, but not sign."""
     made = checkout()
     release.register(made.layout, made.params, None)
-    stored = folder_of(made.layout, 1) / registry.MODEL_FILE
+    stored = folder_of(made.layout, 1) / version_files.MODEL_FILE
     Checkout.make(made.layout, 30.0, 1)  # another model, sound in itself
     shutil.copy(made.layout.onnx, stored)
     client = tracking.connect(made.layout)
@@ -207,13 +210,13 @@ def test_an_exchanged_model_with_fitting_tags_is_still_refused(checkout: Make) -
     client.set_model_version_tag(MODEL, "1", registry.SHA256, forged)
     shutil.rmtree(made.layout.state / "cache")
     with pytest.raises(signing.Unsigned, match="other bytes"):
-        registry.version_file(made.layout, version_of(made.layout))
+        version_files.version_file(made.layout, version_of(made.layout))
 
 
 def test_no_session_is_built_of_what_is_not_signed(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    (folder_of(made.layout, 1) / registry.SIGNATURE).unlink()
+    (folder_of(made.layout, 1) / version_files.SIGNATURE).unlink()
     shutil.rmtree(made.layout.state / "cache")
     program = (
         "import sys\nfrom pathlib import Path\n"
@@ -221,7 +224,7 @@ def test_no_session_is_built_of_what_is_not_signed(checkout: Make) -> None:
         "from pipelines.provenance import signing\n"
         "from pipelines.core.paths import Layout\nlayout = Layout(Path(sys.argv[1]))\n"
         "(version,) = registry.list_versions(layout, 'prong-digits')\n"
-        "try:\n    registry.version_file(layout, version)\n"
+        "try:\n    version_files.version_file(layout, version)\n"
         "except signing.Unsigned:\n    print('refused', 'onnxruntime' in sys.modules)\n"
     )
     done = subprocess.run(

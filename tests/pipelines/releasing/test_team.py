@@ -13,7 +13,7 @@ from postgres import Postgres
 from test_release import MODEL, forget
 
 from pipelines.data.prepared import load_split
-from pipelines.registry import artifacts
+from pipelines.registry import artifacts, version_files
 from pipelines.registry import versions as registry
 from pipelines.release import gc as garbage
 from pipelines.release import promote as promotion
@@ -52,20 +52,20 @@ def test_a_team_releases_from_postgresql_and_s3(
     assert promotion.rollback(made.layout, MODEL, None, "").version == 1
 
     forget(made.layout)
-    number, path = registry.champion_file(made.layout, MODEL)
+    number, path = version_files.champion_file(made.layout, MODEL)
     assert number == 1
     image = tmp_path / "image.png"
     Image.fromarray(load_split(made.layout.prepared, "test").images[0, 0]).save(image)
     (answer,) = predict(OnnxModel.load(path, "cpu"), [image])
     assert 0 < answer.probability <= 1
     (row, _) = registry.list_versions(made.layout, MODEL)
-    where = registry.location(made.layout, row)
+    where = version_files.location(made.layout, row)
     assert where.startswith(f"{bucket}/mlflow")
 
     # What nobody needs goes from the bucket too.
     made = checkout(noise=2.0)
     third = release.register(made.layout, made.params, None)
-    where = registry.location(
+    where = version_files.location(
         made.layout, registry.get_version(tracking.connect(made.layout), MODEL, third.version)
     )
     assert artifacts.size(made.layout, where) > 1000
