@@ -141,6 +141,17 @@ def coverage(model: nn.Module) -> list[LayerStatus]:
     ]
 
 
+def refuse_sharded_layers(model: nn.Module) -> None:
+    """Refuse whitened layers whose weight is sharded (FSDP, tensor parallelism).
+
+    Raises:
+        ValueError: if there is one.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Whitened):
+            refuse_shards(_parameters(name, module))
+
+
 def _parameters(name: str, module: nn.Module) -> list[tuple[str, nn.Parameter | None]]:
     prefix = f"{name}." if name else ""
     return [(prefix + own, parameter) for own, parameter in module._parameters.items()]

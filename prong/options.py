@@ -157,6 +157,15 @@ def check_positive(argument: str, value: object, kind: type) -> None:
         raise ValueError(f"{argument}={value!r}: it must be positive and finite")
 
 
+def check_numbers(period: int, samples: int, damping: float, step_limit: float | None) -> None:
+    """Refuse what is not a positive number; `step_limit` may be None."""
+    check_positive("period", period, int)
+    check_positive("samples", samples, int)
+    check_positive("damping", damping, float)
+    if step_limit is not None:
+        check_positive("step_limit", step_limit, float)
+
+
 _Group = TypeVar("_Group", Whitening, Savings, TwoSided)
 
 

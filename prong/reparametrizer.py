@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from prong.arguments import check_held, optimizers_of
-from prong.convert import LayerStatus, coverage, is_compiled, unwrap
+from prong.convert import LayerStatus, coverage, is_compiled
 from prong.distributed.ranks import Ranks
-from prong.distributed.sharding import refuse_flat, refuse_shards
 from prong.extensions.batch_diagonal import BatchDiagonal
 from prong.extensions.two_sided import observe_sampled, sampled_loss
 from prong.layers.base import Whitened
@@ -23,19 +21,20 @@ from prong.options import (
     Whitening,
     check_group,
     check_name,
-    check_positive,
+    check_numbers,
     refuse_old_keywords,
     settings_of,
 )
-from prong.refresh.collect import Forward, default_forward, enough, gather, in_call_order
-from prong.refresh.exchange import Refresh, assignment
+from prong.refresh.collect import Forward, default_forward
 from prong.refresh.modes import chosen_mode, convert, refusal
 from prong.refresh.narrow_layers import SmallLayers
 from prong.refresh.refresh_report import LayerReport, RefreshReport
+from prong.refresh.refresher import Refresher, checked
 from prong.refresh.saved_state import pack_state, unpack_state
 from prong.refresh.schedule import Schedule
 from prong.refresh.step_control import StepControl
-from prong.refresh.tied_layers import TiedLayers, tied_layers_of
+from prong.refresh.step_hooks import before_step
+from prong.refresh.tied_layers import TiedLayers
 from prong.refresh.window import Gathering, stop_gathering
 
 if TYPE_CHECKING:
@@ -115,25 +114,11 @@ class Reparametrizer:
                 is sharded, or the optimizer holds none of the whitened weights.
         """
         refuse_old_keywords(old)
-        check_positive("period", period, int)
-        check_positive("samples", samples, int)
-        check_positive("damping", damping, float)
-        if step_limit is not None:
-            check_positive("step_limit", step_limit, float)
+        check_numbers(period=period, samples=samples, damping=damping, step_limit=step_limit)
         whitening = check_group("whitening", whitening, Whitening, "kind") or Whitening()
         savings = check_group("savings", savings, Savings, "leading") or Savings()
         two_sided = check_group("two_sided", two_sided, TwoSided, "statistics")
-        self.model = unwrap(model)
-        self.optimizers = optimizers_of(optimizer)
-        refuse_flat(self.model)
-        self.units = tied_layers_of(self.model)
-        refuse_shards(
-            (f"{layer_name}.{own}", parameter)
-            for layer_name, layer in self.model.named_modules()
-            if isinstance(layer, Whitened)
-            for own, parameter in layer.named_parameters(recurse=False)
-        )
-        check_held(self.optimizers, self.units)
+        self.model, self.optimizers, self.units = checked(model, optimizer)
         plain_sgd = all(type(each) is torch.optim.SGD for each in self.optimizers)
         if is_compiled(model):
             # Every turn, and every other number of directions, would be one more graph.
@@ -154,6 +139,17 @@ class Reparametrizer:
             two_sided=two_sided is not None,
         )
         self.small = SmallLayers(self.units, self.optimizers, alone=self.ranks.size == 1)
+        self._refresher = Refresher(
+            self.model,
+            self.units,
+            self.settings,
+            self.ranks,
+            self.optimizers,
+            self.control,
+            self.small,
+            samples,
+            forward,
+        )
         self.convert(mode)
         self.report: RefreshReport | None = None
         self.steps = self.fallbacks = 0
@@ -166,7 +162,8 @@ class Reparametrizer:
         self.diagonal: BatchDiagonal | None = None
         if whitening.batch_diagonal:
             self.diagonal = BatchDiagonal(self.units, self.ranks)
-        self._hooks = [o.register_step_pre_hook(self._before_step) for o in self.optimizers]
+            self._refresher.dampings = self.diagonal.damping
+        self._hooks = [before_step(each, self._work_on_gradients) for each in self.optimizers]
         self.gathering.plan(self.steps)
 
     @property
@@ -198,25 +195,6 @@ class Reparametrizer:
         self.gathering.plan(self.steps)
         return report
 
-    def _before_step(
-        self, optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Work on the gradients of a step: now, or after the closure that will compute them."""
-        # torch hands over the optimizer as the first of the arguments.
-        closure = arguments[1] if len(arguments) > 1 else keywords.get("closure")
-        if closure is None:
-            self._work_on_gradients(optimizer)
-            return None
-
-        def closed(*given: Any) -> Any:
-            loss = closure(*given)
-            self._work_on_gradients(optimizer)
-            return loss
-
-        if len(arguments) > 1:
-            return (arguments[0], closed, *arguments[2:]), keywords
-        return arguments, {**keywords, "closure": closed}
-
     def _work_on_gradients(self, optimizer: Optimizer) -> None:
         if self.diagonal is not None:
             self.diagonal(optimizer)
@@ -230,12 +208,11 @@ class Reparametrizer:
 
     def _refresh(self, units: Sequence[TiedLayers]) -> RefreshReport:
         start = time.perf_counter()
-        trainable = [layer for u in units if u.weight.requires_grad for layer in u.layers]
         if self.batches is not None:
-            gather(self.model, trainable, self._kept(self.batches), self.forward)
+            self._refresher.collect(units, self.batches)
         else:
             self.gathering.learn()
-        return self._finish(start, *self._reparametrised(units))
+        return self._finish(start, *self._refresher.gathered(units))
 
     def initialize(self, batches: Iterable[Any], init: str = "balanced") -> RefreshReport:
         """Reparametrise at t = 0, layer by layer in the order of the forward pass.
@@ -262,20 +239,11 @@ class Reparametrizer:
         """
         check_name("init", init, INITS)
         start = time.perf_counter()
-        kept = self._kept(batches)
-        layers: dict[str, LayerReport] = {}
-        notes: list[str] = []
         if init == "preserve":
-            gather(self.model, self._trainable(), kept, self.forward)
-            layers, notes = self._reparametrised(self.units)
+            self._refresher.collect(self.units, batches)
+            layers, notes = self._refresher.gathered(self.units)
         else:
-            order = in_call_order(self.model, self.units, kept[0], self.forward, self.ranks)
-            for unit, wanted in order:
-                if wanted and unit.weight.requires_grad:
-                    gather(self.model, wanted, kept, self.forward, only_these=True)
-                found, lost = self._reparametrised([unit], init)
-                layers.update(found)
-                notes += lost
+            layers, notes = self._refresher.layer_by_layer(batches, init)
         self.gathering.stop()
         self.gathering.plan(self.steps)
         return self._finish(start, layers, notes)
@@ -340,7 +308,7 @@ class Reparametrizer:
         self.steps, self.fallbacks = counts["steps"], counts["fallbacks"]
         self.small.arrange()
         if self.diagonal is not None:
-            self.diagonal.damping = dampings
+            self.diagonal.damping = self._refresher.dampings = dampings
 
     def convert(self, mode: str) -> str:
         """Let every whitened layer run in another mode; function and momentum stay, to rounding.
@@ -380,31 +348,6 @@ class Reparametrizer:
 
     def _layers(self) -> list[Whitened]:
         return [layer for unit in self.units for layer in unit.layers]
-
-    def _trainable(self) -> list[Whitened]:
-        """Layers whose statistics are wanted; a frozen layer keeps its Φ."""
-        return [u_layer for u in self.units if u.weight.requires_grad for u_layer in u.layers]
-
-    def _kept(self, batches: Iterable[Any]) -> list[Any]:
-        return enough(batches, self.samples, self.units[0].weight.device, self.ranks)
-
-    def _reparametrised(
-        self, units: Sequence[TiedLayers], init: str = "preserve"
-    ) -> tuple[dict[str, LayerReport], list[str]]:
-        refresh = Refresh(
-            self.settings,
-            self.ranks,
-            self.optimizers,
-            None if self.diagonal is None else self.diagonal.damping,
-            self.control,
-            init,
-        )
-        # Over all units also where a few are due: layers that take turns share out the period.
-        owners = assignment(self.units, self.settings, self.ranks.size)
-        self.small.settle()
-        found = refresh(units, owners, self.units)
-        self.small.updated(units)
-        return found
 
     def _finish(
         self, start: float, layers: dict[str, LayerReport], notes: list[str]

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from pipelines.cli import registry_commands
-from pipelines.cli.arguments import AsJson, Name
+from pipelines.cli.shared_arguments import AsJson, Name
 from pipelines.core.errors import Failed, UserError, disk_error
 
 app = typer.Typer(

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.arguments import AsJson, Name, Number
+from pipelines.cli.shared_arguments import AsJson, Name, Number
 from pipelines.core.errors import Failed
 
 

@@ -17,7 +17,10 @@ from prong.linalg.roots import root_of_preconditioner
 from prong.statistics.moments import Moments
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
+    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,3 +169,15 @@ def tied_layers_of(model: nn.Module) -> list[TiedLayers]:
         TiedLayers(members[0][0], tuple(layer for _, layer in members))
         for members in shared.values()
     ]
+
+
+def check_held(optimizers: Sequence[Optimizer], units: Sequence[TiedLayers]) -> None:
+    """Refuse a model without whitened layers, and optimizers that were made for another model."""
+    if not units:
+        raise ValueError("model: it has no whitened layer; call prong.whiten first")
+    held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    if not any(id(unit.weight) in held for unit in units):
+        raise ValueError(
+            "optimizer: it holds none of the model's whitened weights; "
+            "make it from the parameters of this model"
+        )
