@@ -91,6 +91,10 @@ class Savings:
         if self.leading is not None:
             check_positive("leading", self.leading, float)
 
+    def compiled(self) -> Savings:
+        """For a compiled model: every turn, and every number of directions, is one more graph."""
+        return Savings(leading=None, spread=False, early=self.early)
+
 
 @dataclass(frozen=True)
 class TwoSided:

@@ -106,7 +106,7 @@ class Reparametrizer:
                 `model(batch[0])` for a sequence, or `model(**batch)` for a mapping.
             process_group: the ranks whose statistics are merged, and which share the
                 decompositions; the default group if None.
-            old: names that arguments had before; each is refused with its new place.
+            old: names of before; each is refused with its new place.
 
         Raises:
             TypeError: if an argument has the wrong type, or is unknown.
@@ -120,9 +120,7 @@ class Reparametrizer:
         two_sided = check_group("two_sided", two_sided, TwoSided, "statistics")
         self.model, self.optimizers, self.units = checked(model, optimizer)
         plain_sgd = all(type(each) is torch.optim.SGD for each in self.optimizers)
-        if is_compiled(model):
-            # Every turn, and every other number of directions, would be one more graph.
-            savings = Savings(leading=None, spread=False, early=savings.early)
+        savings = savings.compiled() if is_compiled(model) else savings
         self.settings = settings_of(whitening, savings, two_sided, float(damping), plain_sgd)
         self.period, self.samples = period, samples
         self.batches, self.forward = batches, forward
@@ -131,13 +129,9 @@ class Reparametrizer:
         self.gathering = Gathering(
             self.units, schedule, samples, two_sided, self.ranks, from_training=batches is None
         )
-        limit = step_limit if plain_sgd else None
-        self.control = StepControl(self.units, limit, self.optimizers, self.ranks)
-        self.preconditioned_refusal = refusal(
-            self.optimizers,
-            batch_diagonal=whitening.batch_diagonal,
-            two_sided=two_sided is not None,
-        )
+        step_limit = step_limit if plain_sgd else None
+        self.control = StepControl(self.units, step_limit, self.optimizers, self.ranks)
+        self.preconditioned_refusal = refusal(self.optimizers, whitening.batch_diagonal, two_sided)
         self.small = SmallLayers(self.units, self.optimizers, alone=self.ranks.size == 1)
         self._refresher = Refresher(
             self.model,
@@ -241,12 +235,12 @@ class Reparametrizer:
         start = time.perf_counter()
         if init == "preserve":
             self._refresher.collect(self.units, batches)
-            layers, notes = self._refresher.gathered(self.units)
+            found = self._refresher.gathered(self.units)
         else:
-            layers, notes = self._refresher.layer_by_layer(batches, init)
+            found = self._refresher.layer_by_layer(batches, init)
         self.gathering.stop()
         self.gathering.plan(self.steps)
-        return self._finish(start, layers, notes)
+        return self._finish(start, *found)
 
     def sample_fisher(self, outputs: torch.Tensor, likelihood: str = "categorical") -> bool:
         """Take δ's statistics under the model's own predictions, for `TwoSided("sampled")`.
@@ -277,10 +271,8 @@ class Reparametrizer:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides the model's and the optimizer's own state.
 
-        Returns:
-            `{"meta": plain numbers, "tensors": tensors by name}`: JSON and safetensors hold it
-            without pickle. Φ is not in it: c and U are buffers of the model and come with its state
-            dict.
+        `{"meta": plain numbers, "tensors": tensors by name}`: JSON and safetensors hold it without
+        pickle. Φ is not in it: c and U are buffers of the model and come with its state dict.
         """
         self.small.settle()
         return pack_state(

@@ -23,19 +23,22 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
+    from prong.options import TwoSided
     from prong.refresh.tied_layers import TiedLayers
 
 MODES = ("auto", "fold", "activations", "preconditioned")
 
 
-def refusal(optimizers: Sequence[Optimizer], *, batch_diagonal: bool, two_sided: bool) -> str:
+def refusal(
+    optimizers: Sequence[Optimizer], batch_diagonal: bool, two_sided: TwoSided | None
+) -> str:
     """Why layers cannot run preconditioned; empty if they can."""
     for optimizer in optimizers:
         if type(optimizer) is not torch.optim.SGD:
             return f"{type(optimizer).__name__} is not torch.optim.SGD: its path depends on U"
     if batch_diagonal:
         return "the per-batch diagonal acts on single whitened units"
-    return "" if not two_sided else "two-sided whitening needs the whitened weights"
+    return "" if two_sided is None else "two-sided whitening needs the whitened weights"
 
 
 def chosen_mode(mode: str, reason: str) -> str:
