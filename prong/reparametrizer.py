@@ -169,8 +169,7 @@ class Reparametrizer:
         """Count one optimizer step; reparametrise after every `period` of them.
 
         Returns:
-            The report of the reparametrisation, of the layers whose turn it was, or None if it was
-            nobody's.
+            The report of the reparametrisation, of the layers that were due; None if none was.
         """
         self.steps += 1
         self.control.steps = self.steps

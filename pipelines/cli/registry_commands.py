@@ -20,10 +20,10 @@ def models(name: Name = None, as_json: AsJson = False) -> None:
     from pipelines.cli.versions_table import show_versions
     from pipelines.core.environment import open_checkout
     from pipelines.registry.versions import list_versions
-    from pipelines.release.transaction import settled
+    from pipelines.release.transaction import repaired_state
 
     layout, params = open_checkout()
-    settled(layout, name or params.model_name)
+    repaired_state(layout, name or params.model_name)
     rows = list_versions(layout, name or params.model_name)
     if as_json:
         print(json.dumps([row.as_json() for row in rows], indent=2, ensure_ascii=False))
@@ -59,14 +59,14 @@ def promote(
     from pipelines.core.environment import open_checkout
     from pipelines.registry.versions import number_of
     from pipelines.release.promote import promote
-    from pipelines.release.transaction import settled
+    from pipelines.release.transaction import repaired_state
 
     layout, params = open_checkout()
     if name:
         params = replace(params, registry=replace(params.registry, model=name))
     number = None
     if version is not None:
-        named = settled(layout, params.model_name).aliases
+        named = repaired_state(layout, params.model_name).aliases
         number = number_of(params.model_name, named, version, asked="VERSION")
     decision = promote(layout, params, number, asked=True)
     for found in decision.findings:
@@ -104,11 +104,11 @@ def history(name: Name = None, as_json: AsJson = False) -> None:
     """Show what was live when, why and by whom; exit code 1 if the list was tampered with."""
     from pipelines.core.environment import open_checkout
     from pipelines.registry.history import show
-    from pipelines.release.transaction import settled
+    from pipelines.release.transaction import repaired_state
 
     layout, params = open_checkout()
     model = name or params.model_name
-    found = settled(layout, model).history
+    found = repaired_state(layout, model).history
     if as_json:
         entries = [entry.as_json() for entry in found.entries]
         print(json.dumps({"entries": entries, "damage": found.damage}, ensure_ascii=False))

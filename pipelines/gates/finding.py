@@ -14,7 +14,7 @@ PREFIX = "gate."
 LONGEST = 5000
 """Characters of a tag's value; the least limit of MLflow's stores."""
 _REASON = 800  # of which JSON may make six each
-_ROUNDING = 1e-9  # shares of whole counts, compared without a rounding's luck
+_ROUNDING = 1e-9  # shares of whole counts, compared so that rounding does not decide
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ def _finite(value: float | None) -> float | None:
 
 
 def passed(gate: str, reason: str) -> Finding:
-    """Return the finding of a gate that asks for no number and is content."""
+    """Return the finding that a gate without a figure passed."""
     return Finding(gate, "pass", None, None, reason)
 
 
 def failed(gate: str, reason: str) -> Finding:
-    """Return the finding of a gate that refuses a version for no number's sake."""
+    """Return the finding that a gate without a figure failed."""
     return Finding(gate, "fail", None, None, one_line(reason))
 
 

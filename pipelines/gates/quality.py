@@ -12,7 +12,7 @@ from pipelines.gates.interval import images_needed, upper_bound
 
 Wrong = NDArray[np.bool_]
 """Per image, whether an answer is wrong: [n]."""
-_ROUNDING = 1e-9  # shares of whole counts, compared without a rounding's luck
+_ROUNDING = 1e-9  # shares of whole counts, compared so that rounding does not decide
 _SHOWN = 5
 
 

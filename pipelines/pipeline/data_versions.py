@@ -69,7 +69,7 @@ def add(layout: Layout, params: Params, folder: Path, *, new_class: bool) -> Int
     return found
 
 
-def have_back(layout: Layout) -> bool:
+def restore_added(layout: Layout) -> bool:
     """Bring the added images that are recorded and not here, as in a new clone.
 
     Args:
@@ -90,7 +90,7 @@ def have_back(layout: Layout) -> bool:
             if len(added.batches(layout.added / name)) < count
         ]
         if missing:
-            dvc_store.have_back(layout.root, layout.added, record.kept)
+            dvc_store.restore_added(layout.root, layout.added, record.kept)
     return bool(missing)
 
 

@@ -137,7 +137,7 @@ def run(layout: Layout, force: Sequence[str], report: Report) -> JobResult:
     params = params_file.load(layout.params)
     check_data(layout, params)
     dvc_store.share(layout.home, layout.root, params.store.remote)
-    dataset.have_back(layout)
+    dataset.restore_added(layout)
     try:
         result: Any = main_job(layout.root, forced, report)
     except (httpx.TransportError, PrefectHTTPStatusError, RuntimeError) as error:

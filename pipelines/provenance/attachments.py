@@ -21,7 +21,7 @@ from pipelines.provenance.model_card import model_card
 BILL, CARD, LOCK, PARAMS = "bom.cdx.json", "card.md", "dvc.lock", "params.yaml"
 
 
-def accompany(
+def write_attachments(
     layout: Layout,
     model: Path,
     name: str,

@@ -44,7 +44,7 @@ def read_text(layout: Layout, where: str, name: str) -> str | None:
 
 
 def remove(layout: Layout, where: str) -> None:
-    """Remove all files at an artifact location; none there is no mistake."""
+    """Remove all files at an artifact location; it may be empty."""
     store = get_artifact_repository(where, tracking_uri(layout))
     if next(_files(store), None) is not None:
         store.delete_artifacts()  # type: ignore[no-untyped-call]

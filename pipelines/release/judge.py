@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # MLflow and the gates are imported when a step is called, no
     from pipelines.registry.versions import Version
     from pipelines.release.transaction import Transaction
 
-QUESTION = "prong.question"
+GATE_INPUTS = "prong.question"
 """Tag of a version: what its gates were asked; an answer holds as long as the question stays."""
 
 
@@ -68,7 +68,7 @@ def judged(
     champion = None if live is None else held.version(live)
     rows = registry.versions(held.client, held.model)
     lived = [version for version in rows if version.number in state.history.lived]
-    question = question_of(layout, params, state)
+    question = gate_inputs(layout, params, state)
     findings = judge(
         layout,
         params,
@@ -79,10 +79,10 @@ def judged(
     faults.point("promote.judged")
     held.check()
     number = str(candidate.number)
-    if QUESTION in candidate.tags:
-        held.client.delete_model_version_tag(candidate.model, number, QUESTION)
+    if GATE_INPUTS in candidate.tags:
+        held.client.delete_model_version_tag(candidate.model, number, GATE_INPUTS)
     findings_of.write(held.client, candidate, findings)
-    held.client.set_model_version_tag(candidate.model, number, QUESTION, _text(question))
+    held.client.set_model_version_tag(candidate.model, number, GATE_INPUTS, _text(question))
     faults.point("promote.tags")
     return findings
 
@@ -100,7 +100,7 @@ def figures_of(findings: Sequence[Finding]) -> tuple[float | None, int]:
     return figures.get("error"), int(figures.get("images", 0))
 
 
-def question_of(
+def gate_inputs(
     layout: Layout, params: Params, state: ModelState
 ) -> dict[str, int | float | str | list[int] | None]:
     """Return all that the gates' answers on a version depend on, beside the version itself."""
@@ -125,7 +125,7 @@ def nothing_new(
         if aside is not None and aside.event == history.ROLLED_BACK:
             how = f"it was rolled back from ({aside.reason})"
         return known(candidate, live, f"nothing new: it was champion, and {how}")
-    if candidate.tags.get(QUESTION) != _text(question):
+    if candidate.tags.get(GATE_INPUTS) != _text(question):
         return None
     from pipelines.gates.finding import blocked
     from pipelines.gates.judging import GATES
@@ -138,7 +138,7 @@ def nothing_new(
 
 def known(candidate: Version, live: int | None, reason: str) -> Decision:
     """Return the decision that leaves all as it is, with the figures known."""
-    said = json.loads(candidate.tags.get(QUESTION, "{}"))
+    said = json.loads(candidate.tags.get(GATE_INPUTS, "{}"))
     error, images = figures_of(candidate.findings)
     return Decision(
         version=candidate.number,

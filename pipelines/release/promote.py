@@ -18,10 +18,10 @@ from pipelines.release.judge import (
     Decision,
     blocked_by,
     figures_of,
+    gate_inputs,
     judged,
     known,
     nothing_new,
-    question_of,
 )
 
 if TYPE_CHECKING:  # MLflow and the gates are imported when a step is called, not with the flow
@@ -107,7 +107,7 @@ def _promote(
     if live == number:
         return known(candidate, live, "already champion")
     if not asked and (
-        old := nothing_new(candidate, state, live, question_of(layout, params, state))
+        old := nothing_new(candidate, state, live, gate_inputs(layout, params, state))
     ):
         return old
     findings = judged(layout, params, held, state, candidate)

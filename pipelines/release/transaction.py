@@ -151,7 +151,7 @@ class Transaction:
         self.done()
 
     def _adopt(self, state: ModelState) -> None:
-        """Record what other hands did to the aliases; put back one whose version is not whole."""
+        """Record aliases that others moved; undo a move to a version that is not complete."""
         last, aliases = state.history.last, dict(state.aliases)
         for alias, number in state.aliases.items():
             if alias in (CHAMPION, PREVIOUS) and not self.is_complete(number):
@@ -238,7 +238,7 @@ def transaction(layout: Layout, model: str) -> Iterator[Transaction]:
         yield found
 
 
-def settled(layout: Layout, model: str) -> ModelState:
+def repaired_state(layout: Layout, model: str) -> ModelState:
     """Return how a model stands, mended first unless another is at work on it now.
 
     Raises:

@@ -30,7 +30,7 @@ from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_split
 from pipelines.provenance import release_branch as releases
 from pipelines.provenance import signing
-from pipelines.provenance.attachments import accompany
+from pipelines.provenance.attachments import write_attachments
 from pipelines.provenance.lineage import LONGEST, UNKNOWN, lineage, package_version, runtime_version
 from pipelines.registry import version_files
 from pipelines.registry.version_files import MODEL_FILE
@@ -271,7 +271,7 @@ def _upload(
         )
         # MLflow writes the model anew; what was verified is this file, not its like.
         shutil.copyfile(layout.onnx, folder / MODEL_FILE)
-        accompany(layout, folder / MODEL_FILE, name, made_from, figures)
+        write_attachments(layout, folder / MODEL_FILE, name, made_from, figures)
         client.log_model_artifacts(logged.model_id, str(folder))
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     return str(logged.model_id), str(logged.artifact_location)

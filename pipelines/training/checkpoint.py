@@ -132,7 +132,7 @@ def agreed(folder: Path, rank: int, told: Callable[[int], int]) -> Checkpoint | 
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole, or None; damaged ones are passed over aloud."""
+    """Return the newest checkpoint that is whole, or None; report damaged ones and go on."""
     found = sorted((p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)), reverse=True)
     for path in found:
         try:

@@ -59,7 +59,7 @@ class LoopState:
     own: state.Tensors
 
 
-Between = Callable[["Loop", str], None]
+StepHook = Callable[["Loop", str], None]
 """Called between two steps, and two parts of an evaluation, with what the loop is at: the same
 number of times on every rank. It may raise; the loop's state is whole then."""
 
@@ -76,7 +76,7 @@ class Loop:
         prepared: Directory of prepared images.
         ranks: This process among its peers.
         emit: Where events go; only rank 0 speaks.
-        between: See `Between`.
+        after_step: See `StepHook`.
     """
 
     def __init__(
@@ -85,9 +85,9 @@ class Loop:
         prepared: Path,
         ranks: TrainingRanks,
         emit: EventWriter | None,
-        between: Between = _nothing,
+        after_step: StepHook = _nothing,
     ) -> None:
-        self.config, self.ranks, self.emit, self.between = config, ranks, emit, between
+        self.config, self.ranks, self.emit, self.after_step = config, ranks, emit, after_step
         card = load_card(prepared)
         self.spec = _spec(config, card)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
@@ -148,13 +148,13 @@ class Loop:
             UserError: If the loss is no longer a number.
         """
         if self.step == 0 and self.natural is not None:
-            self.between(self, "initialising")
+            self.after_step(self, "initialising")
             samples = (images for images, _, _ in self._epoch(0))
             self._refreshed(self.natural.initialize(samples, init=self.config.init))
             faults.point("train.initialised")
         if self.unscored:
             self._evaluate()
-        self.between(self, "training")
+        self.after_step(self, "training")
         self._window = self._resumed_window()
         while self.step < self.steps:
             self._train(*divmod(self.step, self.per_epoch))
@@ -180,7 +180,7 @@ class Loop:
                 self.unscored = True
                 self._evaluate()
             faults.point("train.step")
-            self.between(self, "training")
+            self.after_step(self, "training")
 
     def _backward(self, images: Tensor, labels: Tensor, size: int) -> None:
         """Leave the gradients of one batch of `size` images over all ranks, part by part."""
@@ -236,7 +236,7 @@ class Loop:
         sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
         most = -(-len(images) // self.ranks.size)  # so that every rank has as many turns
         for start in range(0, most, _SCORED):
-            self.between(self, "evaluating")
+            self.after_step(self, "evaluating")
             part = images[mine][start : start + _SCORED].to(self.ranks.device)
             answer = labels[mine][start : start + _SCORED].to(self.ranks.device)
             if len(part):

@@ -21,7 +21,7 @@ from pipelines.core.config import TrainConfig
 from pipelines.core.errors import UserError, disk_error
 from pipelines.core.files import write_json
 from pipelines.systems.processes import end_with_keeper, exit_on_sigterm
-from pipelines.training.pulse import Pulse
+from pipelines.training.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from pipelines.training.events import EventWriter
@@ -73,7 +73,7 @@ class Job:
         return TypeAdapter(cls).validate_json(path.read_bytes())
 
 
-class Between:
+class AfterStep:
     """What a rank does between two steps: gives a sign, asks whether to stop, saves."""
 
     def __init__(
@@ -81,12 +81,12 @@ class Between:
         job: Job,
         folder: TrainingFolder,
         peers: TrainingRanks,
-        pulse: Pulse,
+        heartbeat: Heartbeat,
         stop: Stop,
         emit: EventWriter | None,
     ) -> None:
         self._job, self._folder, self._peers = job, folder, peers
-        self._pulse, self._stop, self._emit = pulse, stop, emit
+        self._heartbeat, self._stop, self._emit = heartbeat, stop, emit
         self._saved: tuple[int, bool] | None = None
         self._elapsed, self._start = 0.0, time.monotonic()
 
@@ -99,7 +99,7 @@ class Between:
         """Raise `Stopped` after a checkpoint if the ranks agree to stop; else save when due."""
         from pipelines.training.stopping import Stopped
 
-        self._pulse(phase, loop.step)
+        self._heartbeat(phase, loop.step)
         signum = self._stop.agreed(now=phase != "training")
         # What the last step leaves is saved once, as finished.
         on_the_way = phase == "training" and loop.step < loop.steps
@@ -115,7 +115,7 @@ class Between:
 
         if self._saved == (loop.step, loop.unscored) and not finished:
             return
-        self._pulse("saving", loop.step)
+        self._heartbeat("saving", loop.step)
         if self._emit:
             self._emit.sync()
         state = loop.state()
@@ -150,29 +150,29 @@ def main(path: Path) -> int:
 
     folder = TrainingFolder(Path(job.folder))
     lock = folder.hold_as_rank()
-    pulse = Pulse(folder.signs, int(os.environ.get("RANK", "0")))
+    heartbeat = Heartbeat(folder.signs, int(os.environ.get("RANK", "0")))
     try:
-        code = _train(job, folder, pulse)
+        code = _train(job, folder, heartbeat)
     except (KeyboardInterrupt, SystemExit):
-        pulse.end("stopped", time=time.time())
+        heartbeat.end("stopped", time=time.time())
         code = 143
     except UserError as error:
-        pulse.end("error", kind="user", message=str(error), time=time.time())
+        heartbeat.end("error", kind="user", message=str(error), time=time.time())
         code = UserError.exit_code
     except BaseException as error:
-        said = _explained(error, job, pulse)
-        pulse.end("error", **said, time=time.time())
+        said = _explained(error, job, heartbeat)
+        heartbeat.end("error", **said, time=time.time())
         code = UserError.exit_code if said["kind"] == "user" else 1
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # what is left of the process group may wait for ranks that are gone
-    pulse.end("done", time=time.time())
+    heartbeat.end("done", time=time.time())
     lock.close()
     return 0
 
 
-def _train(job: Job, folder: TrainingFolder, pulse: Pulse) -> int:
+def _train(job: Job, folder: TrainingFolder, heartbeat: Heartbeat) -> int:
     import torch
 
     from pipelines.training import checkpoint
@@ -182,30 +182,30 @@ def _train(job: Job, folder: TrainingFolder, pulse: Pulse) -> int:
     from pipelines.training.stopping import Stop, Stopped
 
     torch.set_num_threads(job.threads)
-    pulse("joining")
+    heartbeat("joining")
     # The watch over the ranks is to find a hung one before the others give it up.
     with ranks(job.device, 2 * job.timeout + 60) as peers:
-        pulse("loading data")
+        heartbeat("loading data")
         saved = checkpoint.agreed(folder.checkpoints, peers.rank, peers.told)
         emit = None
         if peers.rank == 0:
             emit = EventWriter(folder.events, int(saved.meta["events"]) if saved else 0)
         stop = Stop(peers)
-        between = Between(job, folder, peers, pulse, stop, emit)
-        loop = Loop(job.config, Path(job.prepared), peers, emit, between)
+        after_step = AfterStep(job, folder, peers, heartbeat, stop, emit)
+        loop = Loop(job.config, Path(job.prepared), peers, emit, after_step)
         if saved:
             loop.restore(saved)
-            between.resumed(loop, float(saved.meta["elapsed"]))
+            after_step.resumed(loop, float(saved.meta["elapsed"]))
         stop.listen()
         if emit:
             said = {"steps": loop.steps, "epochs": job.config.epochs, "processes": peers.size}
             emit("start", **said, step=loop.step)
         try:
             best = loop.run()
-            between.save(loop, finished=True)
+            after_step.save(loop, finished=True)
             faults.point("train.finished")
         except Stopped as stopped:
-            pulse.end("stopped", signal=stopped.signum, time=time.time())
+            heartbeat.end("stopped", signal=stopped.signum, time=time.time())
             return 128 + stopped.signum
         if emit:
             save(folder.network, loop.spec, loop.network)
@@ -214,17 +214,17 @@ def _train(job: Job, folder: TrainingFolder, pulse: Pulse) -> int:
                 steps=loop.step,
                 refreshes=loop.refreshes,
                 best=best,
-                seconds=between.elapsed,
+                seconds=after_step.elapsed,
             )
             emit.close()
             faults.point("train.saved")
     return 0
 
 
-def _explained(error: BaseException, job: Job, pulse: Pulse) -> dict[str, object]:
+def _explained(error: BaseException, job: Job, heartbeat: Heartbeat) -> dict[str, object]:
     """Return what the record of a failed rank says."""
     text = " ".join(str(error).split())
-    last, config = pulse.last, job.config
+    last, config = heartbeat.last, job.config
     number = _SYSTEM.search(text)  # as a library says it that raises errors of its own
     full = error if isinstance(error, OSError) else OSError(int(number[1]) if number else 0, text)
     if mended := disk_error(full):

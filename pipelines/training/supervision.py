@@ -19,8 +19,8 @@ from typing import Any
 
 from pipelines.core.errors import Failed, Interrupted, UserError
 from pipelines.systems.processes import run_group
-from pipelines.training import pulse
-from pipelines.training.pulse import Sign
+from pipelines.training import heartbeat
+from pipelines.training.heartbeat import RankStatus
 from pipelines.training.rank import Job
 from pipelines.training.training_folder import TrainingFolder
 
@@ -118,7 +118,7 @@ def _command(job: Job, folder: TrainingFolder, machines: Machines, restarts: int
 
 def end_ranks(folder: TrainingFolder, grace: float) -> None:
     """Make sure that no rank of this machine is left: SIGTERM, up to `grace` seconds, SIGKILL."""
-    left = [sign for sign in pulse.signs(folder.signs) if sign.alive]
+    left = [sign for sign in heartbeat.signs(folder.signs) if sign.alive]
     for sign in left:
         sign.send(signal.SIGTERM)
         sign.send(signal.SIGCONT)  # a stopped process would not hear it
@@ -148,7 +148,7 @@ class _Watch:
 
     def __init__(self, folder: TrainingFolder, timeout: float, nodes: int = 1) -> None:
         self._folder, self._timeout, self._nodes = folder, timeout, nodes
-        self._seen: dict[int, tuple[Sign, float]] = {}
+        self._seen: dict[int, tuple[RankStatus, float]] = {}
         self._start = time.monotonic()
 
     def __call__(self) -> None:
@@ -158,7 +158,7 @@ class _Watch:
         one that is furthest behind, or that does not even answer when asked where it is.
         """
         now = time.monotonic()
-        for sign in pulse.signs(self._folder.signs):
+        for sign in heartbeat.signs(self._folder.signs):
             before = self._seen.get(sign.rank)
             if before is None or before[0] != sign:
                 self._seen[sign.rank] = sign, now
@@ -174,14 +174,14 @@ class _Watch:
             raise Hung(said)
         raise Hung(self._accuse([sign for sign, _ in at_work]))
 
-    def _accuse(self, ranks: list[Sign]) -> str:
+    def _accuse(self, ranks: list[RankStatus]) -> str:
         for sign in ranks:
             sign.send(signal.SIGUSR1)
         deadline = time.monotonic() + _ANSWER
         stacks: dict[int, str] = {}
         while time.monotonic() < deadline and len(stacks) < len(ranks):
             time.sleep(0.1)
-            found = {sign.rank: pulse.stack(self._folder.signs, sign) for sign in ranks}
+            found = {sign.rank: heartbeat.stack(self._folder.signs, sign) for sign in ranks}
             stacks = {rank: text for rank, text in found.items() if text}
         silent = [sign for sign in ranks if sign.here and sign.rank not in stacks]
         behind = min(ranks, key=lambda sign: (sign.step, _order(sign.phase)))
@@ -203,7 +203,7 @@ def _order(phase: str) -> int:
 
 def _failure(job: Job, folder: TrainingFolder, code: int) -> Exception:
     """Return what to raise for ranks that ended with an error: the first cause in front."""
-    ends = pulse.ends(folder.signs)
+    ends = heartbeat.ends(folder.signs)
     errors = sorted((e for e in ends.values() if e["how"] == "error"), key=lambda e: e["time"])
     told = [e for e in errors if e["kind"] == "user"]
     if told:
@@ -212,7 +212,7 @@ def _failure(job: Job, folder: TrainingFolder, code: int) -> Exception:
     crashed = [e for e in errors if e["kind"] == "crash"]
     if crashed:
         return Failed(f"{_place(crashed[0], job)}: {crashed[0]['message']}\n{_trace(crashed[0])}")
-    silent = [s for s in pulse.signs(folder.signs) if s.rank not in ends and s.phase != "ended"]
+    silent = [s for s in heartbeat.signs(folder.signs) if s.rank not in ends and s.phase != "ended"]
     if silent:
         return Failed(_killed(silent[0], job, folder))
     stopped = [e for e in ends.values() if e["how"] == "stopped"]
@@ -228,7 +228,7 @@ def _failure(job: Job, folder: TrainingFolder, code: int) -> Exception:
     )
 
 
-def _killed(sign: Sign, job: Job, folder: TrainingFolder) -> str:
+def _killed(sign: RankStatus, job: Job, folder: TrainingFolder) -> str:
     codes = {int(rank): int(code) for rank, code in _EXIT.findall(_tail(folder, 20_000))}
     code = codes.get(sign.rank)
     said = f"rank {sign.rank} of {job.ranks} died without a word, {sign.phase} at step {sign.step}"

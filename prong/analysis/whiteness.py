@@ -12,7 +12,7 @@ from torch import nn
 from prong.convert import unwrap
 from prong.linalg.conditioning import whitening_error
 from prong.linalg.roots import spectrum
-from prong.refresh.collect import Forward, default_forward, enough, gather
+from prong.refresh.collect import Forward, default_forward, first_batches, gather
 from prong.refresh.tied_layers import tied_layers_of
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def whiteness(
     saved = [layer.moments for layer in layers]
     found = {}
     try:
-        gather(inner, layers, enough(batches, samples, units[0].weight.device), forward)
+        gather(inner, layers, first_batches(batches, samples, units[0].weight.device), forward)
         for unit in units:
             moments = unit.moments()
             if moments is None or not float(moments.count) > 0:

@@ -21,7 +21,7 @@ from prong.linalg.dtypes import wide_dtype
 from prong.linalg.layout import from_grouped
 from prong.linalg.projection import to_canonical
 from prong.linalg.roots import spectrum
-from prong.refresh.collect import Forward, default_forward, enough, gather
+from prong.refresh.collect import Forward, default_forward, first_batches, gather
 from prong.refresh.tied_layers import TiedLayers, tied_layers_of
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def compress(
     if not units:
         raise ValueError("model: it has no whitened layer; call prong.whiten first")
     layers = [layer for unit in units for layer in unit.layers]
-    kept = enough(batches, samples, units[0].weight.device)
+    kept = first_batches(batches, samples, units[0].weight.device)
     saved = [(layer, layer.moments) for layer in layers]
     frozen = [unit.weight for unit in units if not unit.weight.requires_grad]
     try:

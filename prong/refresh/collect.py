@@ -65,7 +65,7 @@ def _examples(batch: Any) -> int:
     raise TypeError(f"batches: a batch of type {type(batch).__name__} holds no tensor")
 
 
-def enough(
+def first_batches(
     batches: Iterable[Any], examples: int, device: torch.device, ranks: Ranks | None = None
 ) -> list[Any]:
     """Move the first batches that hold `examples` examples to `device`; fewer if there are no more.

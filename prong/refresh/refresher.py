@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from prong.convert import refuse_sharded_layers, unwrap
 from prong.distributed.sharding import refuse_flat
-from prong.refresh.collect import enough, gather, in_call_order
+from prong.refresh.collect import first_batches, gather, in_call_order
 from prong.refresh.exchange import Refresh, assignment
 from prong.refresh.step_hooks import optimizers_of
 from prong.refresh.tied_layers import check_held, tied_layers_of
@@ -100,7 +100,7 @@ class Refresher:
         return layers, notes
 
     def _first(self, batches: Iterable[Any]) -> list[Any]:
-        return enough(batches, self.samples, self.units[0].weight.device, self.ranks)
+        return first_batches(batches, self.samples, self.units[0].weight.device, self.ranks)
 
 
 def checked(

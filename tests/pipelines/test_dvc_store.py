@@ -13,7 +13,7 @@ from small_checkout import SOURCE
 from test_versioning import PIPELINE, STAGE
 
 from pipelines.core.errors import Unavailable, UserError
-from pipelines.systems.dvc.cache import have_back, keep, push, share
+from pipelines.systems.dvc.cache import keep, push, restore_added, share
 from pipelines.systems.dvc.reproduce import StageOutcome, ensure
 
 __all__ = ["object_store"]
@@ -43,7 +43,7 @@ def _there_and_back(machines: tuple[Path, Path], remote: str) -> None:
     share(two, two, remote)
     assert ensure(two, "make").outcome is StageOutcome.RESTORED
     assert (two / "out/a").read_text() == "one"
-    have_back(two, two / "data/added", kept)
+    restore_added(two, two / "data/added", kept)
     assert (two / "data/added/x/1").read_text() == "added"
 
 

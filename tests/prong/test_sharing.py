@@ -19,7 +19,7 @@ from prong.distributed.merging import Merge
 from prong.distributed.ranks import Ranks
 from prong.linalg import roots
 from prong.linalg.triangle import triangle_size
-from prong.refresh.collect import enough
+from prong.refresh.collect import first_batches
 from prong.refresh.exchange import assignment
 from prong.refresh.solve import Outcome
 
@@ -333,11 +333,11 @@ def _batches(rank, size):
     ranks, cpu = Ranks(), torch.device("cpu")
     sizes = [[3, 2, 4, 9], [0, 1, 1, 9], [5, 5, 5], [0, 0, 9, 9]][rank]
     batches = [torch.zeros(size) for size in sizes]
-    counts = [len(enough(batches, wanted, cpu, ranks)) for wanted in (1, 8, 9, 16, 17, 99)]
+    counts = [len(first_batches(batches, wanted, cpu, ranks)) for wanted in (1, 8, 9, 16, 17, 99)]
     if rank == 0:  # Alone by itself: nobody answers.
-        counts.append(len(enough(batches, 8, cpu)))
+        counts.append(len(first_batches(batches, 8, cpu)))
     with pytest.raises(ValueError, match="none on at least one of the ranks"):
-        enough(batches[: 3 * (rank != 2)], 5, cpu, ranks)
+        first_batches(batches[: 3 * (rank != 2)], 5, cpu, ranks)
     return counts
 
 

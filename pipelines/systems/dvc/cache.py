@@ -143,7 +143,7 @@ def _pull(repo: Any, wanted: HashInfo) -> None:
         raise Unavailable(f"store.remote = {url!r}: {one_line(error)}") from error
 
 
-def have_back(root: Path, folder: Path, kept: str) -> None:
+def restore_added(root: Path, folder: Path, kept: str) -> None:
     """Make a folder what it was when it was kept.
 
     Args:

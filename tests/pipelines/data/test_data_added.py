@@ -28,7 +28,7 @@ from pipelines.data import added, dataset, sources
 from pipelines.data.added import read_record
 from pipelines.data.prepare import prepare
 from pipelines.data.prepared import SPLITS, Card, load_split
-from pipelines.systems.dvc.cache import have_back, keep, push, share
+from pipelines.systems.dvc.cache import keep, push, restore_added, share
 
 Fill = Callable[..., Path]
 Make = Callable[..., DataConfig]
@@ -241,13 +241,13 @@ def test_a_version_can_be_had_back(checkout: Checkout, tmp_path: Path, fill: Fil
     first, was = keep(layout.root, layout.added), _tree(layout.added)
     dataset.add(layout, params, fill(tmp_path / "b", ("cat",), 2, start=40), new_class=False)
     second, now = keep(layout.root, layout.added), _tree(layout.added)
-    have_back(layout.root, layout.added, first)
+    restore_added(layout.root, layout.added, first)
     assert _tree(layout.added) == was
     assert [one.version for one in dataset.versions(layout, params)] == [1, 0]
-    have_back(layout.root, layout.added, second)
+    restore_added(layout.root, layout.added, second)
     assert _tree(layout.added) == now
     with pytest.raises(UserError, match="not whole"):
-        have_back(layout.root, layout.added, "0" * 32 + ".dir")
+        restore_added(layout.root, layout.added, "0" * 32 + ".dir")
     assert _tree(layout.added) == now
 
 
@@ -260,7 +260,7 @@ def test_a_clone_has_the_added_images_back_and_never_trains_without_them(
     dataset.add(layout, params, fill(tmp_path / "a", ("cat",), 2, start=30), new_class=False)
     dataset.add(layout, params, fill(tmp_path / "b", ("dog",), 3, start=40), new_class=False)
     assert push(layout.root, layout.added)
-    assert not dataset.have_back(layout)  # all is here
+    assert not dataset.restore_added(layout)  # all is here
     assert checkout.run("git", "add", "-A").code == 0
     who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     assert checkout.run("git", *who, "commit", "-qm", "more").code == 0
@@ -271,9 +271,9 @@ def test_a_clone_has_the_added_images_back_and_never_trains_without_them(
         _prepare(clone.root, params.data)
     share(clone.root, clone.root, "")
     with pytest.raises(UserError, match="not whole in DVC's cache"):
-        dataset.have_back(clone)
+        dataset.restore_added(clone)
     share(clone.root, clone.root, remote)
-    assert dataset.have_back(clone)
+    assert dataset.restore_added(clone)
     assert _tree(clone.added) == _tree(layout.added)
     assert _prepare(clone.root, params.data).data_hash == (
         _prepare(layout.root, params.data).data_hash

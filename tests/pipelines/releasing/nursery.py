@@ -146,7 +146,7 @@ def _commands() -> dict[str, Any]:
         return asdict(promotion.rollback(layout, model, to, "it was wrong"))
 
     def history(layout: Layout) -> Any:
-        return len(transaction.settled(layout, model).history.entries)
+        return len(transaction.repaired_state(layout, model).history.entries)
 
     def look(layout: Layout) -> Any:
         """Say how the registry stands, changing nothing."""

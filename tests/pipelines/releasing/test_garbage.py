@@ -204,4 +204,4 @@ def test_nothing_goes_while_a_run_is_at_work(
     assert len(registry.list_versions(layout, MODEL)) == 2
     write_text(busy, '{"data": {"write": {"pid": 4194304, "cmd": "dvc"}}}')  # it died
     assert "version 2" in collect(layout)[0]
-    assert transaction.settled(layout, MODEL).agrees
+    assert transaction.repaired_state(layout, MODEL).agrees

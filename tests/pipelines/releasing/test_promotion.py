@@ -45,7 +45,7 @@ def line(checkout: Make) -> Line:
 
 
 def entries(layout: Layout) -> list[dict[str, Any]]:
-    found = transaction.settled(layout, MODEL).history
+    found = transaction.repaired_state(layout, MODEL).history
     assert found.damage == ()
     return [entry.as_json() for entry in found.entries]
 
@@ -214,7 +214,7 @@ def test_a_long_history_is_read_whole(line: Line, layout: Layout) -> None:
     import sqlite3
 
     line.release(0.0)
-    found = transaction.settled(layout, MODEL).history
+    found = transaction.repaired_state(layout, MODEL).history
     last = found.last
     assert last is not None
     rows, before = [], last

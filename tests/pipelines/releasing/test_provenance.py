@@ -102,7 +102,7 @@ def test_the_card_says_what_the_reports_say(made: Checkout) -> None:
 
 
 def test_what_lies_beside_depends_on_nothing_but_the_model(made: Checkout, tmp_path: Path) -> None:
-    from pipelines.provenance.attachments import accompany
+    from pipelines.provenance.attachments import write_attachments
     from pipelines.provenance.lineage import lineage
 
     made_from = lineage(made.layout, made.params)
@@ -114,7 +114,7 @@ def test_what_lies_beside_depends_on_nothing_but_the_model(made: Checkout, tmp_p
     for name in "ab":
         (tmp_path / name).mkdir()
         model = shutil.copy(made.layout.onnx, tmp_path / name / "model.onnx")
-        accompany(made.layout, Path(model), MODEL, made_from, figures)
+        write_attachments(made.layout, Path(model), MODEL, made_from, figures)
         found.append([(tmp_path / name / f).read_bytes() for f in ("bom.cdx.json", "card.md")])
     assert found[0] == found[1]
 

@@ -72,4 +72,4 @@ def test_a_team_releases_from_postgresql_and_s3(
     tracking.connect(made.layout).delete_registered_model_alias(MODEL, "challenger")
     garbage.collect(made.layout, MODEL, keep=0, dry=False, report=print)
     assert artifacts.size(made.layout, where) == 0
-    assert transaction.settled(made.layout, MODEL).agrees
+    assert transaction.repaired_state(made.layout, MODEL).agrees

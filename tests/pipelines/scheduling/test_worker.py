@@ -23,7 +23,7 @@ from small_checkout import Checkout, make
 from webhook import Receiver
 
 from pipelines.core import params_file
-from pipelines.training import checkpoint, pulse
+from pipelines.training import checkpoint, heartbeat
 
 T = TypeVar("T")
 PATIENCE = 400.0
@@ -312,11 +312,11 @@ def test_a_cancelled_run_ends_its_ranks_with_a_checkpoint(tmp_path: Path) -> Non
     params_file.edit(checkout.root / "params.yaml", settings)
     assert checkout.prong("schedule", "--cron", "0 0 1 1 *").code == 0
 
-    def signs() -> list[pulse.Sign]:
+    def signs() -> list[heartbeat.RankStatus]:
         found = list((checkout.root / ".prong/worktrees").glob("*/.prong/trainings/*/ranks"))
-        return pulse.signs(found[0]) if found else []
+        return heartbeat.signs(found[0]) if found else []
 
-    def at_work() -> list[pulse.Sign]:
+    def at_work() -> list[heartbeat.RankStatus]:
         found = signs()
         return found if len(found) == 2 and all(sign.step > 3 for sign in found) else []
 
@@ -327,7 +327,7 @@ def test_a_cancelled_run_ends_its_ranks_with_a_checkpoint(tmp_path: Path) -> Non
         (engine,) = [one for one in relatives(worker) if "scheduling.engine" in said(one)]
         post(checkout, f"flow_runs/{run['id']}/set_state", {"state": {"type": "CANCELLING"}})
         folder = next((checkout.root / ".prong/worktrees").glob("*/.prong/trainings/*"))
-        told = until(lambda: pulse.ends(folder / "ranks"), "the first rank to end", 120)
+        told = until(lambda: heartbeat.ends(folder / "ranks"), "the first rank to end", 120)
         start = time.monotonic()
         while any(sign.alive for sign in ranks):
             time.sleep(0.05)

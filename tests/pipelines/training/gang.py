@@ -212,11 +212,11 @@ def _nudge() -> None:
 
 def _leave_hash(folder: Path) -> None:
     """Let the rank write what it holds when it has finished."""
-    from pipelines.training.rank import Between
+    from pipelines.training.rank import AfterStep
 
-    save = Between.save
+    save = AfterStep.save
 
-    def and_hash(self: Between, loop: Loop, *, finished: bool = False) -> None:
+    def and_hash(self: AfterStep, loop: Loop, *, finished: bool = False) -> None:
         save(self, loop, finished=finished)
         if finished:
             digest = hashlib.sha256()
@@ -230,7 +230,7 @@ def _leave_hash(folder: Path) -> None:
             digest.update(json.dumps(state.meta["optimizer"], sort_keys=True).encode())
             (folder / f"hash-{loop.ranks.rank}").write_text(digest.hexdigest())
 
-    Between.save = and_hash  # type: ignore[method-assign]
+    AfterStep.save = and_hash  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

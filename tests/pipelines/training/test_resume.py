@@ -18,7 +18,7 @@ from torch import nn
 
 from pipelines.core.config import Method, TrainConfig
 from pipelines.core.faults import POINTS
-from pipelines.training import checkpoint, pulse
+from pipelines.training import checkpoint, heartbeat
 from pipelines.training import resumed_state as state
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.loop import Loop
@@ -31,7 +31,7 @@ class _Halt(Exception):
     """The test has seen enough."""
 
 
-def _loop(settings: TrainConfig, prepared: Path, between: Any = None) -> Loop:
+def _loop(settings: TrainConfig, prepared: Path, after_step: Any = None) -> Loop:
     ranks = TrainingRanks(0, 1, torch.device("cpu"))
     return Loop(settings, prepared, ranks, None, *([between] if between else []))
 
@@ -218,7 +218,7 @@ def test_a_signal_makes_a_checkpoint_and_an_end(
     try:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            signs = pulse.signs(gang.paths.signs)
+            signs = heartbeat.signs(gang.paths.signs)
             if signs and signs[0].phase == "training" and signs[0].step > 5:
                 break
             time.sleep(0.05)
@@ -232,7 +232,7 @@ def test_a_signal_makes_a_checkpoint_and_an_end(
     saved = checkpoint.newest(gang.paths.checkpoints)
     assert saved is not None
     assert saved.step > 5
-    (end,) = pulse.ends(gang.paths.signs).values()
+    (end,) = heartbeat.ends(gang.paths.signs).values()
     assert (end["how"], end["step"]) == ("stopped", saved.step)
 
 

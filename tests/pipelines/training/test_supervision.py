@@ -18,8 +18,8 @@ from small_checkout import make
 
 from pipelines.core import params_file
 from pipelines.core.config import TrainConfig
-from pipelines.training import checkpoint, pulse, supervision
-from pipelines.training.pulse import Sign
+from pipelines.training import checkpoint, heartbeat, supervision
+from pipelines.training.heartbeat import RankStatus
 
 RANKS = [pytest.param(1, marks=pytest.mark.slow), 2]
 
@@ -31,18 +31,18 @@ def gang(small: TrainConfig, prepared: Path, tmp_path: Path) -> Gang:
 
 
 @contextmanager
-def _at_work(gang: Gang) -> Iterator[tuple[psutil.Popen, list[Sign]]]:
+def _at_work(gang: Gang) -> Iterator[tuple[psutil.Popen, list[RankStatus]]]:
     """Yield the supervisor and its ranks' signs once every rank trains; leave no process."""
     process = gang.supervised()
     family: list[psutil.Process] = []
     try:
         deadline = time.monotonic() + 120
-        signs: list[Sign] = []
+        signs: list[RankStatus] = []
         while len(signs) < gang.ranks or any(s.step < 3 for s in signs):
             assert time.monotonic() < deadline, "no rank trains"
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.05)
-            signs = pulse.signs(gang.paths.signs)
+            signs = heartbeat.signs(gang.paths.signs)
         family = psutil.Process(process.pid).children(recursive=True)
         yield process, signs  # type: ignore[misc]
         _, left = psutil.wait_procs(family, timeout=20)
@@ -84,8 +84,8 @@ def test_an_end_from_outside_ends_every_rank_with_a_checkpoint(
     saved = checkpoint.newest(gang.paths.checkpoints)
     assert saved is not None
     assert saved.step >= 3
-    assert {end["how"] for end in pulse.ends(gang.paths.signs).values()} == {"stopped"}
-    assert {end["step"] for end in pulse.ends(gang.paths.signs).values()} == {saved.step}
+    assert {end["how"] for end in heartbeat.ends(gang.paths.signs).values()} == {"stopped"}
+    assert {end["step"] for end in heartbeat.ends(gang.paths.signs).values()} == {saved.step}
 
 
 def test_one_rank_that_is_told_to_end_ends_all_and_says_how_to_go_on(gang: Gang) -> None:
@@ -138,7 +138,7 @@ def test_the_hung_rank_is_the_one_furthest_behind(tmp_path: Path) -> None:
     (tmp_path / "ranks").mkdir()
     folder = Gang(tmp_path, tmp_path, None).paths  # type: ignore[arg-type]
     watch = supervision._Watch(folder, 0.0)
-    gone = Sign(0, 1, "", "elsewhere", "training", 8, 1)
+    gone = RankStatus(0, 1, "", "elsewhere", "training", 8, 1)
     said = watch._accuse([gone, replace(gone, rank=1, step=7), replace(gone, rank=2, step=8)])
     assert said.startswith("rank 1 hung: no sign for 0 s (supervision.timeout), training at step 7")
 
@@ -195,7 +195,7 @@ def test_a_lack_of_memory_says_what_to_lower(
     settings = replace(small, width=512, hidden=65536)
     gang = Gang(prepared, tmp_path / "large", settings, options=("little memory",))
     assert gang.run() == [2], gang.said
-    (end,) = pulse.ends(gang.paths.signs).values()
+    (end,) = heartbeat.ends(gang.paths.signs).values()
     assert end["kind"] == "user"
     for word in ("out of memory on this machine, rank 0 of 1", "train.batch (now 32)",
                  "train.accumulate (now 1)", "train.hidden (65536)"):  # fmt: skip
@@ -207,7 +207,7 @@ def test_a_full_disk_is_one_message_and_the_training_goes_on_later(
 ) -> None:
     gang = Gang(prepared, tmp_path / "full", small, checkpoint=4, options=("little disk",))
     assert gang.run() == [2]
-    (end,) = pulse.ends(gang.paths.signs).values()
+    (end,) = heartbeat.ends(gang.paths.signs).values()
     assert end["kind"] == "user"
     assert "cannot write: the file would pass the size limit" in end["message"]
     assert list(gang.paths.checkpoints.iterdir())  # what it could not finish

@@ -10,7 +10,7 @@ import faulthandler
 import json
 import os
 import signal
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _SIZE = 512
 
 
 @dataclass(frozen=True)
-class Sign:
+class RankStatus:
     """What a rank said last.
 
     Attributes:
@@ -58,7 +58,7 @@ class Sign:
             os.kill(self.pid, signum)
 
 
-class Pulse:
+class Heartbeat:
     """This rank's signs of life. SIGUSR1 makes it write where it is (`stack`)."""
 
     def __init__(self, folder: Path, rank: int) -> None:
@@ -74,13 +74,13 @@ class Pulse:
         (folder / f"rank-{rank}.end.json").unlink(missing_ok=True)
         self._folder = folder
         start = process_start(os.getpid()) or ""
-        self.last = Sign(rank, os.getpid(), start, machine(), "", 0, 0)
+        self.last = RankStatus(rank, os.getpid(), start, machine(), "", 0, 0)
         self("loading")
 
     def __call__(self, phase: str, step: int = 0) -> None:
         """Say how far this rank is."""
         last = self.last
-        self.last = Sign(last.rank, last.pid, last.start, last.machine, phase, step, last.beat + 1)
+        self.last = replace(last, phase=phase, step=step, beat=last.beat + 1)
         os.pwrite(self._file.fileno(), json.dumps(asdict(self.last)).encode().ljust(_SIZE), 0)
 
     def end(self, how: str, **said: Any) -> None:
@@ -93,12 +93,12 @@ class Pulse:
         self("ended", last.step)
 
 
-def signs(folder: Path) -> list[Sign]:
+def signs(folder: Path) -> list[RankStatus]:
     """Return the last sign of each rank that gave one."""
     found = []
     for path in folder.glob("rank-*.pulse"):
         try:
-            found.append(Sign(**json.loads(path.read_bytes())))
+            found.append(RankStatus(**json.loads(path.read_bytes())))
         except (ValueError, TypeError):  # being written at this moment
             continue
     return sorted(found, key=lambda sign: sign.rank)
@@ -113,7 +113,7 @@ def ends(folder: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-def stack(folder: Path, sign: Sign) -> str:
+def stack(folder: Path, sign: RankStatus) -> str:
     """Return what a rank wrote when it was asked where it is; empty if it did not answer."""
     path = folder / f"rank-{sign.rank}.stack"
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
