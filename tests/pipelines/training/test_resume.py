@@ -33,7 +33,7 @@ class _Halt(Exception):
 
 def _loop(settings: TrainConfig, prepared: Path, after_step: Any = None) -> Loop:
     ranks = TrainingRanks(0, 1, torch.device("cpu"))
-    return Loop(settings, prepared, ranks, None, *([between] if between else []))
+    return Loop(settings, prepared, ranks, None, *([after_step] if after_step else []))
 
 
 def _through_a_file(loop: Loop, folder: Path) -> Checkpoint:
