@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,6 +20,7 @@ from pipelines.core import params_file
 from pipelines.core.environment import set_up
 from pipelines.core.errors import UserError, disk_error
 from pipelines.core.paths import Layout
+from pipelines.systems import git
 
 _PACKAGES = ("torch", "mlflow", "dvc", "prefect", "onnx", "onnxruntime-gpu", "numpy")
 _LEAST_FREE = 2 * 2**30
@@ -75,17 +75,11 @@ def _git(layout: Layout) -> Iterator[Check]:
     if shutil.which("git") is None:
         yield Check("git", "absent", "git is missing: apt-get install git")
         return
-    done = subprocess.run(
-        ["git", "status", "--porcelain"],
-        cwd=layout.root,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
+    said = git.ask(layout.root, "status", "--porcelain")
+    if said is None:
         yield Check("git", "not a repository", "versions will carry no commit: run git init")
     else:
-        changes = len(done.stdout.splitlines())
+        changes = len(said.splitlines())
         yield Check("git", f"{changes} uncommitted changes" if changes else "clean")
 
 

@@ -19,6 +19,7 @@ import requests
 
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.paths import Layout
+from pipelines.core.waiting import wait_until
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.prefect.server import standing_server
 from pipelines.systems.processes import end_group
@@ -107,7 +108,7 @@ def _prefect(layout: Layout, port: int) -> Page:
 _HEALTH = {"MLflow": "/health", "Prefect": "/api/health"}
 
 
-def _wait(page: Page, deadline: float) -> None:
+def _wait(page: Page, patience: float) -> None:
     """Return once a started server answers.
 
     Raises:
@@ -115,14 +116,20 @@ def _wait(page: Page, deadline: float) -> None:
     """
     if page.process is None or page.log is None:
         return
+    process, health = page.process, page.url + _HEALTH[page.name]
     with requests.Session() as session:
         session.trust_env = False  # a proxy has no say on loopback
-        while time.monotonic() < deadline and page.process.poll() is None:
-            with suppress(requests.RequestException):
-                if session.get(page.url + _HEALTH[page.name], timeout=5).ok:
-                    return
-            time.sleep(0.2)
-    ended = page.process.poll()
+
+        def answers() -> bool:
+            try:
+                return session.get(health, timeout=5).ok
+            except requests.RequestException:
+                return False
+
+        done = wait_until(lambda: answers() or process.poll() is not None, patience, pause=0.2)
+        if done and process.poll() is None:
+            return
+    ended = process.poll()
     what = "does not answer" if ended is None else f"ended with exit code {ended}"
     said = page.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
     raise Unavailable("\n".join([f"{page.name}'s server {what}; {page.log} ends with:", *said]))
@@ -155,9 +162,8 @@ def pages(layout: Layout, *, mlflow_port: int, prefect_port: int) -> Iterator[tu
             keep(_mlflow(layout, port)),
             keep(_prefect(layout, free_port(prefect_port, (port,)))),
         )
-        deadline = time.monotonic() + PATIENCE
         for started in found:
-            _wait(started, deadline)
+            _wait(started, PATIENCE)
         yield found
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from pipelines.data import added, sources
 from pipelines.data.added import Intake
 from pipelines.data.schema import listed
 from pipelines.systems.dvc import cache as dvc_store
+from pipelines.systems.locks import locked
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,6 @@ class DataVersion:
         return asdict(self)
 
 
-@contextmanager
-def _alone(layout: Layout) -> Iterator[None]:
-    """Let one process at a time add data to this checkout."""
-    layout.state.mkdir(parents=True, exist_ok=True)
-    with (layout.state / "data.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def add(layout: Layout, params: Params, folder: Path, *, new_class: bool) -> Intake:
     """Take a folder of labelled images in, in addition to `data.source`.
 
@@ -61,7 +50,7 @@ def add(layout: Layout, params: Params, folder: Path, *, new_class: bool) -> Int
         UserError: If the images are not as they must be; the data then are as they were.
         Unavailable: If the source must be downloaded and no host answers.
     """
-    with _alone(layout):
+    with locked(layout.state / "data.lock"):
         known = sources.read(params.data, root=layout.root, downloads=layout.downloads)
         place = added.place(layout.root, params.data)
         found = added.take_in(folder, known, place, new_class=new_class)
@@ -82,7 +71,7 @@ def restore_added(layout: Layout) -> bool:
         UserError: If neither DVC's cache nor the remote has them.
         Unavailable: If the remote does not answer.
     """
-    with _alone(layout):
+    with locked(layout.state / "data.lock"):
         record = added.read_record(layout.added)
         missing = [
             name

@@ -8,15 +8,15 @@ versions that stay.
 from __future__ import annotations
 
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.core.errors import UserError
+from pipelines.core.errors import Failed, UserError
 from pipelines.core.paths import Layout
+from pipelines.systems import git
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -256,12 +256,10 @@ def _locks_of(tree: Path) -> Iterator[str]:
 
 
 def _git(root: Path, *arguments: str, given: str | None = None) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=root, input=given, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise UserError(f"git {arguments[0]}: {done.stderr.strip()}; nothing was removed")
-    return done.stdout
+    try:
+        return git.tell(root, *arguments, content=None if given is None else given.encode())
+    except Failed as error:
+        raise UserError(f"{error}; nothing was removed") from None
 
 
 def _in_git(root: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pipelines.core.config import Params
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.paths import Layout
+from pipelines.systems.locks import locked
 from pipelines.systems.prefect.server import scheduling_server
 from pipelines.systems.processes import end_group, exit_on_sigterm, kept
 
@@ -30,20 +30,17 @@ def _only_worker(layout: Layout) -> Iterator[None]:
         UserError: If there is one already.
     """
     path = layout.state / "worker.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"a worker runs in this checkout already (process {file.read().strip()}); one is "
-                "allowed: end it first, or start this one in another checkout"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+    try:
+        with locked(path, patience=0) as file:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+    except BlockingIOError:
+        raise UserError(
+            f"a worker runs in this checkout already (process {path.read_text().strip()}); one is "
+            "allowed: end it first, or start this one in another checkout"
+        ) from None
 
 
 def serve(layout: Layout, params: Params, pool: str) -> None:

@@ -17,21 +17,47 @@ _WHO = {
 }
 
 
+def run(
+    root: Path,
+    *arguments: str,
+    content: bytes | None = None,
+    environment: Mapping[str, str] | None = None,
+    keep_open: tuple[int, ...] = (),
+    patience: float = 120,
+) -> subprocess.CompletedProcess[bytes]:
+    """Run git, whatever it answers.
+
+    Args:
+        root: A directory of the repository.
+        arguments: Of git.
+        content: Its standard input.
+        environment: Instead of this process's.
+        keep_open: File descriptors that git holds on to.
+        patience: Seconds.
+
+    Raises:
+        FileNotFoundError: If git is absent.
+        subprocess.TimeoutExpired: If it takes longer.
+    """
+    env = {**_WHO, **(os.environ if environment is None else environment)}
+    return subprocess.run(
+        ["git", *arguments],
+        cwd=root,
+        env={**env, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+        input=content,
+        stdin=subprocess.DEVNULL if content is None else None,
+        capture_output=True,
+        check=False,
+        timeout=patience,
+        pass_fds=keep_open,
+    )
+
+
 def _run(
     root: Path, arguments: tuple[str, ...], content: bytes | None = None
 ) -> subprocess.CompletedProcess[bytes] | None:
-    env = {**_WHO, **os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     try:
-        return subprocess.run(
-            ["git", *arguments],
-            cwd=root,
-            env=env,
-            input=content,
-            stdin=subprocess.DEVNULL if content is None else None,
-            capture_output=True,
-            check=False,
-            timeout=120,
-        )
+        return run(root, *arguments, content=content)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
 

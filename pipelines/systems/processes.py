@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
+from pipelines.core.waiting import wait_until
+
 GRACE = 8.0
 """Seconds between SIGTERM and SIGKILL."""
 _KEEPER = "PRONG_KEEPER"
@@ -62,12 +64,13 @@ def end_group(process: subprocess.Popen[bytes], grace: float = GRACE) -> None:
     """End the process group that `process` leads: SIGTERM, up to `grace` seconds, SIGKILL."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGTERM)
-    deadline = time.monotonic() + grace
-    while time.monotonic() < deadline:
+
+    def gone() -> bool:
         process.poll()  # reaps the leader, else it would count as alive
-        if not _alive(process.pid):
-            return
-        time.sleep(0.05)
+        return not _alive(process.pid)
+
+    if wait_until(gone, grace):
+        return
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

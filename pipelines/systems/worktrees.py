@@ -9,7 +9,6 @@ other.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -24,7 +23,9 @@ from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_json, write_text
 from pipelines.core.paths import HOME, Layout
+from pipelines.systems import git
 from pipelines.systems.dvc import cache as dvc_store
+from pipelines.systems.locks import locked
 
 _TREES = Path(".prong/worktrees")
 _PATIENCE = 600
@@ -53,26 +54,21 @@ class _Place:
         """
         kept = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
         try:
-            done = subprocess.run(
-                ["git", "-c", "core.hooksPath=/dev/null", *arguments],
-                cwd=self.home,
-                env={**kept, "LC_ALL": "C"},
-                pass_fds=(self.lock,),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-                timeout=_PATIENCE,
+            done = git.run(
+                self.home,
+                *("-c", "core.hooksPath=/dev/null", *arguments),
+                environment=kept,
+                keep_open=(self.lock,),
+                patience=_PATIENCE,
             )
         except FileNotFoundError:
             raise UserError("git is missing; a run in a work tree of its own needs it") from None
         except subprocess.TimeoutExpired:
             raise UserError(f"git {arguments[0]}: no end after {_PATIENCE} s") from None
         if done.returncode:
-            said = " ".join(done.stderr.split())
+            said = " ".join(done.stderr.decode(errors="replace").split())
             raise UserError(f"{self.home}: git {' '.join(arguments[:2])}: {said}")
-        return done.stdout.strip()
+        return done.stdout.decode(errors="replace").strip()
 
 
 def worktree(layout: Layout, *, deployment: str, params: Params, commit: str) -> Layout:
@@ -136,10 +132,7 @@ def finish(layout: Layout) -> None:
 @contextmanager
 def _place(home: Path, folder: Path, name: str) -> Iterator[_Place]:
     """Hold a tree's lock: calls for one key come one after the other."""
-    locks = home / _TREES / ".locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with (locks / name).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(home / _TREES / ".locks" / name) as file:
         yield _Place(home, folder, file.fileno())
 
 

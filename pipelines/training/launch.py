@@ -17,6 +17,7 @@ from pipelines.core.config import Params, TrainConfig
 from pipelines.core.errors import Failed, UserError
 from pipelines.core.files import atomic_directory, sha256_file, sweep, write_json
 from pipelines.core.paths import Layout
+from pipelines.core.waiting import wait_until
 from pipelines.data.prepared import load_card
 from pipelines.systems import mlflow as tracking
 from pipelines.training import checkpoint, methods
@@ -182,11 +183,8 @@ def join(layout: Layout, params: Params) -> None:
 
 def _begun(folder: TrainingFolder, patience: float) -> Job:
     """Return the job of the attempt that is at work, once there is one."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        if folder.job.is_file() and folder.busy():
-            return Job.read(folder.job)
-        time.sleep(0.2)
+    if wait_until(lambda: folder.job.is_file() and folder.busy(), patience, pause=0.2):
+        return Job.read(folder.job)
     raise UserError(
         f"{folder.path}: no training with these parameters began within {patience:g} s "
         "(supervision.timeout); start it on the first machine"

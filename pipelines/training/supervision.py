@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core.errors import Failed, Interrupted, UserError
+from pipelines.core.waiting import wait_until
 from pipelines.systems.processes import run_group
 from pipelines.training import heartbeat
 from pipelines.training.heartbeat import RankStatus
@@ -122,9 +123,7 @@ def end_ranks(folder: TrainingFolder, grace: float) -> None:
     for sign in left:
         sign.send(signal.SIGTERM)
         sign.send(signal.SIGCONT)  # a stopped process would not hear it
-    deadline = time.monotonic() + grace
-    while any(sign.alive for sign in left) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: not any(sign.alive for sign in left), grace)
     for sign in left:
         sign.send(signal.SIGKILL)
     while any(sign.alive for sign in left):  # the kernel takes a moment
@@ -177,12 +176,15 @@ class _Watch:
     def _accuse(self, ranks: list[RankStatus]) -> str:
         for sign in ranks:
             sign.send(signal.SIGUSR1)
-        deadline = time.monotonic() + _ANSWER
         stacks: dict[int, str] = {}
-        while time.monotonic() < deadline and len(stacks) < len(ranks):
-            time.sleep(0.1)
-            found = {sign.rank: heartbeat.stack(self._folder.signs, sign) for sign in ranks}
-            stacks = {rank: text for rank, text in found.items() if text}
+
+        def all_answered() -> bool:
+            for sign in ranks:
+                if text := heartbeat.stack(self._folder.signs, sign):
+                    stacks[sign.rank] = text
+            return len(stacks) == len(ranks)
+
+        wait_until(all_answered, _ANSWER, pause=0.1)
         silent = [sign for sign in ranks if sign.here and sign.rank not in stacks]
         behind = min(ranks, key=lambda sign: (sign.step, _order(sign.phase)))
         suspect = silent[0] if silent else behind

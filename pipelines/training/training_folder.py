@@ -7,9 +7,7 @@ for the number of ranks and the device, which another attempt may choose anew.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,6 +19,8 @@ import torch
 from pipelines.core.config import TrainConfig
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, sha256_json, sha256_sources, write_json
+from pipelines.core.waiting import wait_until
+from pipelines.systems.locks import let_go, take, take_shared
 
 PATIENCE = 30.0
 """Seconds to wait for the ranks of an attempt that was killed to end."""
@@ -116,39 +116,27 @@ class TrainingFolder:
         with (self.path / _LOCK).open("a") as lock, (self.path / _RANKS_LOCK).open("a") as ranks:
             _lock(lock, self.path)
             _lock(ranks, self.path)
-            fcntl.flock(ranks, fcntl.LOCK_UN)
+            let_go(ranks)
             self.signs.mkdir(exist_ok=True)
             yield
 
     def busy(self) -> bool:
         """Say whether an attempt is at work."""
         with (self.path / _LOCK).open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            return False
+            return not take(lock)
 
     def hold_as_rank(self) -> IO[str]:
         """Return a file that, while it is open, tells the next attempt that a rank is at work."""
         lock = (self.path / _RANKS_LOCK).open("a")
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        take_shared(lock)
         return lock
 
 
 def _lock(file: IO[str], where: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"{where}: another process is at work on the same training; "
-                    "wait for it or end it first"
-                ) from None
-            time.sleep(0.1)
+    if not wait_until(lambda: take(file), PATIENCE, pause=0.1):
+        raise UserError(
+            f"{where}: another process is at work on the same training; wait for it or end it first"
+        )
 
 
 def tidy(folder: Path, mine: str) -> None:

@@ -45,7 +45,9 @@ WITHOUT_INFLUENCE = (
     "pipelines.core.faults",
     "pipelines.core.paths",
     "pipelines.core.progress",
+    "pipelines.core.waiting",
     "pipelines.systems.liveness",
+    "pipelines.systems.locks",
     "pipelines.systems.mlflow",  # records what is measured
     "pipelines.systems.processes",
 )

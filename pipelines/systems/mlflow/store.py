@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 # First: MLflow reads its surroundings when it is imported.
@@ -23,6 +21,7 @@ from sqlalchemy.pool import NullPool
 from pipelines.core.errors import UserError
 from pipelines.core.files import atomic_path
 from pipelines.core.paths import Layout
+from pipelines.systems.locks import locked
 from pipelines.systems.mlflow.address import (
     DATABASES,
     SERVERS,
@@ -40,14 +39,6 @@ from pipelines.systems.mlflow.leases import leased
 _CONNECT_TIMEOUT = 4
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _create(database: Path, artifacts: str) -> None:
     """Make a new database whole, then move it into place.
 
@@ -55,7 +46,7 @@ def _create(database: Path, artifacts: str) -> None:
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    with _locked(database.with_name(database.name + ".lock")):
+    with locked(database.with_name(database.name + ".lock")):
         if database.exists():
             return
         with atomic_path(database) as temporary:

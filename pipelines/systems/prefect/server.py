@@ -12,7 +12,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ import requests
 from pipelines.core.errors import Unavailable
 from pipelines.core.files import write_json
 from pipelines.core.paths import Layout
+from pipelines.core.waiting import wait_until
 from pipelines.systems.processes import end_group, end_with_keeper, kept, process_start
 
 PATIENCE = 120.0
@@ -135,8 +135,7 @@ def _served(layout: Layout, port: int, kind: str) -> Iterator[tuple[subprocess.P
 
 
 def _wait(process: subprocess.Popen[bytes], address: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
+    def answers() -> bool:
         if process.poll() is not None:
             home = os.environ["PREFECT_HOME"]
             raise Unavailable(
@@ -144,11 +143,12 @@ def _wait(process: subprocess.Popen[bytes], address: str) -> None:
                 "writable and whole? (removing it loses only the history of runs)"
             )
         try:
-            if requests.get(f"{address}/health", timeout=2).ok:
-                return
+            return requests.get(f"{address}/health", timeout=2).ok
         except requests.RequestException:
-            time.sleep(0.1)
-    raise Unavailable(f"Prefect: its server did not answer within {PATIENCE:.0f} s")
+            return False
+
+    if not wait_until(answers, PATIENCE, pause=0.1):
+        raise Unavailable(f"Prefect: its server did not answer within {PATIENCE:.0f} s")
 
 
 def main(descriptor: int, kind: str) -> None:
