@@ -7,7 +7,6 @@ ranks are known by their signs of life and ended by process id.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import sys
@@ -21,6 +20,7 @@ from pipelines.core.errors import Failed, Interrupted, UserError
 from pipelines.core.waiting import wait_until
 from pipelines.systems.processes import run_group
 from pipelines.training import heartbeat
+from pipelines.training.agent import exit_codes
 from pipelines.training.heartbeat import RankStatus
 from pipelines.training.rank import Job
 from pipelines.training.training_folder import TrainingFolder
@@ -30,7 +30,6 @@ GRACE = 6.0
 _ANSWER = 2.0  # seconds that a hung rank has to say where it is
 _ORDER = ("loading", "joining", "loading data", "initialising", "training", "evaluating", "saving")
 _NEWS = 1500  # characters of a stack or log that a message shows
-_EXIT = re.compile(r"\brank\s*: (\d+) \(local_rank: \d+\)\s*exitcode\s*: (-?\d+)")
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def supervise(
 
 def _command(job: Job, folder: TrainingFolder, machines: Machines, restarts: int) -> list[str]:
     where = machines.rendezvous or "127.0.0.1:0"
-    command = [sys.executable, "-m", "torch.distributed.run"]
+    command = [sys.executable, "-m", "pipelines.training.agent", str(_codes(folder))]
     command += ["--nnodes", str(machines.nodes), "--nproc-per-node", str(machines.processes)]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", where, "--rdzv-id", job.attempt]
     if machines.nodes > 1:
@@ -231,8 +230,7 @@ def _failure(job: Job, folder: TrainingFolder, code: int) -> Exception:
 
 
 def _killed(sign: RankStatus, job: Job, folder: TrainingFolder) -> str:
-    codes = {int(rank): int(code) for rank, code in _EXIT.findall(_tail(folder, 20_000))}
-    code = codes.get(sign.rank)
+    code = exit_codes(_codes(folder)).get(sign.rank)
     said = f"rank {sign.rank} of {job.ranks} died without a word, {sign.phase} at step {sign.step}"
     if code is not None and code < 0:
         said += f" (signal {signal.Signals(-code).name})"
@@ -253,10 +251,15 @@ def _trace(end: dict[str, Any]) -> str:
     return str(end.get("traceback", "")).rstrip()
 
 
-def _tail(folder: TrainingFolder, characters: int = _NEWS) -> str:
+def _tail(folder: TrainingFolder) -> str:
     if not folder.log.is_file():
         return ""
-    return folder.log.read_text(encoding="utf-8", errors="replace")[-characters:].rstrip()
+    return folder.log.read_text(encoding="utf-8", errors="replace")[-_NEWS:].rstrip()
+
+
+def _codes(folder: TrainingFolder) -> Path:
+    """Return where the agent writes how the ranks ended."""
+    return folder.signs / "exit-codes.json"
 
 
 def _logs(folder: TrainingFolder) -> Path:

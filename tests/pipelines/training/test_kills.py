@@ -61,7 +61,7 @@ def _role(process: psutil.Process) -> str:
     with suppress(psutil.Error):
         words = " ".join(process.cmdline())
         signs = {
-            "torchrun": "distributed.run",
+            "torchrun": "training.agent",
             "rank": "training.rank",
             "stage": "pipelines.pipeline.stages",
             "dvc": "dvc repro",
