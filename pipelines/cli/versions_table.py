@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
+from pipelines.core import tables
 from pipelines.gates.finding import blocked, from_tags
 from pipelines.registry.versions import LINEAGE, METRIC, Version, number
 
@@ -16,29 +13,28 @@ _COLUMNS = ("version", "alias", "test error", "gate error", "gates", "parity", "
 
 def show_versions(model: str, rows: Sequence[Version]) -> None:
     """Print versions as a table."""
-    table = Table(title=model, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in (*_COLUMNS, "when"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        metrics, made = row.under(METRIC), row.under(LINEAGE)
-        commit = made.get("git_commit", "")[:10]
-        table.add_row(
-            str(row.number) if row.complete else f"{row.number} (incomplete)",
-            ", ".join(row.aliases),
-            _figure("{:.2f} %", metrics.get("test_error")),
-            _figure("{:.2%}", metrics.get("gate_error")),
-            _gates(row),
-            _figure("{:.0e}", metrics.get("parity")),
-            commit + (" *" if made.get("git_dirty") == "true" else ""),
-            made.get("data_hash", "")[:10],
-            row.created.astimezone().strftime("%Y-%m-%d %H:%M"),
-        )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    console.print(table)
+    console = tables.console()
+    console.print(tables.table((*_COLUMNS, "when"), map(_cells, rows), title=model))
     console.print(
         "*: with uncommitted changes; lineage in full: prong models --json; "
         "why a gate blocks: prong gates VERSION",
         style="dim",
+    )
+
+
+def _cells(row: Version) -> tuple[str, ...]:
+    metrics, made = row.under(METRIC), row.under(LINEAGE)
+    commit = made.get("git_commit", "")[:10]
+    return (
+        str(row.number) if row.complete else f"{row.number} (incomplete)",
+        ", ".join(row.aliases),
+        _figure("{:.2f} %", metrics.get("test_error")),
+        _figure("{:.2%}", metrics.get("gate_error")),
+        _gates(row),
+        _figure("{:.0e}", metrics.get("parity")),
+        commit + (" *" if made.get("git_dirty") == "true" else ""),
+        made.get("data_hash", "")[:10],
+        row.created.astimezone().strftime("%Y-%m-%d %H:%M"),
     )
 
 

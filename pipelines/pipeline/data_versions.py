@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from pipelines.core import tables
 from pipelines.core.config import Params
 from pipelines.core.paths import Layout
 from pipelines.data import added, sources
@@ -111,8 +111,8 @@ def show_intake(found: Intake, console: Console) -> None:
 
 def show_versions(found: list[DataVersion], source: str, console: Console) -> None:
     """Print the versions of the data as a table."""
-    table = Table("version", "images added", "per class")
+    rows = []
     for one in found:
         shown = ", ".join(f"{name} {count}" for name, count in one.counts.items())
-        table.add_row(str(one.version), str(one.images), escape(shown or f"the source {source}"))
-    console.print(table)
+        rows.append((str(one.version), str(one.images), escape(shown or f"the source {source}")))
+    console.print(tables.table(("version", "images added", "per class"), rows))

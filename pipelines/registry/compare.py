@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.core import tables
 from pipelines.core.paths import Layout
 
 if TYPE_CHECKING:
@@ -128,10 +128,7 @@ def show(comparison: Comparison, *, everything: bool) -> None:
         comparison: What to show.
         everything: Whether to show what is equal too; figures and classes are always shown.
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = tables.console(120)
     first, second = f"v{comparison.first}", f"v{comparison.second}"
     console.print(f"{comparison.model}: {first} and {second}")
     for section, pairs in comparison.sections.items():
@@ -144,12 +141,11 @@ def show(comparison: Comparison, *, everything: bool) -> None:
         title = f"{section} ({equal} equal)" if equal else section
         if section == "classes":
             title = "classes (error on the test split, %)"
-        table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 2))
-        for column in ("", first, second, "difference"):
-            table.add_column(column, overflow="fold")
-        for name, (one, other) in shown.items():
-            table.add_row(name, _text(one), _text(other), _difference(one, other))
-        console.print(table)
+        rows = [
+            (name, _text(one), _text(other), _difference(one, other))
+            for name, (one, other) in shown.items()
+        ]
+        console.print(tables.table(("", first, second, "difference"), rows, title=title))
 
 
 def _text(value: str | float | None) -> str:

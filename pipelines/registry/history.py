@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked
 
+from pipelines.core import tables
 from pipelines.core.files import sha256_json
 
 PREFIX = "prong.history."
@@ -162,17 +162,13 @@ def _damage(number: int, entry: Entry, earlier: Sequence[Entry]) -> Iterator[str
 
 def show(model: str, history: History) -> None:
     """Print the list as a table, newest last."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=model, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("no.", "when (UTC)", "event", "live", "before", "by", "run", "reason"):
-        table.add_column(column, overflow="fold")
+    rows = []
     for entry in history.entries:
         live, before = (
             "none" if number is None else f"v{number}" for number in (entry.version, entry.replaced)
         )
         when = entry.time[:19].replace("T", " ")
         number, run = str(entry.sequence), entry.run[:8]
-        table.add_row(number, when, entry.event, live, before, entry.by, run, entry.reason)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
+        rows.append((number, when, entry.event, live, before, entry.by, run, entry.reason))
+    columns = ("no.", "when (UTC)", "event", "live", "before", "by", "run", "reason")
+    tables.console().print(tables.table(columns, rows, title=model))

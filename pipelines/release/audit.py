@@ -16,6 +16,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipelines.core import tables
 from pipelines.core.config import Params
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.files import atomic_path, sha256_file
@@ -220,21 +221,11 @@ def _run(layout: Layout, version: Version) -> Link:
 
 def show(version: Version, links: list[Link]) -> None:
     """Print the chain as a table."""
-    import sys
-
-    from rich.console import Console
-    from rich.table import Table
-
     style = {Verdict.HOLDS: "green", Verdict.BROKEN: "bold red", Verdict.UNKNOWN: "yellow"}
-    table = Table(
-        title=f"{version.model} v{version.number}",
-        title_justify="left",
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
-    for column in ("link", "", "claim", "held against"):
-        table.add_column(column, overflow="fold")
-    for link in links:
-        verdict = f"[{style[link.verdict]}]{link.verdict}[/]"
-        table.add_row(link.name, verdict, link.value, link.said)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(table)
+    rows = [
+        (link.name, f"[{style[link.verdict]}]{link.verdict}[/]", link.value, link.said)
+        for link in links
+    ]
+    title = f"{version.model} v{version.number}"
+    columns = ("link", "", "claim", "held against")
+    tables.console().print(tables.table(columns, rows, title=title))

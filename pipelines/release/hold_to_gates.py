@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from pipelines.core import tables
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
@@ -66,20 +64,21 @@ def show(model: str, version: int, findings: Sequence[Finding], *, as_json: bool
         }
         print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
         return not stopped
-    table = Table(title=f"{model} v{version}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in ("gate", "verdict", "figure", "limit", "reason"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("gate", "verdict"))
-    for f in findings:
-        style = _STYLE[f.verdict]
-        table.add_row(
+    rows = [
+        (
             f.gate,
-            f"[{style}]{f.verdict}[/]",
+            f"[{_STYLE[f.verdict]}]{f.verdict}[/]",
             _number(f.figure),
             _number(f.limit),
             escape(f.reason),
         )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    console.print(table)
+        for f in findings
+    ]
+    columns = ("gate", "verdict", "figure", "limit", "reason")
+    console = tables.console()
+    console.print(
+        tables.table(columns, rows, title=f"{model} v{version}", whole=("gate", "verdict"))
+    )
     if stopped:
         console.print(f"may not be champion: blocked by {', '.join(stopped)}", soft_wrap=True)
     else:

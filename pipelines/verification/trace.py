@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipelines.core import tables
 from pipelines.data.images import decode
 from pipelines.export.to_onnx import folded
 from pipelines.systems.onnx.metadata import require_fit
@@ -138,23 +139,20 @@ def trace(trained: Path, onnx: Path, image: Path) -> Trace:
 
 def show(found: Trace, console: Any) -> None:
     """Print a trace as a table on a rich console."""
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("layer", "kind", "shape"):
-        table.add_column(column)
-    for column in ("mean", "deviation", "least", "greatest", "zeros", "folded differs"):
-        table.add_column(column, justify="right")
+    numbers = ("mean", "deviation", "least", "greatest", "zeros", "folded differs")
+    rows = []
     for step in found.steps:
         figures = (step.mean, step.deviation, step.smallest, step.largest)
-        table.add_row(
-            step.layer,
-            step.kind,
-            " × ".join(map(str, step.shape)),
-            *(f"{figure:.3f}" for figure in figures),
-            f"{step.zeros:.0%}",
-            f"{step.difference:.1e}" if step.layer != "images" else "",
+        rows.append(
+            (
+                step.layer,
+                step.kind,
+                " × ".join(map(str, step.shape)),
+                *(f"{figure:.3f}" for figure in figures),
+                f"{step.zeros:.0%}",
+                f"{step.difference:.1e}" if step.layer != "images" else "",
+            )
         )
-    console.print(table)
+    console.print(tables.table(("layer", "kind", "shape", *numbers), rows, right=numbers))
     likely = sorted(found.logits.items(), key=lambda item: -item[1])[:3]
     console.print("logits  " + "  ".join(f"{name} {value:.3f}" for name, value in likely))

@@ -45,6 +45,7 @@ WITHOUT_INFLUENCE = (
     "pipelines.core.faults",
     "pipelines.core.paths",
     "pipelines.core.progress",
+    "pipelines.core.tables",
     "pipelines.core.waiting",
     "pipelines.systems.liveness",
     "pipelines.systems.locks",
