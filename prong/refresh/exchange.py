@@ -27,7 +27,8 @@ from prong.options import SolveSettings
 from prong.refresh.messages import Message, Part, numbers_part, unit_parts
 from prong.refresh.optimizer_state import carry_state, lost_state, reset_state
 from prong.refresh.refresh_report import LayerReport
-from prong.refresh.solve import BALANCED, Outcome, find_phi, group_damping
+from prong.refresh.result import NOT_FINITE, Told
+from prong.refresh.solve import BALANCED, find_phi, group_damping, put_in
 from prong.refresh.solve_preconditioner import find_preconditioner, install
 from prong.refresh.step_control import weight_norm
 from prong.refresh.window import stop_gathering
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from prong.statistics.moments import Moments
 
 KINDS = ("moments", "backward_moments")
-WEIGHT_NORM = Outcome.FIELDS.index("weight_norm")
 
 
 def assignment(units: Sequence[TiedLayers], whitening: SolveSettings, ranks: int) -> Assignment:
@@ -76,7 +76,7 @@ class _Turn:
     unit: TiedLayers
     owner: int
     own: bool
-    outcome: Outcome
+    told: Told
     damping: Tensor | None
     merges: dict[str, Merge] = field(default_factory=dict)
     messages: list[Message] = field(default_factory=list)
@@ -149,9 +149,9 @@ class Refresh:
             self._take_over(turn)
         notes: list[str] = []
         for turn in turns.values():
-            unit, outcome = turn.unit, turn.outcome
-            reports[unit.name] = outcome.report(unit.name)
-            if outcome.updated and not turn.own:
+            unit, result = turn.unit, turn.told.result
+            reports[unit.name] = result.report(unit.name)
+            if result.updated and not turn.own:
                 notes += lost_state(self.optimizers, unit, self.whitening.momentum)
         return reports, notes
 
@@ -159,12 +159,12 @@ class Refresh:
         layer = unit.layer
         kept = self.init in ("preserve", "balanced")
         own = layer.preconditioned and kept and self.whitening.kind == "full"
-        outcome = Outcome.empty(layer.mean.device)
+        told = Told(layer.mean.device)
         damping = None
         if self.dampings is not None:
             groups, device = len(layer.mean), layer.mean.device
             damping = torch.zeros(groups, dtype=wide_dtype(device), device=device)
-        return _Turn(unit, owner, own, outcome, damping)
+        return _Turn(unit, owner, own, told, damping)
 
     def _merge(self, turns: Sequence[_Turn]) -> None:
         """The first round, and the beginning of the second."""
@@ -201,7 +201,7 @@ class Refresh:
         drawn = [bias.clone() for bias in unit.biases]
         assert moments is not None
         if turn.own:
-            outcome, preconditioner, mean = find_preconditioner(unit, moments, whitening)
+            result, preconditioner, mean = find_preconditioner(unit, moments, whitening)
             if preconditioner is not None and not install(
                 unit,
                 preconditioner,
@@ -209,35 +209,30 @@ class Refresh:
                 self.optimizers,
                 whitening.momentum,
             ):
-                outcome.put(updated=0, reason=3, fallback=3)
+                result.refuse(NOT_FINITE, "kept")
         else:
             old = unit.wide_phi()
-            outcome = find_phi(unit, moments, whitening, deltas)
-            if outcome.phi is not None:
-                outcome.apply(unit, old, self.init)
-                if outcome.updated:
-                    carry_state(self.optimizers, unit, old, outcome.phi, whitening.momentum)
-            if turn.damping is not None and outcome.updated:
+            result, phi = find_phi(unit, moments, whitening, deltas)
+            if phi is not None:
+                put_in(unit, old, phi, self.init, result)
+                if result.updated:
+                    carry_state(self.optimizers, unit, old, phi, whitening.momentum)
+            if turn.damping is not None and result.updated:
                 turn.damping.copy_(group_damping(moments, whitening))
-            outcome.phi = None
         norm = weight_norm(unit)
-        if outcome.updated and self.init == "balanced":
-            norm = norm * balance(unit, norm, outcome.get("damping"), drawn)
-        outcome.put(weight_norm=norm)
+        if result.updated and self.init == "balanced":
+            norm = norm * balance(unit, norm, float(result.damping), drawn)
+        result.weight_norm = norm
         held = unit.layer.preconditioner
-        outcome.put(
-            seconds=time.perf_counter() - start,
-            rank=self.ranks.index,
-            columns=held.directions.shape[2] if isinstance(held, LowRank) else -1,
-            own=float(turn.own),
-        )
-        turn.outcome.numbers.copy_(outcome.numbers)
+        result.seconds, result.rank = time.perf_counter() - start, self.ranks.index
+        result.columns = held.directions.shape[2] if isinstance(held, LowRank) else -1
+        turn.told.put(result)
 
     def _tell(self, turn: _Turn) -> None:
         """The third round, for what has a length that everybody knows."""
         if self.ranks.size == 1:
             return
-        parts = [numbers_part(turn.outcome)]
+        parts = [numbers_part(turn.told)]
         if not self._late:
             parts += self._parts(turn)
         self._send(turn, parts)
@@ -248,7 +243,7 @@ class Refresh:
             return
         turn.messages[0].finish(owner=turn.owner == self.ranks.index)
         turn.messages.clear()
-        if turn.outcome.updated:
+        if turn.told.result.updated:
             self._send(turn, self._parts(turn))
 
     def _parts(self, turn: _Turn) -> list[Part]:
@@ -256,7 +251,7 @@ class Refresh:
             turn.unit,
             self.whitening,
             self.optimizers,
-            turn.outcome,
+            turn.told,
             turn.damping,
             own=turn.own,
             late=self._late,
@@ -275,8 +270,8 @@ class Refresh:
         for merge in turn.merges.values():
             merge.finish()
         # The owner's, in every bit.
-        self.control.measured(turn.unit, turn.outcome.numbers[WEIGHT_NORM])
-        if not turn.outcome.updated:
+        self.control.measured(turn.unit, turn.told.weight_norm)
+        if not turn.told.result.updated:
             return
         if not mine and self.whitening.momentum == "reset":
             for optimizer in self.optimizers:

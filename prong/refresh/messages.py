@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from prong.distributed.ranks import Pending, Ranks
     from prong.options import SolveSettings
-    from prong.refresh.solve import Outcome
+    from prong.refresh.result import Told
     from prong.refresh.tied_layers import TiedLayers
 
 # What a fresh root looks like: see `roots.whitening_root`.
@@ -82,21 +82,16 @@ class Message:
                     part.write(piece)
 
 
-def numbers_part(outcome: Outcome) -> Part:
+def numbers_part(told: Told) -> Part:
     """The numbers of a report, which say whether the rest is to be taken over."""
-    numbers = outcome.numbers
-
-    def write(flat: Tensor) -> None:
-        numbers.copy_(flat)
-
-    return Part(numbers.numel(), numbers.dtype, lambda: numbers, write)
+    return Part(len(told.numbers), told.numbers.dtype, lambda: told.numbers, told.take)
 
 
 def unit_parts(
     unit: TiedLayers,
     whitening: SolveSettings,
     optimizers: Sequence[Optimizer],
-    outcome: Outcome,
+    told: Told,
     damping: Tensor | None,
     *,
     own: bool,
@@ -108,7 +103,7 @@ def unit_parts(
         unit: the layers that share the Φ.
         whitening: what is done; it tells which matrices are triangles.
         optimizers: whose state follows the basis.
-        outcome: says, at the time of writing, what is new.
+        told: says, at the time of writing, what is new.
         damping: room for ε of each group, or None.
         own: whether P of a preconditioned unit was found without a root; else it is a whole matrix.
         late: whether the numbers are known already: P has as many columns as they say.
@@ -120,7 +115,7 @@ def unit_parts(
         form = FORMS[whitening.root] if whitening.kind == "full" else "diagonal"
 
         def put_whitener(matrix: Tensor) -> None:
-            if outcome.updated:
+            if told.result.updated:
                 for each in unit.layers:
                     each.whitener.copy_(matrix)
 
@@ -128,7 +123,7 @@ def unit_parts(
     elif whole:
 
         def put_whole(matrix: Tensor) -> None:
-            if outcome.updated:
+            if told.result.updated:
                 for each in unit.layers:
                     each.put_preconditioner(Dense(matrix))
 
@@ -143,11 +138,11 @@ def unit_parts(
 
         parts.append(_matrix(held, layer.mean, "symmetric", put_whole))
     else:
-        parts += _directions(unit, outcome.columns)
+        parts += _directions(unit, told.result.columns)
     if layer.output_whitener is not None:
 
         def put_output(matrix: Tensor) -> None:
-            if outcome.updated and outcome.get("output_fresh") == 1:
+            if told.result.updated and told.result.output_fresh:
                 for each in unit.layers:
                     assert each.output_whitener is not None
                     each.output_whitener.copy_(matrix)
@@ -158,16 +153,16 @@ def unit_parts(
     plain = [*(p.data for p in unit.parameters), *state]
     if damping is not None:
         plain.append(damping)
-    parts += [_plain([layer.mean for layer in unit.layers], outcome)]
-    return parts + [_plain([tensor], outcome) for tensor in plain]
+    parts += [_plain([layer.mean for layer in unit.layers], told)]
+    return parts + [_plain([tensor], told) for tensor in plain]
 
 
-def _plain(tensors: Sequence[Tensor], outcome: Outcome) -> Part:
+def _plain(tensors: Sequence[Tensor], told: Told) -> Part:
     """The first of some equal tensors."""
     first = tensors[0]
 
     def write(flat: Tensor) -> None:
-        if outcome.updated:
+        if told.result.updated:
             for tensor in tensors:
                 tensor.copy_(flat.reshape(tensor.shape))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +16,7 @@ from prong.linalg.roots import (
     whitening_root,
 )
 from prong.options import SolveSettings
-from prong.refresh.refresh_report import LayerReport
+from prong.refresh.result import DAMPING_TOO_SMALL, NO_DECOMPOSITION, NO_SAMPLE, NOT_FINITE, Result
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,100 +24,7 @@ if TYPE_CHECKING:
     from prong.refresh.tied_layers import TiedLayers
     from prong.statistics.moments import Moments
 
-REASONS = (
-    "",
-    "no finite sample was seen",
-    "the decomposition failed",
-    "the new parameters would not be finite",
-    "the damping is too small for float32",
-)
-FALLBACKS = ("", "float64", "eigh", "kept")
 BALANCED = 0.25
-
-
-@dataclass
-class Outcome:
-    """What came out for one unit: Φ on the deciding rank, the numbers on every rank."""
-
-    numbers: Tensor
-    phi: Phi | None = None
-
-    FIELDS = (
-        "updated",
-        "reason",
-        "examples",
-        "samples",
-        "rejected",
-        "condition_before",
-        "condition_after",
-        "whitening_error_before",
-        "whitening_error",
-        "effective_dimension",
-        "damping",
-        "fallback",
-        "output_condition",
-        "output_fresh",
-        "seconds",
-        "rank",
-        "columns",
-        "own",
-        "weight_norm",
-    )
-
-    @classmethod
-    def empty(cls, device: torch.device) -> Outcome:
-        """Nothing yet; what the other ranks hold before they are told."""
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        return cls(torch.full((len(cls.FIELDS),), float("nan"), dtype=dtype, device=device))
-
-    @property
-    def updated(self) -> bool:
-        """Whether Φ is to be replaced."""
-        return bool(self.numbers[0] == 1)
-
-    @property
-    def columns(self) -> int:
-        """How many leading directions a preconditioned unit's P is made of; −1 for a whole P."""
-        return int(self.get("columns"))
-
-    def put(self, **values: float | Tensor) -> None:
-        """Write some of the numbers."""
-        for name, value in values.items():
-            self.numbers[self.FIELDS.index(name)] = value
-
-    def get(self, name: str) -> float:
-        """Read one of the numbers."""
-        return float(self.numbers[self.FIELDS.index(name)])
-
-    def apply(self, unit: TiedLayers, old: Phi, init: str) -> None:
-        """Install Φ: keep the function ("preserve", "balanced") or the numbers in V."""
-        assert self.phi is not None
-        if init in ("preserve", "balanced"):
-            if not unit.move(old, self.phi):
-                self.put(updated=0, reason=3, fallback=3)
-            return
-        unit.keep_numbers(old, self.phi)
-
-    def report(self, name: str) -> LayerReport:
-        """The numbers as a report."""
-        return LayerReport(
-            name=name,
-            updated=self.updated,
-            reason=REASONS[int(self.get("reason"))],
-            examples=int(self.get("examples")),
-            samples=int(self.get("samples")),
-            rejected=int(self.get("rejected")),
-            condition_before=self.get("condition_before"),
-            condition_after=self.get("condition_after"),
-            whitening_error_before=self.get("whitening_error_before"),
-            whitening_error=self.get("whitening_error"),
-            effective_dimension=self.get("effective_dimension"),
-            damping=self.get("damping"),
-            fallback=FALLBACKS[int(self.get("fallback"))],
-            output_condition=self.get("output_condition"),
-            seconds=self.get("seconds"),
-            rank=int(self.get("rank")),
-        )
 
 
 def group_damping(moments: Moments, whitening: SolveSettings) -> Tensor:
@@ -128,7 +34,7 @@ def group_damping(moments: Moments, whitening: SolveSettings) -> Tensor:
 
 def find_phi(
     unit: TiedLayers, moments: Moments, whitening: SolveSettings, deltas: Moments | None = None
-) -> Outcome:
+) -> tuple[Result, Phi | None]:
     """New c and U for one unit (line 9 of Algorithm 1).
 
     c is the mean and Σ the centred covariance where a bias can take up −W c; else c = 0 and Σ =
@@ -141,60 +47,61 @@ def find_phi(
         deltas: of all their outputs' gradients, for two-sided whitening.
 
     Returns:
-        The new Φ and the numbers to report; without a Φ if the old one is to be kept.
+        The result, and the new Φ if the old one is not to be kept.
     """
-    outcome = Outcome.empty(moments.mean.device)
-    outcome.put(
-        updated=0,
-        reason=0,
-        fallback=0,
-        examples=moments.examples,
-        samples=moments.count,
-        rejected=moments.rejected,
-    )
+    result = begun(moments)
     if not float(moments.count) > 0:
-        outcome.put(reason=1)
-        return outcome
+        return result.refuse(NO_SAMPLE), None
     mean = moments.mean if unit.centred else torch.zeros_like(moments.mean)
     covariance = moments.second_moment(mean)
     covariance = (covariance + covariance.transpose(1, 2)) / 2
     damping = group_damping(moments, whitening)
     # Also below the smallest normal number of float32, where U = ε^−½ would leave its range.
     if bool((damping < torch.finfo(torch.float32).tiny).any()):
-        outcome.put(reason=4)
-        return outcome
+        return result.refuse(DAMPING_TOO_SMALL), None
     old = unit.wide_phi()
     stale = damped(moments.second_moment(old.mean), damping)
     if bool(torch.isfinite(stale).all()):
-        condition, error = conditioning(old.whitener, stale)
-        outcome.put(condition_before=condition, whitening_error_before=error)
+        found = conditioning(old.whitener, stale)
+        result.condition_before, result.whitening_error_before = found
     fresh = damped(covariance, damping)
     try:
         root = _root(covariance, damping, whitening)
-        outer = _output_root(deltas, whitening, outcome)
+        outer = _output_root(deltas, whitening, result)
     except RootFailure:
-        outcome.put(reason=2, fallback=3)
-        return outcome
+        return result.refuse(NO_DECOMPOSITION, "kept"), None
     if outer is None:
-        outcome.phi = Phi(mean, root.whitener, root.inverse, old.output)
+        phi = Phi(mean, root.whitener, root.inverse, old.output)
     else:
-        outcome.phi = Phi(mean, root.whitener, root.inverse, outer.whitener, outer.inverse)
-        outcome.put(output_fresh=1)
-    condition, error = conditioning(root.whitener, fresh)
-    outcome.put(
-        updated=1,
-        fallback=FALLBACKS.index(root.fallback),
-        condition_after=condition,
-        whitening_error=error,
-        effective_dimension=_effective_dimension(
-            covariance, damping, root.whitener, whitening.kind
-        ),
-        damping=damping.mean(),
+        phi = Phi(mean, root.whitener, root.inverse, outer.whitener, outer.inverse)
+        result.output_fresh = True
+    result.updated, result.fallback = True, root.fallback
+    result.condition_after, result.whitening_error = conditioning(root.whitener, fresh)
+    result.effective_dimension = _effective_dimension(
+        covariance, damping, root.whitener, whitening.kind
     )
-    return outcome
+    result.damping = damping.mean()
+    return result, phi
 
 
-def _output_root(deltas: Moments | None, whitening: SolveSettings, outcome: Outcome) -> Root | None:
+def begun(moments: Moments) -> Result:
+    """A result that knows what was seen, and nothing else yet."""
+    return Result(
+        examples=moments.examples.squeeze(),
+        samples=moments.count.squeeze(),
+        rejected=moments.rejected.squeeze(),
+    )
+
+
+def put_in(unit: TiedLayers, old: Phi, new: Phi, init: str, result: Result) -> None:
+    """Install Φ: keep the function ("preserve", "balanced") or the numbers in V."""
+    if init not in ("preserve", "balanced"):
+        unit.keep_numbers(old, new)
+    elif not unit.move(old, new):
+        result.refuse(NOT_FINITE, "kept")
+
+
+def _output_root(deltas: Moments | None, whitening: SolveSettings, result: Result) -> Root | None:
     """R from the second moment of δ; None where there is nothing to go by, and R stays."""
     if deltas is None or whitening.two_sided is None or not float(deltas.count) > 0:
         return None
@@ -207,7 +114,7 @@ def _output_root(deltas: Moments | None, whitening: SolveSettings, outcome: Outc
     moment = moment / scale[:, None, None]
     damping = torch.full_like(scale, whitening.two_sided.damping)
     root = whitening_root(moment, damping, whitening.root, whitening.decomposition_dtype)
-    outcome.put(output_condition=condition_number(damped(moment, damping)))
+    result.output_condition = condition_number(damped(moment, damping))
     if whitening.two_sided.normalized:
         factor = root.whitener.square().sum((1, 2)).div(moment.shape[-1]).rsqrt()
     else:

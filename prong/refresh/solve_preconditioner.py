@@ -20,7 +20,8 @@ from prong.linalg.roots import TOLERANCE, RootFailure, damped, whitening_root
 from prong.options import SolveSettings
 from prong.refresh.fit import AFTER, Frame, fit
 from prong.refresh.optimizer_state import reset_state
-from prong.refresh.solve import FALLBACKS, Outcome, group_damping
+from prong.refresh.result import DAMPING_TOO_SMALL, NO_DECOMPOSITION, NO_SAMPLE, Result
+from prong.refresh.solve import begun, group_damping
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +90,7 @@ def leading(
 
 def find_preconditioner(
     unit: TiedLayers, moments: Moments, whitening: SolveSettings
-) -> tuple[Outcome, Preconditioner | None, Tensor]:
+) -> tuple[Result, Preconditioner | None, Tensor]:
     """New P and c of one preconditioned unit, full whitening.
 
     Args:
@@ -98,51 +99,36 @@ def find_preconditioner(
         whitening: what to do; its root does not matter, since all give this P.
 
     Returns:
-        The numbers to report, P `[groups, in, in]` (None if the old one is to be kept), and c.
+        The result, P (None if the old one is to be kept), and c.
     """
     layer, held = unit.layer, unit.layer.preconditioner
     assert held is not None
-    outcome = Outcome.empty(moments.mean.device)
-    outcome.put(
-        updated=0,
-        reason=0,
-        fallback=0,
-        examples=moments.examples,
-        samples=moments.count,
-        rejected=moments.rejected,
-    )
+    result = begun(moments)
     mean = moments.mean if unit.centred else torch.zeros_like(moments.mean)
     if not float(moments.count) > 0:
-        outcome.put(reason=1)
-        return outcome, None, mean
+        return result.refuse(NO_SAMPLE), None, mean
     damping = group_damping(moments, whitening)
     if bool((damping < torch.finfo(torch.float32).tiny).any()):
-        outcome.put(reason=4)
-        return outcome, None, mean
+        return result.refuse(DAMPING_TOO_SMALL), None, mean
     covariance = moments.covariance() if unit.centred else moments.second_moment(mean)
     matrix = damped(covariance, damping)
     if not bool(torch.isfinite(matrix).all()):
-        outcome.put(reason=2, fallback=3)
-        return outcome, None, mean
+        return result.refuse(NO_DECOMPOSITION, "kept"), None, mean
     old = held.to(matrix.dtype)
     shift = moments.mean - layer.mean.to(mean.dtype)
     frame = Frame(matrix)
-    condition, error = fit(old, frame, shift if unit.centred else None)
-    outcome.put(condition_before=condition, whitening_error_before=error)
+    before = fit(old, frame, shift if unit.centred else None)
+    result.condition_before, result.whitening_error_before = before
     try:
         preconditioner, fallback = _found(old, covariance, damping, whitening)
     except RootFailure:
-        outcome.put(reason=2, fallback=3)
-        return outcome, None, mean
-    condition, error = fit(preconditioner, frame, None, AFTER)
-    outcome.put(condition_after=condition, whitening_error=error)
-    outcome.put(
-        updated=1,
-        fallback=FALLBACKS.index(fallback),
-        effective_dimension=preconditioner.effective_dimension(damping),
-        damping=damping.mean(),
-    )
-    return outcome, preconditioner, mean
+        return result.refuse(NO_DECOMPOSITION, "kept"), None, mean
+    after = fit(preconditioner, frame, None, AFTER)
+    result.condition_after, result.whitening_error = after
+    result.updated, result.fallback = True, fallback
+    result.effective_dimension = preconditioner.effective_dimension(damping)
+    result.damping = damping.mean()
+    return result, preconditioner, mean
 
 
 def _found(

@@ -21,7 +21,7 @@ from prong.linalg import roots
 from prong.linalg.triangle import triangle_size
 from prong.refresh.collect import first_batches
 from prong.refresh.exchange import assignment
-from prong.refresh.solve import Outcome
+from prong.refresh.result import LENGTH
 
 STEPS, BATCH, WIDE = 7, 12, torch.float64
 
@@ -267,7 +267,7 @@ def _volume(rank, size):
                 natural.step()
         layers = [unit.layer.mean.shape for unit in natural.units]
         moved = sum(p.numel() for unit in natural.units for p in unit.parameters)
-        numbers = len(Outcome.FIELDS) * len(natural.units)
+        numbers = LENGTH * len(natural.units)
         # The second linear layer's weight serves twice.
         features = sum(groups * size for groups, size in layers)
         expected = {
