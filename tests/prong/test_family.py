@@ -177,11 +177,17 @@ def test_adam_state_follows_the_basis():
     u, c = model[0].whitener[0].clone(), model[0].mean[0].clone()
     m = state["exp_avg"].clone()
     m_d = optimizer.state[model[0].bias]["exp_avg"].clone()
+    squares = state["exp_avg_sq"].clone()
+    squares_d = optimizer.state[model[0].bias]["exp_avg_sq"].clone()
     natural.initialize([2 * X - 1], "preserve")
     u2, c2 = model[0].whitener[0], model[0].mean[0]
     expected = (m @ torch.linalg.inv(u).T - torch.outer(m_d, c2 - c)) @ u2.T
     assert (state["exp_avg"] - expected).abs().max() < 1e-12
-    assert (state["exp_avg_sq"] >= 0).all()
+    # By the squared entries of the change of basis, g′ = g (U′ U⁻¹)ᵀ with uncorrelated g.
+    carried = squares @ (u2 @ torch.linalg.inv(u)).square().T
+    assert (state["exp_avg_sq"] - carried).abs().max() < 1e-12 * carried.max()
+    assert (carried - squares).abs().max() > 0.1 * squares.max()
+    assert torch.equal(optimizer.state[model[0].bias]["exp_avg_sq"], squares_d)
 
 
 def test_reset_gives_a_fresh_optimizer():

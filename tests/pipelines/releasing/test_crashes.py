@@ -69,7 +69,7 @@ def whole(seen: Any) -> None:
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-def repaired_state(seen: Any, before: Any) -> None:
+def whole_again(seen: Any, before: Any) -> None:
     """Check what must hold after the next command."""
     whole(seen)
     assert not seen["intent"]
@@ -95,13 +95,13 @@ def die_and_go_on(registry: Registry, case: Case, point: str, following: str) ->
     mended = registry.call("A" if following == "register" else case.model, following)
     assert mended.code in (0, 1), mended
     seen = registry.look()
-    repaired_state(seen, before)
+    whole_again(seen, before)
 
     if seen["aliases"].get("champion") != case.champion or case.command == "register":
         done = registry.call(case.model, case.command, **case.options)
         assert done.code == 0, done.said
     seen = registry.look()
-    repaired_state(seen, before)
+    whole_again(seen, before)
     if case.command == "register":
         made = len(before["complete"]) + 1
         assert len(seen["complete"]) == made, "registered twice, or not at all"
