@@ -198,7 +198,7 @@ def find_precision(
     try:
         precision, fallback = old, ""
         if not outcome.skipped:
-            precision, fallback = _found(old, covariance, damping, whitening)
+            precision, fallback = _found(unit, old, covariance, damping, whitening)
     except RootFailure:
         outcome.put(reason=2, fallback=3)
         return outcome, None, mean
@@ -220,7 +220,7 @@ def find_precision(
 
 
 def _found(
-    old: Precision, covariance: Tensor, damping: Tensor, whitening: Whitening
+    unit: Unit, old: Precision, covariance: Tensor, damping: Tensor, whitening: Whitening
 ) -> tuple[Precision, str]:
     """P by its leading directions where they were asked for and are few, else whole."""
     if whitening.leading is not None:
@@ -228,7 +228,7 @@ def _found(
         few = leading(covariance, damping, whitening.leading, start)
         if few is not None:
             return few, ""
-    inverted, fallback = inverse(covariance, damping, whitening.precision)
+    inverted, fallback = inverse(covariance, damping, whitening.first_dtype(unit))
     return Precision(inverted, None), fallback
 
 

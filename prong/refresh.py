@@ -50,7 +50,7 @@ class Whitening:
         root: one of `roots.ROOTS`.
         damping: ε.
         relative: whether ε is in units of the mean eigenvalue.
-        precision: type of the first attempt at a decomposition.
+        precision: type of the first attempt at a decomposition; a layer's own where that is wider.
         momentum: one of `momentum.MOMENTUM_RULES`.
         two_sided: one of `backward.TWO_SIDED`, or None for R = I.
         output_damping: γ, in units of the mean eigenvalue of E[δδᵀ].
@@ -90,6 +90,10 @@ class Whitening:
             raise ValueError(
                 f"precision={self.precision}: allowed are torch.float32 and torch.float64"
             )
+
+    def first_dtype(self, unit: Unit) -> torch.dtype:
+        """The type of the first attempt for one unit: Φ in float64 would be wasted on less."""
+        return torch.promote_types(self.precision, unit.layer.mean.dtype)
 
 
 @dataclass
@@ -250,11 +254,12 @@ def find_phi(
         if bool(error <= whitening.refit):
             outcome.put(skipped=1)
     whitener, inverse, fallback = old.whitener, old.inverse, ""
+    dtype = whitening.first_dtype(unit)
     try:
         if not outcome.skipped:
-            root = _root(covariance, damping, whitening)
+            root = _root(covariance, damping, whitening, dtype)
             whitener, inverse, fallback = root.whitener, root.inverse, root.fallback
-        outer = _output_root(deltas, whitening, outcome)
+        outer = _output_root(deltas, whitening, dtype, outcome)
     except RootFailure:
         outcome.put(reason=2, fallback=3)
         return outcome
@@ -276,7 +281,9 @@ def find_phi(
     return outcome
 
 
-def _output_root(deltas: Moments | None, whitening: Whitening, outcome: Outcome) -> Root | None:
+def _output_root(
+    deltas: Moments | None, whitening: Whitening, dtype: torch.dtype, outcome: Outcome
+) -> Root | None:
     """R from the second moment of δ; None where there is nothing to go by, and R stays."""
     if deltas is None or not float(deltas.count) > 0:
         return None
@@ -288,7 +295,7 @@ def _output_root(deltas: Moments | None, whitening: Whitening, outcome: Outcome)
     # In units of the mean eigenvalue: δ² may be tiny, and the loss's scale is nobody's business.
     moment = moment / scale[:, None, None]
     damping = torch.full_like(scale, whitening.output_damping)
-    root = whitening_root(moment, damping, whitening.root, whitening.precision)
+    root = whitening_root(moment, damping, whitening.root, dtype)
     outcome.put(output_condition=condition_number(damped(moment, damping)))
     if whitening.output_normalized:
         factor = root.whitener.square().sum((1, 2)).div(moment.shape[-1]).rsqrt()
@@ -309,7 +316,7 @@ def _effective_dimension(
     return (variances * whitener.diagonal(dim1=1, dim2=2).square()).sum()
 
 
-def _root(covariance: Tensor, damping: Tensor, whitening: Whitening) -> Root:
+def _root(covariance: Tensor, damping: Tensor, whitening: Whitening, dtype: torch.dtype) -> Root:
     if whitening.kind == "centring":
         if not bool(torch.isfinite(covariance).all()):
             raise RootFailure("the covariance is not finite")
@@ -319,4 +326,4 @@ def _root(covariance: Tensor, damping: Tensor, whitening: Whitening) -> Root:
         return Root(identity, identity, "")
     if whitening.kind == "diagonal":
         return diagonal_root(covariance, damping)
-    return whitening_root(covariance, damping, whitening.root, whitening.precision)
+    return whitening_root(covariance, damping, whitening.root, dtype)

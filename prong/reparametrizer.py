@@ -119,7 +119,8 @@ class Reparametrizer:
             output_normalized: whether R is scaled to mean eigenvalue 1 of RᵀR. The learning rate
                 then keeps its meaning, and neither loss scaling nor the loss's reduction matters.
             positions: at most this many pixels or tokens of an example are samples; None for all.
-            precision: type of the first attempt at a decomposition; float64 is the second.
+            precision: type of the first attempt at a decomposition, or a layer's own where that is
+                wider; float64 is the second.
             batches: where statistics come from at each reparametrisation, iterated anew each time,
                 instead of the training batches.
             forward: how to run a batch of `batches` or `initialize`; by default `model(batch)`, or
