@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar, get_args
 
 import torch
@@ -33,7 +33,7 @@ class Whitening:
             over as the paper does.
         positions: at most this many pixels or tokens of an example are samples; None for all.
         decomposition_dtype: type of the first attempt at a decomposition, torch.float32 or
-            torch.float64, which is the second.
+            torch.float64, which is the second; a layer's own where that is wider.
         batch_diagonal: whether the per-batch diagonal D of section 3.2 is applied at every step.
 
     Raises:
@@ -144,6 +144,11 @@ class SolveSettings:
     damping: float
     leading: float | None = None
     two_sided: TwoSided | None = None
+
+    def for_layer(self, dtype: torch.dtype) -> SolveSettings:
+        """The same for a layer whose Φ is of `dtype`: less would waste what it holds."""
+        wider = torch.promote_types(self.decomposition_dtype, dtype)
+        return replace(self, decomposition_dtype=wider)
 
 
 def check_name(argument: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -108,7 +108,14 @@ def average(parts: Sequence[Mapping[str, Tensor]]) -> Tensors:
 def shared_moments(parts: Sequence[Mapping[str, Tensor]], rank: int) -> Tensors:
     """Return one rank's moments after the number of ranks changed.
 
-    The first takes the union of all, the others none: merged, they are what they were.
+    The first takes the union of all, the others none: merged, they are what they were. What is no
+    moment (a damping, the norm of a weight) is everybody's.
     """
     union = merge_moments(parts)
-    return union if rank == 0 else {name: torch.zeros_like(v) for name, v in union.items()}
+    if rank == 0:
+        return union
+    stems = {name.rpartition(".")[0] for name in union if name.endswith(".scatter")}
+    return {
+        name: torch.zeros_like(value) if name.rpartition(".")[0] in stems else value
+        for name, value in union.items()
+    }

@@ -49,6 +49,7 @@ def find_phi(
     Returns:
         The result, and the new Φ if the old one is not to be kept.
     """
+    whitening = whitening.for_layer(unit.layer.mean.dtype)
     result = begun(moments)
     if not float(moments.count) > 0:
         return result.refuse(NO_SAMPLE), None

@@ -103,6 +103,7 @@ def find_preconditioner(
     """
     layer, held = unit.layer, unit.layer.preconditioner
     assert held is not None
+    whitening = whitening.for_layer(layer.mean.dtype)
     result = begun(moments)
     mean = moments.mean if unit.centred else torch.zeros_like(moments.mean)
     if not float(moments.count) > 0:

@@ -166,6 +166,24 @@ def test_a_failed_decomposition_is_retried_in_float64_and_counted(monkeypatch):
     assert seen[:2] == [torch.float32, torch.float64]
 
 
+@pytest.mark.parametrize("mode", ["fold", "preconditioned"])
+def test_layers_in_float64_are_decomposed_in_float64(mode):
+    """Where nothing is set but the layers' own type: P is Σ + εI inverted to float64's rounding."""
+    torch.manual_seed(0)
+    model = prong.whiten(nn.Sequential(nn.Linear(6, 3).double()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    savings = prong.Savings(leading=None)
+    natural = prong.Reparametrizer(model, optimizer, damping=0.1, mode=mode, savings=savings)
+    x = torch.randn(500, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64)
+    natural.initialize([x], "preserve")
+    layer = model[0]
+    found = layer.precision_matrix
+    if found is None:
+        found = layer.whitener.transpose(1, 2) @ layer.whitener
+    damped = np.cov(x.numpy().T, bias=True) + 0.1 * np.eye(6)
+    np.testing.assert_allclose(found[0].numpy() @ damped, np.eye(6), atol=1e-11)
+
+
 def test_then_by_eigenvalues_and_then_the_last_good_phi_is_kept(monkeypatch):
     natural, x = small()
     natural.initialize([x], "preserve")
