@@ -5,7 +5,7 @@ Nothing is loaded into a runtime before the gates that only read it have let it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -125,7 +125,7 @@ class Evidence:
         params: The checkout's.
         candidate: The version that is judged.
         held_against: The champion, or None.
-        best_error: The lowest error of any champion on this gate split, if known.
+        past: Versions that were champion, whose errors on this gate split count too.
         refused: Why the candidate must not be loaded; empty while nothing speaks against it.
     """
 
@@ -135,11 +135,11 @@ class Evidence:
         params: Params,
         candidate: StoredModel,
         champion: StoredModel | None,
-        best_error: float | None,
+        past: Sequence[StoredModel],
         scratch: Path,
     ) -> None:
         self.params, self.candidate, self.held_against = params, candidate, champion
-        self.best_error = best_error
+        self.past = tuple(past)
         self.refused = ""
         self._layout, self._scratch = layout, scratch
         self._name = f"version {candidate.number}"
@@ -156,7 +156,7 @@ class Evidence:
         except ValueError:
             said = f"{text!r} is no number" if text else "is not there"
             raise UserError(
-                f"{self._name}: its metric {metric} {said}; register it again"
+                f"{self._name}: its tag metric.{metric} {said}; register it again"
             ) from None
 
     # What lies in the registry, read and not run.
@@ -301,6 +301,27 @@ class Evidence:
                 "of models"
             ) from None
         return contender
+
+    @gathered_once
+    def best_error(self) -> float | None:
+        """The lowest error on the gate split of any version that was champion; None without one.
+
+        The present champion is not scored a second time.
+        """
+        found = []
+        for version in self.past:
+            try:
+                if self.held_against is not None and version.number == self.held_against.number:
+                    contender = self.old
+                else:
+                    contender = Contender(version.checked_file(), self.gate, self.data)
+                if contender is not None:
+                    found.append(contender.score.error)
+            except Unavailable:
+                raise
+            except UserError:
+                continue  # gone, or made for other images: nothing to hold anyone to
+        return min(found, default=None)
 
     @gathered_once
     def weights_at_hand(self) -> bool:

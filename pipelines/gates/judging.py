@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,7 +169,7 @@ def judge(
     params: Params,
     candidate: StoredModel,
     champion: StoredModel | None,
-    best_error: float | None,
+    past: Sequence[StoredModel] = (),
 ) -> tuple[Finding, ...]:
     """Hold a version to every gate of the list.
 
@@ -181,8 +181,7 @@ def judge(
         params: Its parameters; `gates` holds the limits.
         candidate: The version to judge.
         champion: What it is held against; None if there is no champion.
-        best_error: Lowest error of any champion on this gate split, a share, where one is known:
-            `pipelines.release.best_champion.best_error`.
+        past: Versions that were champion: none of them may be better by more than the margin.
 
     Returns:
         One finding per gate, in the order of the list.
@@ -192,7 +191,7 @@ def judge(
     """
     layout.state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gates-", dir=layout.state) as scratch:
-        evidence = Evidence(layout, params, candidate, champion, best_error, Path(scratch))
+        evidence = Evidence(layout, params, candidate, champion, past, Path(scratch))
         found: dict[str, Finding] = {}
         for readers in (True, False):  # those that only read come first
             for name, gate in GATES.items():

@@ -16,7 +16,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.files import atomic_path, sha256_file
 from pipelines.core.paths import Layout
-from pipelines.registry.versions import CHAMPION, Version, list_versions
+from pipelines.registry.versions import CHAMPION, Version, list_versions, named_version
 from pipelines.systems.mlflow import answering, connect, tracking_uri
 
 MODEL_FILE, SIGNATURE = "model.onnx", "model.onnx.sig"
@@ -29,9 +29,12 @@ def champion_file(layout: Layout, model: str) -> tuple[int, Path]:
         UserError: If there is no model, no champion, or its file is not what was registered.
         Unavailable: If the registry does not answer.
     """
-    for version in list_versions(layout, model):
-        if CHAMPION in version.aliases:
-            return version.number, version_file(layout, version)
+    client = connect(layout)
+    with answering(layout):
+        version = named_version(client, model, CHAMPION)
+    if version is not None:
+        return version.number, version_file(layout, version)
+    list_versions(layout, model)  # says so where there is no version at all
     raise UserError(
         f"{model}: no version is champion; `prong run` promotes the one it registers "
         "unless a gate blocks it, `prong models` shows the versions"
@@ -54,7 +57,7 @@ def version_file(layout: Layout, version: Version) -> Path:
         Unavailable: If the registry does not answer.
     """
     path = _registered_file(layout, version)
-    signer(layout, version)
+    _signer(layout, version, path)
     return path
 
 
@@ -66,9 +69,13 @@ def signer(layout: Layout, version: Version) -> str:
         Unsigned: If no trusted key signed just these bytes.
         Unavailable: If the registry does not answer.
     """
+    return _signer(layout, version, _registered_file(layout, version))
+
+
+def _signer(layout: Layout, version: Version, path: Path) -> str:
+    """Return who signed the file of a version; its hash was checked."""
     from pipelines.provenance import signing
 
-    path = _registered_file(layout, version)
     bundle = path.with_name(f"{version.sha256}.sig")
     if bundle.is_file():
         with suppress(signing.Unsigned):  # it may have been signed anew since

@@ -153,6 +153,17 @@ def get_version(client: MlflowClient, model: str, number: int) -> Version:
         raise UserError(f"{model} version {number}: does not exist; there are: {numbers}") from None
 
 
+def named_version(client: MlflowClient, model: str, alias: str) -> Version | None:
+    """Return the version that an alias names; None if there is none."""
+    try:
+        found = client.get_model_version_by_alias(model, alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+    return _version(found, aliases(client, model))
+
+
 def number_of(model: str, named: Mapping[str, int], text: str, *, asked: str) -> int:
     """Return the version that a user names by number or alias.
 

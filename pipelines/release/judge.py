@@ -62,7 +62,7 @@ def judged(
     from pipelines.registry import findings as findings_of
     from pipelines.registry import versions as registry
     from pipelines.registry.stored_version import StoredVersion
-    from pipelines.release.best_champion import best_error
+    from pipelines.release.best_champions import best_champions
 
     live = state.aliases.get(registry.CHAMPION)
     champion = None if live is None else held.version(live)
@@ -74,7 +74,7 @@ def judged(
         params,
         StoredVersion(layout, candidate),
         None if champion is None else StoredVersion(layout, champion),
-        best_error(layout, lived),
+        [StoredVersion(layout, version) for version in best_champions(lived)],
     )
     faults.point("promote.judged")
     held.check()

@@ -19,13 +19,16 @@ from sabotage import MODEL, again, exchange, register, reweigh, sign_again, stor
 
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.files import sha256_file
+from pipelines.data.prepared import Card, Split
+from pipelines.gates.evidence import Contender, Evidence
 from pipelines.gates.finding import Finding, from_tags
 from pipelines.gates.judging import GATES, judge
 from pipelines.registry import versions as registry
+from pipelines.registry.stored_version import StoredVersion
 from pipelines.registry.versions import Version
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
-from pipelines.release.best_champion import best_error
+from pipelines.release.best_champions import best_champions
 from pipelines.release.hold_to_gates import hold_to_gates, show
 from pipelines.systems import mlflow as tracking
 
@@ -36,9 +39,13 @@ def version(made: Checkout, number: int) -> Version:
     return registry.get_version(tracking.connect(made.layout), MODEL, number)
 
 
+def stored_version(made: Checkout, number: int) -> StoredVersion:
+    return StoredVersion(made.layout, version(made, number))
+
+
 def judged(made: Checkout, number: int, champion: int | None = None) -> dict[str, Finding]:
-    old = None if champion is None else version(made, champion)
-    found = judge(made.layout, made.params, version(made, number), old, None)
+    old = None if champion is None else stored_version(made, champion)
+    found = judge(made.layout, made.params, stored_version(made, number), old)
     assert [finding.gate for finding in found] == list(GATES)
     return {finding.gate: finding for finding in found}
 
@@ -135,11 +142,11 @@ def test_a_registry_that_is_away_says_nothing_about_the_model(
 ) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    candidate = version(made, 1)
+    candidate = stored_version(made, 1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(Unavailable):
-        judge(made.layout, made.params, candidate, None, None)
+        judge(made.layout, made.params, candidate, None)
 
 
 def test_nothing_is_left_of_what_was_downloaded(checkout: Make) -> None:
@@ -186,6 +193,38 @@ def test_figures_of_other_data_are_compared_by_chance(checkout: Make) -> None:
     assert "metric.test_error" in gone.reason
 
 
+def test_the_champion_is_loaded_and_scored_once(
+    checkout: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what the candidate is held against, and the best there ever was."""
+    made = checkout()
+    release.register(made.layout, made.params, None)
+    assert promotion.promote(made.layout, made.params, 1).promoted
+    Checkout.make(made.layout, 100.0, 0)
+    release.register(made.layout, made.params, None)
+    loaded: list[Path] = []
+    begin = Contender.__init__
+
+    def counted(self: Contender, path: Path, split: Split, card: Card) -> None:
+        loaded.append(path)
+        begin(self, path, split, card)
+
+    monkeypatch.setattr(Contender, "__init__", counted)
+    promotion.promote(made.layout, made.params, 2)
+    assert loaded.count(stored_version(made, 1).checked_file()) == 1
+    assert len(loaded) == 2
+
+
+def best(made: Checkout, champions: list[Version] | None = None) -> float | None:
+    """The lowest error of any champion, where version 2 is the present one."""
+    rows = registry.list_versions(made.layout, MODEL) if champions is None else champions
+    past = [StoredVersion(made.layout, found) for found in best_champions(rows)]
+    champion = stored_version(made, 2)
+    return Evidence(
+        made.layout, made.params, champion, champion, past, made.layout.state
+    ).best_error
+
+
 def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path: Path) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
@@ -194,8 +233,7 @@ def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path
     release.register(made.layout, made.params, None)
     wide = replace(made.params.gates, margin=1.0, class_margin=1.0, robustness=1.0)
     assert promotion.promote(made.layout, replace(made.params, gates=wide), 2).promoted
-    rows = registry.list_versions(made.layout, MODEL)
-    assert best_error(made.layout, rows) == pytest.approx(first.error)
+    assert best(made) == pytest.approx(first.error)
     # The data grow: the same two models, other images.
     shutil.rmtree(made.layout.prepared)
     other = prepare_digits(tmp_path / "more", limit=900)
@@ -206,10 +244,9 @@ def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path
 
     split, classes = load_split(made.layout.prepared, "gate"), load_card(other).classes
     model = OnnxModel.load(stored(made, 1), "cpu")
-    best = best_error(made.layout, rows)
-    assert best == error(model, split, classes).error
+    assert best(made) == error(model, split, classes).error
     # A champion that is gone holds nobody to anything.
-    assert best_error(made.layout, []) is None
+    assert best(made, []) is None
     assert second.gate_errors > made.gate_errors
 
 
