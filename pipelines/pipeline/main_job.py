@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from prefect import flow, task
@@ -31,6 +31,9 @@ from pipelines.release.register import Registration
 from pipelines.systems.dvc import cache as dvc_store
 from pipelines.systems.dvc import reproduce as versioning
 from pipelines.systems.dvc.reproduce import StageResult
+
+if TYPE_CHECKING:
+    from pipelines.release.transaction import Transaction
 
 _NO_SERVER = ("Failed to reach API", "Timed out while attempting to connect")
 Report = Callable[[StageResult], None]
@@ -86,21 +89,19 @@ def verify(root: Path, force: bool) -> StageResult:
 
 
 @task(cache_policy=NO_CACHE)
-def register(layout: Layout, params: Params, flow_run_id: str) -> Registration:
+def register(held: Transaction, params: Params, flow_run_id: str) -> Registration:
     """Register the verified ONNX file, unless these bytes are registered already."""
-    from pipelines.release import register as release
-    from pipelines.systems import mlflow as tracking
+    from pipelines.release.register import register_in
 
-    tracking.close_dead_runs(layout)
-    return release.register(layout, params, flow_run_id)
+    return register_in(held, params, flow_run_id)
 
 
 @task(cache_policy=NO_CACHE)
-def promote(layout: Layout, params: Params, version: int, flow_run_id: str) -> Decision:
+def promote(held: Transaction, params: Params, version: int, flow_run_id: str) -> Decision:
     """Make the version champion if every gate lets it pass."""
-    from pipelines.release import promote as promotion
+    from pipelines.release.promote import promote_in
 
-    return promotion.promote(layout, params, version, flow_run_id)
+    return promote_in(held, params, version, flow_run_id)
 
 
 @flow(name="prong", validate_parameters=False)
@@ -120,9 +121,15 @@ def main_job(root: Path, force: frozenset[str], report: Report) -> JobResult:
         report(result)
         results.append(result)
     run_id = str(flow_run.id)
-    registration = register(layout, params, run_id)
+    # First, so that whatever may be promoted can be made again.
     dvc_store.push(layout.root, layout.added)
-    decision = promote(layout, params, registration.version, run_id)
+    from pipelines.release.transaction import transaction  # imports MLflow, which takes seconds
+    from pipelines.systems import mlflow as tracking
+
+    tracking.close_dead_runs(layout)
+    with transaction(layout, params.model_name) as held:
+        registration = register(held, params, run_id)
+        decision = promote(held, params, registration.version, run_id)
     return JobResult(tuple(results), registration, decision, run_id, time.monotonic() - start)
 
 

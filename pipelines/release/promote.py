@@ -55,13 +55,28 @@ def promote(
     *,
     asked: bool = False,
 ) -> Decision:
+    """Promote in a transaction of its own; see `promote_in`."""
+    from pipelines.release.transaction import transaction
+
+    with transaction(layout, params.model_name) as held:
+        return promote_in(held, params, version, run, asked=asked)
+
+
+def promote_in(
+    held: Transaction,
+    params: Params,
+    version: int | None,
+    run: str = "",
+    *,
+    asked: bool = False,
+) -> Decision:
     """Make a version champion if every gate lets it pass.
 
     A version that was champion before does not come back by itself, only if it is asked for: it
     was rolled back from, or replaced by a better one.
 
     Args:
-        layout: The checkout; its gate split decides.
+        held: The transaction; the gate split of its checkout decides.
         params: `registry.model` and `gates`.
         version: The version to judge; None takes the challenger.
         run: Prefect's id of the run, or empty.
@@ -71,29 +86,21 @@ def promote(
         UserError: If the version or the gate split is absent, or the store cannot be used.
         Unavailable: If the store does not answer.
     """
-    from pipelines.release.transaction import transaction
-
-    with transaction(layout, params.model_name) as held:
-        faults.point("promote.lease")
-        decision = _promote(layout, params, held, version, run, asked)
+    faults.point("promote.lease")
+    decision = _decided(held, params, version, run, asked=asked)
     faults.point("promote.done")
     return decision
 
 
-def _promote(
-    layout: Layout,
-    params: Params,
-    held: Transaction,
-    version: int | None,
-    run: str,
-    asked: bool,
+def _decided(
+    held: Transaction, params: Params, version: int | None, run: str, *, asked: bool
 ) -> Decision:
     from pipelines.gates.finding import blocked
     from pipelines.gates.judging import GATES
     from pipelines.registry import versions as registry
     from pipelines.registry.intents import Intent
 
-    state = held.state()
+    layout, state = held.layout, held.state()
     number = version or state.aliases.get(registry.CHALLENGER)
     if number is None and held.mended is not None:  # the challenger was promoted just now
         number = state.aliases.get(registry.CHAMPION)

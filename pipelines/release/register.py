@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipelines.core import faults
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
+
+if TYPE_CHECKING:  # MLflow is imported when a step is called, not with the flow
+    from pipelines.release.transaction import Transaction
 
 
 @dataclass(frozen=True)
@@ -36,14 +40,22 @@ class Registration:
 
 
 def register(layout: Layout, params: Params, flow_run_id: str | None) -> Registration:
+    """Register `models/model.onnx` in a transaction of its own; see `register_in`."""
+    from pipelines.release.transaction import transaction
+
+    with transaction(layout, params.model_name) as held:
+        return register_in(held, params, flow_run_id)
+
+
+def register_in(held: Transaction, params: Params, flow_run_id: str | None) -> Registration:
     """Register `models/model.onnx` unless a version holds these bytes already.
 
     Intent, upload, download again, compare, create the version with its tags, wait until it is
     READY, mark it complete, make it challenger.
 
     Args:
-        layout: The checkout; all DVC stages are up to date.
-        params: Its parameters.
+        held: The transaction; all DVC stages of its checkout are up to date.
+        params: The checkout's parameters.
         flow_run_id: Prefect's id of the run, if there is one.
 
     Raises:
@@ -52,33 +64,31 @@ def register(layout: Layout, params: Params, flow_run_id: str | None) -> Registr
     """
     from pipelines.registry import versions as registry
     from pipelines.registry.intents import Intent
-    from pipelines.release.transaction import transaction
+    from pipelines.release import upload
 
+    faults.point("register.lease")
+    layout, model = held.layout, held.model
     if not layout.onnx.is_file():
         raise UserError(f"{layout.onnx}: absent; the stage export makes it")
-    model, sha256 = params.model_name, sha256_file(layout.onnx)
-    with transaction(layout, model) as held:
-        faults.point("register.lease")
-        broken = []
-        for version in registry.versions(held.client, model):
-            if version.sha256 == sha256 and version.complete:
-                return Registration(model, version.number, False, version.run_id, sha256)
-            if version.sha256 == sha256:
-                broken.append(version)
-        from pipelines.release import upload
-
-        held.intend(Intent("register", uuid.uuid4().hex, sha256=sha256))
-        faults.point("register.intent")
-        for version in broken:
-            if upload.finish(layout, held.client, version):
-                number, run_id = version.number, version.run_id
-                break
-        else:
-            number, run_id = upload.new_version(
-                layout, held.client, params, sha256, flow_run_id, held.check
-            )
-        held.move(registry.CHALLENGER, number)
-        faults.point("register.challenger")
-        held.done()
+    sha256 = sha256_file(layout.onnx)
+    broken = []
+    for version in registry.versions(held.client, model):
+        if version.sha256 == sha256 and version.complete:
+            return Registration(model, version.number, False, version.run_id, sha256)
+        if version.sha256 == sha256:
+            broken.append(version)
+    held.intend(Intent("register", uuid.uuid4().hex, sha256=sha256))
+    faults.point("register.intent")
+    for version in broken:
+        if upload.finish(layout, held.client, version):
+            number, run_id = version.number, version.run_id
+            break
+    else:
+        number, run_id = upload.new_version(
+            layout, held.client, params, sha256, flow_run_id, held.check
+        )
+    held.move(registry.CHALLENGER, number)
+    faults.point("register.challenger")
+    held.done()
     faults.point("register.done")
     return Registration(model, number, True, run_id, sha256)

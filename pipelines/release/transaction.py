@@ -53,15 +53,16 @@ class Transaction:
     """The one who may change a registered model.
 
     Attributes:
+        layout: The checkout.
         client: MLflow's.
         model: The registered model's name.
         mended: The intent of a dead process that was carried out on taking over, or None.
     """
 
     def __init__(self, layout: Layout, client: MlflowClient, model: str, lease: Lease) -> None:
-        self.client, self.model = client, model
+        self.layout, self.client, self.model = layout, client, model
         self.mended: Intent | None = None
-        self._layout, self._lease = layout, lease
+        self._lease = lease
 
     @property
     def check(self) -> Any:
@@ -144,7 +145,7 @@ class Transaction:
             if version.sha256 != intent.sha256:
                 continue
             self.check()
-            if version.complete or upload.finish(self._layout, self.client, version):
+            if version.complete or upload.finish(self.layout, self.client, version):
                 lived = self.state().history.lived
                 if version.number not in lived and not version.aliases:
                     self.move(CHALLENGER, version.number)
