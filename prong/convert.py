@@ -53,7 +53,7 @@ def whiten(
         The same model.
 
     Raises:
-        TypeError: if `model` is no module, or a selector is neither names nor a predicate.
+        TypeError: if `model` is not a module, or a selector is neither names nor a predicate.
         ValueError: if a name matches no module, nothing is left to whiten, or a weight that would
             be whitened is sharded (FSDP, tensor parallelism).
     """
@@ -219,7 +219,7 @@ def _own_reason(module: nn.Module, fast: bool) -> str:
             if nn.utils.parametrize.is_parametrized(module):
                 return "its weight is computed from other parameters (a parametrization)"
             return f"{kind.__name__} is a subclass that may use its weight in its own way"
-        return f"{kind.__name__} is no dense or convolutional layer"
+        return f"{kind.__name__} is not a dense or convolutional layer"
     if _REASON in module.__dict__:
         return str(module.__dict__[_REASON])
     if weight is None:

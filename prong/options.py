@@ -78,7 +78,7 @@ class Savings:
             as well, while the first statistics age fastest.
 
     Raises:
-        TypeError: if `leading` is no number.
+        TypeError: if `leading` is not a number.
         ValueError: if it is not positive.
     """
 
@@ -109,7 +109,7 @@ class TwoSided:
             its meaning, and neither loss scaling nor the loss's reduction matters.
 
     Raises:
-        TypeError: if `damping` is no number.
+        TypeError: if `damping` is not a number.
         ValueError: if a value is not among those allowed.
     """
 

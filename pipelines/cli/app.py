@@ -170,7 +170,9 @@ def schedule(
     name: Annotated[str, typer.Option(help="Name of the deployment.")] = "retrain",
     pool: Annotated[str, typer.Option(help="Work pool; the default one is made.")] = "prong",
     timezone: Annotated[str, typer.Option(help="IANA name in which the cron is read.")] = "UTC",
-    pause: Annotated[bool, typer.Option("--pause", help="Fire no more until set again.")] = False,
+    pause: Annotated[
+        bool, typer.Option("--pause", help="Stop firing until it is set again.")
+    ] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Delete the deployment.")] = False,
     show: Annotated[bool, typer.Option("--list", help="List the deployments.")] = False,
 ) -> None:

@@ -51,7 +51,7 @@ def free_port(wanted: int, taken: tuple[int, ...] = ()) -> int:
     """Return `wanted`, or the next port on loopback that nothing listens on.
 
     Raises:
-        UserError: If the number is no port, or no port nearby is free.
+        UserError: If the number is not a port, or no port nearby is free.
     """
     if not 1 <= wanted <= 65535:
         raise UserError(f"port {wanted}: must be 1 to 65535")

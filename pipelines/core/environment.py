@@ -55,7 +55,7 @@ def open_checkout() -> tuple[Layout, Params]:
     """Return the checkout this process stands in and its parameters, surroundings set up.
 
     Raises:
-        UserError: If this is no checkout, or a parameter is wrong.
+        UserError: If this is not a checkout, or a parameter is wrong.
     """
     layout = Layout.find()
     set_up(layout)

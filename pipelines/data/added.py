@@ -219,7 +219,7 @@ def take_in(given: Path, known: Collection, folder: Path, *, new_class: bool) ->
     classes = tuple(sorted({path.parent.name for path in paths} - set(known.classes)))
     if classes and not new_class:
         raise UserError(
-            f"{given / classes[0]}: {classes[0]!r} is no class of the data; allowed: "
+            f"{given / classes[0]}: {classes[0]!r} is not a class of the data; allowed: "
             f"{', '.join(known.classes[:20])}, or --new-class"
         )
     channels = known.images.shape[1]
@@ -263,7 +263,7 @@ def _given(given: Path) -> tuple[list[Path], tuple[str, ...]]:
     labels = {PurePosixPath(name).parts[0] for name in images}
     if all(label.lower() in TEST | POOL for label in labels):
         raise UserError(
-            f"{given}: {', '.join(sorted(labels))} are no classes but splits; needed: CLASS/FILE "
+            f"{given}: {', '.join(sorted(labels))} are not classes but splits; needed: CLASS/FILE "
             "(an image's content decides its split)"
         )
     return [given / name for name in images], ignored

@@ -268,7 +268,7 @@ def _members(tar: tarfile.TarFile, path: Path) -> list[str]:
         image = member.isreg() and is_image(PurePosixPath(member.name))
         if member.size > (MAX_BYTES if image else _MEMBER_BYTES):
             raise UserError(f"{path}: {member.name}: {member.size} bytes; too large")
-        # What is no regular file must not pass for an image; a hidden name never does.
+        # What is not a regular file must not pass for an image; a hidden name never does.
         names.append(member.name if member.isreg() else f".{member.name}")
     _check_end(tar, path)
     return names

@@ -151,7 +151,7 @@ def check_split(where: str, split: Split, *, size: int, channels: int, classes: 
         )
     if n and not 0 <= labels.min() <= labels.max() < classes:
         wrong = labels[(labels < 0) | (labels >= classes)][0]
-        raise UserError(f"{where}: label {wrong} is no class; allowed: 0 to {classes - 1}")
+        raise UserError(f"{where}: label {wrong} is not a class; allowed: 0 to {classes - 1}")
     if list(split.hashes) != sorted(split.hashes):
         raise UserError(f"{where}: images must be in the order of their content hash")
 

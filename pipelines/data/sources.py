@@ -209,7 +209,7 @@ def cifar10(path: Path, size: int, *, sha256: str) -> Collection:
     rows = np.concatenate(records)
     labels = rows[:, 0].astype(np.int64)
     if labels.max(initial=0) >= len(classes):
-        raise UserError(f"{path}: label {labels.max()} is no class; allowed: 0 to 9")
+        raise UserError(f"{path}: label {labels.max()} is not a class; allowed: 0 to 9")
     pixels = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     images, hashes = from_arrays(pixels, size)
     return Collection(

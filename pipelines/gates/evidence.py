@@ -91,7 +91,7 @@ class StoredModel(Protocol):
         """Return what lies in its folder, with an empty directory for downloads."""
 
     def weights_sha256(self) -> str:
-        """Return the sha256 of the trained weights behind it; empty if nobody knows."""
+        """Return the sha256 of the trained weights behind it; empty if unknown."""
 
 
 class Contender:
@@ -154,7 +154,7 @@ class Evidence:
         try:
             return float(text)
         except ValueError:
-            said = f"{text!r} is no number" if text else "is not there"
+            said = f"{text!r} is not a number" if text else "is not there"
             raise UserError(
                 f"{self._name}: its tag metric.{metric} {said}; register it again"
             ) from None
@@ -227,7 +227,7 @@ class Evidence:
 
     @gathered_once
     def not_finite(self) -> tuple[dict[str, int], int]:
-        """Tensor → values that are no finite numbers; and how many values there are."""
+        """Tensor → values that are not finite numbers; and how many values there are."""
         if self.outside:
             raise UserError(f"{self._name}: not read: weights lie outside the file")
         found, count = {}, 0

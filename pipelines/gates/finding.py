@@ -25,7 +25,7 @@ class Finding:
         gate: Its name in the list of gates.
         verdict: `pass`, `fail` or `not run`; only `pass` lets a version through.
         figure: What was measured, in the gate's own unit; None if nothing was.
-        limit: What the figure is held to; None if the gate asks for no number.
+        limit: What the figure is held to; None if the gate has no limit.
         reason: Why, in one line.
         figures: Further figures by name, such as `error` and `images` of the gate `champion`.
     """
@@ -43,7 +43,7 @@ class Finding:
         return self.verdict == "pass"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the finding as plain JSON values; a figure that is no number is None."""
+        """Return the finding as plain JSON values; a figure that is not a number is None."""
         values = asdict(self) | {
             "figure": _finite(self.figure),
             "limit": _finite(self.limit),
@@ -113,7 +113,7 @@ def from_tags(tags: Mapping[str, str]) -> tuple[Finding, ...]:
     """Return the findings that a version's tags hold; one that cannot be read is not run.
 
     Args:
-        tags: All tags of a version; others than `gate.*` are passed over.
+        tags: All tags of a version; only `gate.*` is read.
     """
     found = []
     for key, text in tags.items():

@@ -55,7 +55,7 @@ def _runtime(e: Evidence) -> Finding:
         logits = e.new.model.logits(images, batch=1)
     except Unavailable:
         raise
-    except UserError as error:  # here this is no missing evidence, but the answer
+    except UserError as error:  # here this is not missing evidence but the answer
         return failed("runtime", str(error))
     finite = bool(np.isfinite(logits).all()) and len(logits) == len(images)
     where = f"ONNX Runtime {VERSION}, {e.new.model.provider}"

@@ -25,7 +25,7 @@ KNOWN = (
     "world_size",
     "method",
 )
-"""Lineage without which nobody could say what a version was made from, or make it again."""
+"""Lineage that is needed to say what a version was made from, and to make it again."""
 PRESENT = ("git_commit", "git_dirty", "dvc_lock_sha256", "platform", "flow_run_id")
 """Lineage that must be there, and may be `unknown`: not every checkout is in git or ran a flow."""
 MODEL_FILES = (".onnx", ".safetensors")

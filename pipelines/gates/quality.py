@@ -76,7 +76,7 @@ def classes(
     """Does every class keep its answers?
 
     A class is lost if, net, more than the margin of its images went from right to wrong, and more
-    than one image or all of them: one image of several is no evidence, all of them are. A class
+    than one image or all of them: one image of several is not evidence, all of them are. A class
     without a gate image cannot be judged; it does not block, it is counted and said.
 
     Args:

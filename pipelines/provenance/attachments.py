@@ -1,6 +1,6 @@
 """What lies beside a released model: its signature, bill of materials, card, lock and parameters.
 
-Whoever has a version's folder can check it, read what it is, and make it again, without this
+With a version's folder anyone can check it, read what it is, and make it again, without this
 project's registry.
 """
 

@@ -220,7 +220,7 @@ def _said(check: Callable[[], None], invalid: type[Exception]) -> str | None:
         check()
     except invalid:
         return "it was made by another key, or changed"
-    except Exception as error:  # the bundle is a stranger's: whatever reading it raises refuses it
+    except Exception as error:  # a bundle is not trusted: any error in reading it refuses it
         text = " ".join(str(error).split())
         if "Key mismatch" in text:
             return "it was made by a key that is not trusted"

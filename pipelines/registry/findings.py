@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def write(client: MlflowClient, version: registry.Version, findings: Iterable[Finding]) -> None:
-    """Write findings onto a version, one tag each; those of gates that are no more go.
+    """Write findings onto a version, one tag each; those of gates that no longer exist are removed.
 
     The gate `champion` also leaves its figures where other metrics are: `metric.gate_error`,
     `metric.champion_error`, `metric.gate_images`.

@@ -44,7 +44,7 @@ class Intent:
             return cls(**json.loads(text))
         except (TypeError, ValueError):
             raise UserError(
-                f"the registered model's tag {INTENT} is no intent: {text[:200]!r}; a newer "
+                f"the registered model's tag {INTENT} is not an intent: {text[:200]!r}; a newer "
                 "version of this program may have written it; remove the tag if not"
             ) from None
 

@@ -197,7 +197,7 @@ def rollback(layout: Layout, model: str, to: str | None, reason: str, run: str =
 def _mended(held: Transaction, state: ModelState) -> Rollback | None:
     """Return the rollback that broke off and was finished just now: a second one would go too far.
 
-    Whoever types the command again means the one that died.
+    A command typed again means the one that died.
     """
     last = state.history.last
     if held.mended is None or held.mended.command != "rollback":

@@ -172,7 +172,7 @@ def _other_data(root: Path, made: dict[str, str]) -> list[str]:
     card: dict[str, Any] = read_json(root / "data/prepared/card.json")
     if card.get("data_hash") == made.get("data_hash"):
         return []
-    return ["its data are no longer to be had: these are others"]
+    return ["its data are no longer available: the present data differ"]
 
 
 def _compare(layout: Layout, version: Version, warnings: tuple[str, ...]) -> Rebuilt:

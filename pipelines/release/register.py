@@ -1,7 +1,7 @@
 """Register: how an ONNX file becomes a version of the registry, and the challenger.
 
-Every fact about a version is written before an alias points to it, so that whoever follows the
-alias finds a complete version; what a crash leaves half-done, the next command finishes.
+Every fact about a version is written before an alias points to it, so that the alias
+always leads to a complete version. What a crash leaves half-done, the next command finishes.
 """
 
 from __future__ import annotations

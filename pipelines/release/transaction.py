@@ -1,9 +1,9 @@
-"""Who changes a registered model: one at a time, by intents that the next one carries to their end.
+"""Changes of a registered model: one at a time, each written down as an intent before it is made.
 
 Before anything changes, an intent says what is to be: these aliases and this entry of the history,
-or a version of these bytes. A process that dies leaves the intent behind; whoever holds the lease
-next carries it out or undoes it, before doing anything else. Every step is one that may be taken
-twice, and is taken only by the one who still holds the lease.
+or a version of these bytes. A process that dies leaves the intent behind; the next
+process to hold the lease carries it out or undoes it, before doing anything else. Every step may be
+taken twice, and is taken only by the process that still holds the lease.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read_state(client: MlflowClient, model: str) -> ModelState:
 
 
 class Transaction:
-    """The one who may change a registered model.
+    """The right to change a registered model, held by one process at a time.
 
     Attributes:
         layout: The checkout.
@@ -93,7 +93,7 @@ class Transaction:
         self.client.set_registered_model_tag(self.model, INTENT, text)
 
     def done(self) -> None:
-        """Strike out the intent: all of it has come to be."""
+        """Delete the intent: all of it is done."""
         self.check()
         self.client.delete_registered_model_tag(self.model, INTENT)
 
@@ -113,7 +113,7 @@ class Transaction:
             self.client.set_registered_model_tag(self.model, *known.append(entry).tag())
 
     def carry_out(self, intent: Intent) -> None:
-        """Move the aliases, write the entry, strike out the intent; each only if it is not so."""
+        """Move the aliases, write the entry, delete the intent; each only if not yet done."""
         assert intent.aliases is not None
         assert intent.entry is not None
         aliases = self.state().aliases
@@ -126,7 +126,7 @@ class Transaction:
         self.done()
 
     def repair(self) -> None:
-        """Bring to its end what a process began that is no more; adopt what others changed."""
+        """Finish what a dead process began; record what was changed by other means."""
         state = self.state()
         if state.intent is not None and state.intent.command == "register":
             self.finish_registration(state.intent)

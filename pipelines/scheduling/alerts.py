@@ -97,7 +97,7 @@ def send(config: AlertsConfig, alert: Alert, *, pause: float = 1.0) -> bool:
         if number:
             time.sleep(pause * 2.0 ** (number - 1))
         try:
-            # A redirect would hand the payload to an address nobody set.
+            # A redirect would hand the payload to an address that is not configured.
             answer = requests.post(
                 url, json=alert.payload(), timeout=TIMEOUT, allow_redirects=False
             )

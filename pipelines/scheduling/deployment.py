@@ -168,7 +168,7 @@ def _existing(client: SyncPrefectClient, name: str) -> DeploymentResponse:
 
 
 def pause(name: str) -> None:
-    """Let a deployment fire no more until it is scheduled again.
+    """Stop a deployment from firing until it is scheduled again.
 
     Raises:
         UserError: If it does not exist.

@@ -85,7 +85,7 @@ def worktree(layout: Layout, *, deployment: str, params: Params, commit: str) ->
         commit: Any name of a commit; the code of the run.
 
     Raises:
-        UserError: If this is no git repository, the commit is unknown, or the data lies beside
+        UserError: If this is not a git repository, the commit is unknown, or the data lies beside
             the checkout under a relative name.
     """
     home = layout.home

@@ -146,7 +146,7 @@ def read(path: Path) -> Checkpoint:
     """Check a checkpoint's files against its manifest.
 
     Raises:
-        ValueError: If a file is absent or its hash is another one, or the manifest is no manifest.
+        ValueError: If a file is absent or its hash is different, or the manifest cannot be read.
         OSError: If a file cannot be read.
     """
     try:

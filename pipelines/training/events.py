@@ -1,8 +1,8 @@
 """What a training says while it runs: one JSON object a line, written by rank 0.
 
-The ranks know nothing of progress bars, CSV files or MLflow. Whoever started them follows the
-file, so that a rank that dies takes none of the record with it. The file stays beside the
-checkpoints, so that a run that was killed as a whole loses nothing either.
+The ranks know nothing of progress bars, CSV files or MLflow. The process that started them
+follows the file, so that a rank that dies takes none of the record with it. The file stays beside
+the checkpoints, so that a run that was killed as a whole loses nothing either.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
     check_batch(config, world)
     folder = _folder(layout, config)
     with folder.held():
-        folder.job.unlink(missing_ok=True)  # of an attempt that is gone: nobody is to join it
+        folder.job.unlink(missing_ok=True)  # of an attempt that has ended: no machine may join it
         tidy(layout.trainings, folder.path.name)
         sweep(layout.trained)
         before = checkpoint.newest(folder.checkpoints)
@@ -206,7 +206,7 @@ def _goes_on(
     """Say whether what an earlier attempt left counts.
 
     One that was broken off does, whatever ranks and device it had. What was trained to the end
-    stands in only for the very same training: whoever asks for other ranks wants it trained.
+    stands in only for exactly the same training; with other ranks it is trained again.
     """
     if saved is None or not saved.meta["finished"]:
         return True

@@ -87,7 +87,7 @@ def verify(
         config.limit,
     )
     where = f"ONNX Runtime {VERSION} on {model.provider}, {len(images)} images"
-    # Not `>`: a difference that is no number must fail too.
+    # Not `>`: a difference that is not a number must fail too.
     if not all(c.difference <= config.limit and c.labels == 0 for c in comparisons):
         raise UserError(
             f"{onnx}: the networks disagree; verify.limit = {config.limit:g} ({where})\n"

@@ -139,7 +139,7 @@ def exact_fisher(
 
 
 def _refuse_natural_gradients(model: nn.Module) -> None:
-    """Refuse layers whose backward pass gives natural gradients: they are no Jacobian."""
+    """Refuse layers whose backward pass gives natural gradients: they are not the Jacobian."""
     for name, module in model.named_modules():
         if isinstance(module, Whitened) and module.preconditioned:
             raise ValueError(

@@ -113,7 +113,7 @@ def synchronise_batch_norm(model: nn.Module, group: dist.ProcessGroup | None = N
         The same model.
 
     Raises:
-        TypeError: if `model` is no module.
+        TypeError: if `model` is not a module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r}: a torch.nn.Module is needed")

@@ -87,7 +87,7 @@ def compress(
     saved = [(layer, layer.moments) for layer in layers]
     frozen = [unit.weight for unit in units if not unit.weight.requires_grad]
     try:
-        # Frozen layers count here: compression is no training.
+        # Frozen layers count here: compression is not training.
         for weight in frozen:
             weight.requires_grad_(True)
         gather(inner, layers, kept, forward)

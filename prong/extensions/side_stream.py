@@ -5,10 +5,10 @@ still stand between one layer and the next. Here it is queued on a second stream
 three rules:
 
 - The side stream first waits for the current one, which makes the samples.
-- It reads memory that nobody else writes to: a copy, where the samples are a view of the layer's
+- It reads memory to which nothing else writes: a copy, where the samples are a view of the layer's
   input, which a model or a training loop may overwrite in place. `Tensor.record_stream` keeps that
   memory, and the moments', until the side stream is through with them.
-- Whoever reads the moments lets the stream that it is on wait for the side stream first, which is
+- Before the moments are read, the reader's stream waits for the side stream, which is
   `Moments.settle`. Nothing waits on the host.
 
 The products are the same, in the same order, so the moments are the same numbers. On other devices,

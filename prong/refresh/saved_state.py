@@ -153,7 +153,7 @@ def merge_moments(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
     Returns:
         The same names: counts added up, means `[groups, in]` and centred sums of squares `[groups,
-        in, in]` of all samples together. What is no moment is the first rank's.
+        in, in]` of all samples together. What is not a moment is the first rank's.
 
     Raises:
         KeyError: if a rank lacks a name that the first one has.

@@ -28,7 +28,7 @@ def share(home: Path, root: Path, remote: str) -> None:
         remote: `store.remote`; a relative folder is relative to `home`.
 
     Raises:
-        UserError: If either is no DVC repository, or its settings cannot be read.
+        UserError: If either is not a DVC repository, or its settings cannot be read.
     """
     try:
         with open_repo(home) as repo:

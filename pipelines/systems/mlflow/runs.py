@@ -205,7 +205,7 @@ def training_run(
         yield run
         status, patience = "FINISHED", 20.0
     except (KeyboardInterrupt, SystemExit, GeneratorExit, Interrupted):
-        status, patience = "KILLED", 4.0  # whoever sent SIGTERM will not wait long
+        status, patience = "KILLED", 4.0  # who sends SIGTERM does not wait long
         raise
     finally:
         run.end(status, patience)

@@ -57,7 +57,7 @@ def parse(content: bytes) -> ModelProto:
     """Return the model that some bytes are; its external data, if any, is not read.
 
     Raises:
-        ValueError: If they are no ONNX model, or more than one file may hold.
+        ValueError: If they are not an ONNX model, or are larger than one file may be.
     """
     if len(content) > LARGEST_FILE:
         raise ValueError("larger than 2 GB, the limit of one ONNX file")

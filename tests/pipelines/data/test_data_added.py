@@ -102,7 +102,7 @@ def test_repeated_pixels_are_left_out_and_named(
     [
         ("label", "labelled dog, but the same pixels are labelled cat"),
         ("twice", "labelled dog, but the same pixels are labelled cat"),
-        ("class", "'cow' is no class.*cat, dog.*--new-class"),
+        ("class", "'cow' is not a class.*cat, dog.*--new-class"),
         ("broken", "corrupt or truncated"),
         ("text", "not a readable image"),
         ("loose", "no class folder"),

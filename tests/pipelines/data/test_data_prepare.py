@@ -286,8 +286,8 @@ def test_the_schema_check_finds_what_is_wrong() -> None:
         (split([0, 1], size=5), r"must be \[2, 1, 4, 4\], not \[2, 1, 5, 5\]"),
         (dataclasses.replace(good, labels=good.labels.astype(np.int32)), r"must be int64 \[2\]"),
         (dataclasses.replace(good, labels=good.labels[:1]), r"must be int64 \[2\]"),
-        (split([0, 2]), "label 2 is no class; allowed: 0 to 1"),
-        (split([-1, 1]), "label -1 is no class"),
+        (split([0, 2]), "label 2 is not a class; allowed: 0 to 1"),
+        (split([-1, 1]), "label -1 is not a class"),
         (dataclasses.replace(good, hashes=good.hashes[::-1]), "order of their content hash"),
         (split([]), "the split train is empty"),
         (split([1, 1]), r"images of one class only \(b\)"),
@@ -324,7 +324,7 @@ def test_what_is_read_back_is_checked(digits: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"images per class are not those of card\.json"):
         load_split(directory, "gate")
     save_split(directory, "gate", dataclasses.replace(whole, labels=whole.labels + 9))
-    with pytest.raises(UserError, match=r"gate\.safetensors: label .* is no class"):
+    with pytest.raises(UserError, match=r"gate\.safetensors: label .* is not a class"):
         load_split(directory, "gate")
     path.unlink()
     with pytest.raises(UserError, match=r"gate\.safetensors: absent"):

@@ -144,7 +144,7 @@ def test_a_malformed_binary_version_is_refused(tmp_path: Path) -> None:
     for rows, message in (
         ({**good, "data_batch_2.bin": b"short"}, r"data_batch_2\.bin: 5 bytes, not records"),
         ({**good, "data_batch_2.bin": b""}, r"data_batch_2\.bin: 0 bytes, not records"),
-        ({**good, "data_batch_1.bin": noise(10, 0)}, "label 10 is no class"),
+        ({**good, "data_batch_1.bin": noise(10, 0)}, "label 10 is not a class"),
         ({k: v for k, v in good.items() if k[0] == "d"}, r"test_batch\.bin is missing"),
         ({**good, "test_batch.bin": bytes(3073 * 10_001)}, "more than 30730000"),
     ):

@@ -178,7 +178,7 @@ def slow_down() -> Callable[[ModelProto], None]:
 
 
 def overflow() -> Callable[[ModelProto], None]:
-    """Add 0 · exp(mean pixel), which is no number where the image is white."""
+    """Add 0 · exp(mean pixel), which is not a number where the image is white."""
     nodes = [
         helper.make_node("ReduceMean", ["flat", "across"], ["mean"], keepdims=1),
         helper.make_node("Exp", ["mean"], ["huge"]),

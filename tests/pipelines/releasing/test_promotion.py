@@ -133,7 +133,7 @@ def test_a_version_that_does_not_answer_is_not_rolled_back_to(
         path.unlink()
     elif damage == "exchanged":
         shutil.copy(layout.onnx, path)
-    else:  # its bytes are those that were registered, and its answers are no numbers
+    else:  # its bytes are those that were registered, and its answers are not numbers
         card = OnnxModel.load(path, "cpu").card
         pixels = card.channels * card.size**2
         write_model(path, np.full((pixels + 1, len(card.classes)), 1e38, np.float32), card)
