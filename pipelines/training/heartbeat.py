@@ -1,7 +1,7 @@
 """Signs of life: each rank says in a small file who it is and how far it is.
 
-The process that started the ranks reads them: to see that one hangs, to ask it where it
-is, and to make sure that none is left. A sign is one short write in place, cheap enough for every step.
+The process that started the ranks reads them: to see that one hangs, to ask it where it is, and to
+make sure that none is left. A sign is one short write in place, cheap enough for every step.
 """
 
 from __future__ import annotations
