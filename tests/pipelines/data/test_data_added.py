@@ -24,10 +24,11 @@ from pipelines.core.config import DataConfig, Params
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
-from pipelines.data import added, dataset, sources
+from pipelines.data import added, sources
 from pipelines.data.added import read_record
 from pipelines.data.prepare import prepare
 from pipelines.data.prepared import SPLITS, Card, load_split
+from pipelines.pipeline import data_versions
 from pipelines.systems.dvc.cache import keep, push, restore_added, share
 
 Fill = Callable[..., Path]
@@ -237,13 +238,13 @@ def test_the_commands_say_what_came_in(checkout: Checkout, tmp_path: Path, fill:
 
 def test_a_version_can_be_had_back(checkout: Checkout, tmp_path: Path, fill: Fill) -> None:
     layout, params = _params(checkout)
-    dataset.add(layout, params, fill(tmp_path / "a", ("cat",), 2, start=30), new_class=False)
+    data_versions.add(layout, params, fill(tmp_path / "a", ("cat",), 2, start=30), new_class=False)
     first, was = keep(layout.root, layout.added), _tree(layout.added)
-    dataset.add(layout, params, fill(tmp_path / "b", ("cat",), 2, start=40), new_class=False)
+    data_versions.add(layout, params, fill(tmp_path / "b", ("cat",), 2, start=40), new_class=False)
     second, now = keep(layout.root, layout.added), _tree(layout.added)
     restore_added(layout.root, layout.added, first)
     assert _tree(layout.added) == was
-    assert [one.version for one in dataset.versions(layout, params)] == [1, 0]
+    assert [one.version for one in data_versions.versions(layout, params)] == [1, 0]
     restore_added(layout.root, layout.added, second)
     assert _tree(layout.added) == now
     with pytest.raises(UserError, match="not whole"):
@@ -257,10 +258,10 @@ def test_a_clone_has_the_added_images_back_and_never_trains_without_them(
     layout, params = _params(checkout)
     remote = str(tmp_path / "remote")
     share(layout.root, layout.root, remote)
-    dataset.add(layout, params, fill(tmp_path / "a", ("cat",), 2, start=30), new_class=False)
-    dataset.add(layout, params, fill(tmp_path / "b", ("dog",), 3, start=40), new_class=False)
+    data_versions.add(layout, params, fill(tmp_path / "a", ("cat",), 2, start=30), new_class=False)
+    data_versions.add(layout, params, fill(tmp_path / "b", ("dog",), 3, start=40), new_class=False)
     assert push(layout.root, layout.added)
-    assert not dataset.restore_added(layout)  # all is here
+    assert not data_versions.restore_added(layout)  # all is here
     assert checkout.run("git", "add", "-A").code == 0
     who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
     assert checkout.run("git", *who, "commit", "-qm", "more").code == 0
@@ -271,9 +272,9 @@ def test_a_clone_has_the_added_images_back_and_never_trains_without_them(
         _prepare(clone.root, params.data)
     share(clone.root, clone.root, "")
     with pytest.raises(UserError, match="not whole in DVC's cache"):
-        dataset.restore_added(clone)
+        data_versions.restore_added(clone)
     share(clone.root, clone.root, remote)
-    assert dataset.restore_added(clone)
+    assert data_versions.restore_added(clone)
     assert _tree(clone.added) == _tree(layout.added)
     assert _prepare(clone.root, params.data).data_hash == (
         _prepare(layout.root, params.data).data_hash
@@ -310,8 +311,8 @@ def test_a_kill_in_the_middle_leaves_the_version_before(
         process.kill()
         process.wait()
     assert list(layout.added.glob(".incoming-*"))
-    assert [one.version for one in dataset.versions(layout, params)] == [0]
+    assert [one.version for one in data_versions.versions(layout, params)] == [0]
     assert _prepare(layout.root, params.data).total() == 40
-    found = dataset.add(layout, params, new, new_class=False)
+    found = data_versions.add(layout, params, new, new_class=False)
     assert (found.version, found.added) == (1, {"cat": 300, "dog": 300})
     assert {path.name for path in layout.added.iterdir()} == {".gitkeep", "images-pets"}

@@ -15,7 +15,7 @@ from checkout import Checkout
 from nursery import Nursery, until_stopped
 from postgres import Postgres
 from stage import Registry, Stage
-from test_crashes import repaired_state
+from test_crashes import whole_again
 
 from pipelines.core import faults
 from pipelines.core.errors import Unavailable, UserError
@@ -121,7 +121,7 @@ def sleep_and_wake(stage: Stage, point: str) -> None:
     other = registry.call(model, command, **options)  # waits until the lease has run out
     assert other.code == 0 or "is champion already" in other.said, other.said
     between = registry.look()
-    repaired_state(between, before)
+    whole_again(between, before)
     assert between["aliases"]["champion"] == champion
 
     os.kill(pid, signal.SIGCONT)
@@ -161,7 +161,7 @@ def at_once(registry: Registry, models: list[str]) -> list[Any]:
 
 def all_is_there(registry: Registry, models: list[str], said: list[Any]) -> None:
     seen = registry.look()
-    repaired_state(seen, {"entries": [], "complete": []})
+    whole_again(seen, {"entries": [], "complete": []})
     of = {model: {one["version"] for m, one in zip(models, said, strict=True) if m == model}
           for model in models}  # fmt: skip
     assert all(len(numbers) == 1 for numbers in of.values()), "equal bytes got two versions"
@@ -239,7 +239,7 @@ def test_a_server_knows_leases_and_intents_too(
         before = registry.look()
         assert registry.call("C", "promote", "promote.champion").code == -signal.SIGKILL
         registry.told("C", "history")
-        repaired_state(registry.look(), before)
+        whole_again(registry.look(), before)
         assert registry.look()["aliases"]["champion"] == 3
         registry.told("C", "rollback")
         pid = registry.start("C", "hold", lasts=2.0)

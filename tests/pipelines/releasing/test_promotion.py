@@ -12,6 +12,7 @@ from checkout import Checkout, write_model
 from test_release import MODEL, aliases, forget, stored
 
 from pipelines.core.errors import Failed, UserError
+from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
 from pipelines.provenance import signing
 from pipelines.registry import history, version_files
@@ -138,7 +139,7 @@ def test_a_version_that_does_not_answer_is_not_rolled_back_to(
         pixels = card.channels * card.size**2
         write_model(path, np.full((pixels + 1, len(card.classes)), 1e38, np.float32), card)
         client = tracking.connect(layout)
-        sha256 = registry.sha256_file(path)
+        sha256 = sha256_file(path)
         client.set_model_version_tag(MODEL, "1", registry.SHA256, sha256)
         signing.sign(layout, path, path.with_name(version_files.SIGNATURE))
         words, kind = "probabilities|not finite", (UserError, Failed)  # type: ignore[assignment]

@@ -220,7 +220,7 @@ def test_no_session_is_built_of_what_is_not_signed(checkout: Make) -> None:
     shutil.rmtree(made.layout.state / "cache")
     program = (
         "import sys\nfrom pathlib import Path\n"
-        "from pipelines.registry import versions as registry\n"
+        "from pipelines.registry import version_files, versions as registry\n"
         "from pipelines.provenance import signing\n"
         "from pipelines.core.paths import Layout\nlayout = Layout(Path(sys.argv[1]))\n"
         "(version,) = registry.list_versions(layout, 'prong-digits')\n"

@@ -24,8 +24,8 @@ from mlflow.utils.validation import _validate_metric_name
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.files import write_text
 from pipelines.core.paths import Layout
+from pipelines.systems import liveness
 from pipelines.systems import mlflow as tracking
-from pipelines.systems.mlflow import liveness
 from pipelines.systems.mlflow.leases import leased
 
 URI = "MLFLOW_TRACKING_URI"
