@@ -22,6 +22,7 @@ os.environ.setdefault(
     "HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(tempfile.gettempdir(), "prong-hypothesis")
 )
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Loaded machines draw slowly; that says nothing about the code under test.
@@ -29,3 +30,11 @@ settings.register_profile(
     "prong", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("prong")
+
+LONGEST = ("test_main_job", "test_ranks", "test_training", "test_gates", "test_resume")
+"""Modules that are begun first, so that no process works on one of them alone in the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest modules first; the order within a module stays."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)

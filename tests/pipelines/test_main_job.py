@@ -120,6 +120,7 @@ def test_an_export_parameter_reruns_export_and_what_follows(
     assert lineage["git_dirty"] == "true"
 
 
+@pytest.mark.slow
 def test_a_difference_over_its_limit_fails_the_run(checkout: Checkout, first: Done) -> None:
     before = len(versions(checkout))
     done = checkout.prong("run", "--set", "verify.limit=1e-12", "--set", "export.opset=18")
@@ -164,6 +165,7 @@ def test_outside_a_checkout_it_says_so(checkout: Checkout, tmp_path: Path) -> No
     assert "dvc.yaml" in done.err
 
 
+@pytest.mark.slow
 def test_a_registry_that_does_not_answer_keeps_what_is_finished(
     checkout: Checkout, first: Done
 ) -> None:

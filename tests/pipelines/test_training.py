@@ -143,7 +143,8 @@ def test_two_ranks_train_the_network_of_one(checkout: Checkout) -> None:
 @pytest.mark.parametrize(
     ("how", "after"),
     [
-        (signal.SIGKILL, 0.0),  # while the rank still loads
+        # While the rank still loads.
+        pytest.param(signal.SIGKILL, 0.0, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 5.0, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 5.0, marks=pytest.mark.slow),
     ],

@@ -368,6 +368,7 @@ def _rank(rank, size, port, folder, options):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_ranks_hold_the_same_bytes_and_one_answer(tmp_path):
     for size, options in (
         (1, {"two_sided": prong.TwoSided()}),

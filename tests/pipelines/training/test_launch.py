@@ -97,6 +97,7 @@ def _train(checkout: Checkout, **more: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_finished_training_stands_in_for_itself_alone(checkout: Checkout) -> None:
     layout = Layout(checkout.root)
     first = _train(checkout)
