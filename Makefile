@@ -22,10 +22,10 @@ run: setup  ## run the main job: prepare … promote
 repro: setup  ## the same artefacts by DVC alone
 	@$(BIN)/dvc repro $(ARGS)
 
-test: setup  ## the quick tests, about 8 minutes on 2 cores
+test: setup  ## the quick tests, about 10 minutes on 2 cores
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
 
-test-full: setup  ## all tests, the long ones too, about an hour
+test-full: setup  ## all tests, the long ones too
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-gpu: setup  ## the tests that need a CUDA device; without one they are skipped

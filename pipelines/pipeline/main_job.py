@@ -26,7 +26,7 @@ from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.paths import Layout
 from pipelines.pipeline import data_versions as dataset
 from pipelines.pipeline.stages import check_names
-from pipelines.release.judge import Decision
+from pipelines.release.decision import Decision
 from pipelines.release.register import Registration
 from pipelines.systems.dvc import cache as dvc_store
 from pipelines.systems.dvc import reproduce as versioning

@@ -14,7 +14,7 @@ from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.gates.finding import Finding, blocked
 from pipelines.gates.judging import GATES
-from pipelines.release.judge import judged
+from pipelines.release.decision import judged
 from pipelines.release.transaction import transaction
 
 _STYLE = {"pass": "green", "fail": "bold red", "not run": "yellow"}

@@ -14,7 +14,7 @@ from pipelines.core.config import Params
 from pipelines.core.errors import Failed, UserError
 from pipelines.core.paths import Layout
 from pipelines.registry import history
-from pipelines.release.judge import (
+from pipelines.release.decision import (
     Decision,
     blocked_by,
     figures_of,

@@ -25,6 +25,7 @@ from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.events import EventWriter, conditioning_rows
 from pipelines.training.learning_rate import Waterfall
 from pipelines.training.parallel import TrainingRanks, unreduced
+from prong.refresh.saved_state import shared_moments
 
 LOG_EVERY = 10
 """Steps behind each logged average of training loss and error."""
@@ -295,7 +296,7 @@ class Loop:
                     value.copy_(torch.stack([window[name] for window in windows]).sum(0))
         if self.natural is not None:
             moments = [state.under("natural", part) for part in tensors]
-            taken = moments[0] if everybody else state.shared_moments(moments, rank)
+            taken = moments[0] if everybody else shared_moments(moments, rank)
             self.natural.load_state_dict({"meta": meta["natural"], "tensors": taken})
         if everybody or rank < saved.ranks:
             numbers, own = parts[0 if everybody else rank]

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prong.refresh.saved_state import merge_moments
-
 Tensors = dict[str, Tensor]
 _CPU, _CUDA = "rng.cpu", "rng.cuda"
 
@@ -102,20 +100,4 @@ def average(parts: Sequence[Mapping[str, Tensor]]) -> Tensors:
         if first.is_floating_point()
         else first
         for name, first in parts[0].items()
-    }
-
-
-def shared_moments(parts: Sequence[Mapping[str, Tensor]], rank: int) -> Tensors:
-    """Return one rank's moments after the number of ranks changed.
-
-    The first takes the union of all, the others none: merged, they are what they were. What is no
-    moment (a damping, the norm of a weight) is everybody's.
-    """
-    union = merge_moments(parts)
-    if rank == 0:
-        return union
-    stems = {name.rpartition(".")[0] for name in union if name.endswith(".scatter")}
-    return {
-        name: torch.zeros_like(value) if name.rpartition(".")[0] in stems else value
-        for name, value in union.items()
     }

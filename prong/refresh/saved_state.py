@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from prong.refresh.collect import new_backward_moments, new_moments
 from prong.refresh.window import BatchesSeen
 from prong.statistics.moments import Moments
@@ -159,14 +161,44 @@ def merge_moments(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         KeyError: if a rank lacks a name that the first one has.
     """
     merged = {name: value.clone() for name, value in parts[0].items()}
-    stems = sorted({name.rpartition(".")[0] for name in merged if name.endswith(".scatter")})
-    for stem in stems:
+    for stem in sorted(_stems(merged)):
         total = _moments(parts[0], stem)
         for part in parts[1:]:
             total.merge(_moments(part, stem))
         for name, value in total.tensors().items():
             merged[f"{stem}.{name}"] = value
     return merged
+
+
+def shared_moments(parts: Sequence[Mapping[str, Tensor]], rank: int) -> dict[str, Tensor]:
+    """One rank's tensors after the number of ranks changed.
+
+    The first takes the union of all moments, the others moments of no sample: merged, they are what
+    they were. What is not a moment (a damping, the norm of a weight) is the same on every rank.
+
+    Args:
+        parts: as in `merge_moments`.
+        rank: the index of the rank that asks, among the new ones.
+
+    Returns:
+        The "tensors" for its `Reparametrizer.load_state_dict`.
+
+    Raises:
+        KeyError: if a rank lacks a name that the first one has.
+    """
+    union = merge_moments(parts)
+    if rank == 0:
+        return union
+    stems = _stems(union)
+    return {
+        name: torch.zeros_like(value) if name.rpartition(".")[0] in stems else value
+        for name, value in union.items()
+    }
+
+
+def _stems(tensors: Mapping[str, Tensor]) -> set[str]:
+    """The names of moments, `layer.kind`."""
+    return {name.rpartition(".")[0] for name in tensors if name.endswith(".scatter")}
 
 
 def _moments(tensors: Mapping[str, Tensor], stem: str) -> Moments:

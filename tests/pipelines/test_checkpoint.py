@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-import prong
-from pipelines.training import checkpoint, resumed_state
+from pipelines.training import checkpoint
 
 
 def _write(folder: Path, step: int, keep: int = 2) -> None:
@@ -108,21 +106,3 @@ def test_one_that_was_written_again_replaces_a_damaged_one(tmp_path: Path) -> No
     (tmp_path / "step-00000010/meta.json").write_text("{}")
     _write(tmp_path, 10)
     assert checkpoint.read(tmp_path / "step-00000010").meta == {"epoch": 1}
-
-
-def test_moments_of_another_number_of_ranks_are_shared_and_the_rest_is_everybodys() -> None:
-    """A rank whose weight norm became 0 would hold its steps to another bound than the first."""
-    layer = prong.whiten(nn.Sequential(nn.Linear(3, 2)))
-    parts = []
-    for _ in range(2):
-        natural = prong.Reparametrizer(layer, torch.optim.SGD(layer.parameters(), lr=0.1))
-        natural.initialize([torch.randn(50, 3)])
-        layer(torch.randn(7, 3)).sum().backward()
-        parts.append(natural.state_dict()["tensors"])
-        natural.detach()
-    first, second = (resumed_state.shared_moments(parts, rank) for rank in (0, 1))
-    assert first.keys() == second.keys()
-    assert float(first["0.weight_norm"]) > 0
-    for name, value in first.items():
-        of_moments = f"{name.rpartition('.')[0]}.scatter" in first
-        assert torch.equal(second[name], torch.zeros_like(value) if of_moments else value)

@@ -20,7 +20,7 @@ from pipelines.registry import versions as registry
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
 from pipelines.release import transaction
-from pipelines.release.judge import Decision
+from pipelines.release.decision import Decision
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.onnx.runtime import OnnxModel
 

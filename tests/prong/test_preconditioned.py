@@ -1,4 +1,4 @@
-"""Canonical layers: P by leading directions, second derivatives, and what is refused."""
+"""Preconditioned layers: P by leading directions, second derivatives, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint of an earlier version loads: what is saved keeps its names."""
+"""What is saved: names that earlier checkpoints have too, and what each of several ranks takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import prong
+from prong.refresh.saved_state import shared_moments
 
 MOMENTS = {"count", "examples", "mean", "rejected", "scatter"}
 FOLD = {"mode": "fold"}
@@ -62,3 +63,21 @@ def test_a_number_that_is_not_kept_any_more_is_ignored():
     state["meta"]["skipped"] = 3
     natural.load_state_dict(state)
     assert natural.state_dict()["meta"]["steps"] == 1
+
+
+def test_after_another_number_of_ranks_moments_are_shared_and_the_rest_is_the_same_on_all():
+    """A rank whose weight norm became 0 would hold its steps to another bound than the first."""
+    layer = prong.whiten(nn.Sequential(nn.Linear(3, 2)))
+    parts = []
+    for _ in range(2):
+        natural = prong.Reparametrizer(layer, torch.optim.SGD(layer.parameters(), lr=0.1))
+        natural.initialize([torch.randn(50, 3)])
+        layer(torch.randn(7, 3)).sum().backward()
+        parts.append(natural.state_dict()["tensors"])
+        natural.detach()
+    first, second = (shared_moments(parts, rank) for rank in (0, 1))
+    assert first.keys() == second.keys()
+    assert float(first["0.weight_norm"]) > 0
+    for name, value in first.items():
+        of_moments = f"{name.rpartition('.')[0]}.scatter" in first
+        assert torch.equal(second[name], torch.zeros_like(value) if of_moments else value)
