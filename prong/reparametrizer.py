@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,14 +30,15 @@ from prong.options import (
 from prong.refresh.collect import Forward, default_forward
 from prong.refresh.modes import chosen_mode, convert, refusal
 from prong.refresh.narrow_layers import SmallLayers
+from prong.refresh.optimizers import GUARD, after_step, before_step
 from prong.refresh.refresh_report import LayerReport, RefreshReport
 from prong.refresh.refresher import Refresher, checked
 from prong.refresh.saved_state import pack_state, unpack_state
 from prong.refresh.schedule import Schedule
 from prong.refresh.step_control import StepControl
-from prong.refresh.step_hooks import before_step
+from prong.refresh.rounds import Rounds
 from prong.refresh.tied_layers import TiedLayers
-from prong.refresh.window import Gathering, stop_gathering
+from prong.refresh.window import Gathering, stop_gathering, unseen
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -64,7 +67,7 @@ class Reparametrizer:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer | Sequence[Optimizer],
+        optimizer: Any,
         *,
         period: int = 100,
         samples: int = 1000,
@@ -77,6 +80,7 @@ class Reparametrizer:
         batches: Iterable[Any] | None = None,
         forward: Forward = default_forward,
         process_group: dist.ProcessGroup | None = None,
+        automatic: bool = True,
         **old: object,
     ) -> None:
         """Attach to a whitened model and its optimizer.
@@ -106,6 +110,8 @@ class Reparametrizer:
                 `model(batch[0])` for a sequence, or `model(**batch)` for a mapping.
             process_group: the ranks whose statistics are merged, and which share the
                 decompositions; the default group if None.
+            automatic: whether every step of the optimizer is counted by itself, also inside a
+                closure's caller, a GradScaler or a framework. If not, call `step` after each.
             old: keywords of earlier versions; each raises an error that names its new place.
 
         Raises:
@@ -118,10 +124,32 @@ class Reparametrizer:
         whitening = check_group("whitening", whitening, Whitening, "kind") or Whitening()
         savings = check_group("savings", savings, Savings, "leading") or Savings()
         two_sided = check_group("two_sided", two_sided, TwoSided, "statistics")
-        self.model, self.optimizers, self.units = checked(model, optimizer)
-        plain_sgd = all(type(each) is torch.optim.SGD for each in self.optimizers)
+        self.model, attached, self.units = checked(model, optimizer)
+        self.optimizers, self.automatic = attached.stepping, automatic
+        if whitening.momentum == "reset":
+            attached.refuse_reset()
         savings = savings.compiled() if is_compiled(model) else savings
-        self.settings = settings_of(whitening, savings, two_sided, float(damping), plain_sgd)
+        self._given = {
+            "optimizer": optimizer,
+            "period": period,
+            "samples": samples,
+            "damping": damping,
+            "step_limit": step_limit,
+            "whitening": whitening,
+            "savings": savings,
+            "two_sided": two_sided,
+            "batches": batches,
+            "forward": forward,
+            "process_group": process_group,
+            "automatic": automatic,
+        }
+        before = GUARD.owner_of([unit.weight for unit in self.units])
+        if before is not None:
+            before.detach()
+        root_matters = not attached.plain_sgd
+        self.settings = settings_of(
+            whitening, savings, two_sided, float(damping), plain_sgd=not root_matters
+        )
         self.period, self.samples = period, samples
         self.batches, self.forward = batches, forward
         self.ranks = Ranks(process_group)
@@ -129,16 +157,16 @@ class Reparametrizer:
         self.gathering = Gathering(
             self.units, schedule, samples, two_sided, self.ranks, from_training=batches is None
         )
-        step_limit = step_limit if plain_sgd else None
+        step_limit = step_limit if attached.steps_are_gradients else None
         self.control = StepControl(self.units, step_limit, self.optimizers, self.ranks)
-        self.preconditioned_refusal = refusal(self.optimizers, whitening.batch_diagonal, two_sided)
+        self.preconditioned_refusal = refusal(attached.levels, whitening.batch_diagonal, two_sided)
         self.small = SmallLayers(self.units, self.optimizers, alone=self.ranks.size == 1)
         self._refresher = Refresher(
             self.model,
             self.units,
             self.settings,
             self.ranks,
-            self.optimizers,
+            attached.remembering,
             self.control,
             self.small,
             samples,
@@ -157,7 +185,11 @@ class Reparametrizer:
         if whitening.batch_diagonal:
             self.diagonal = BatchDiagonal(self.units, self.ranks)
             self._refresher.dampings = self.diagonal.damping
+        self._rounds, self._latest = Rounds(self.optimizers), None
+        self._warned: set[str] = set()
         self._hooks = [before_step(each, self._work_on_gradients) for each in self.optimizers]
+        self._hooks += [after_step(each, self._stepped) for each in self.optimizers]
+        GUARD.watch(self, attached.levels, [unit.weight for unit in self.units])
         self.gathering.plan(self.steps)
 
     @property
@@ -166,11 +198,39 @@ class Reparametrizer:
         return coverage(self.model)
 
     def step(self) -> RefreshReport | None:
-        """Count one optimizer step; reparametrise after every `period` steps.
+        """Give the report of what was reparametrised since the last call; None if nothing was.
 
-        Returns:
-            The report of the layers that were reparametrised; None if no layer was due.
+        Optimizer steps count themselves, so that a call too early, too often or never changes
+        nothing. With `automatic=False` a call counts the optimizer step before it; one without an
+        optimizer step since the last call counts nothing.
         """
+        if self.automatic:
+            report, self._latest = self._latest, None
+            return report
+        return self._count(set()) if self._rounds.take() else None
+
+    def _stepped(self, optimizer: Optimizer) -> None:
+        if not self.automatic:
+            self._rounds.note(optimizer)
+            return
+        spent = self._rounds.made(optimizer)
+        if spent is not None:
+            self._latest = self._count(spent) or self._latest
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let forward passes in training mode pass uncounted, such as those of a teacher."""
+        layers = self._layers()
+        held = [layer.paused for layer in layers]
+        for layer in layers:
+            layer.paused = True
+        try:
+            yield
+        finally:
+            for layer, paused in zip(layers, held, strict=True):
+                layer.paused = paused
+
+    def _count(self, spent: set[int]) -> RefreshReport | None:
         self.steps += 1
         self.control.steps = self.steps
         self.small.settle()
@@ -183,7 +243,7 @@ class Reparametrizer:
         schedule = self.gathering.schedule
         due = [u for i, u in enumerate(self.units) if schedule.due(i, self.steps)]
         if due:
-            report = self._refresh(due)
+            report = self._refresh(due, spent)
             stop_gathering([layer for unit in due for layer in unit.layers])
         self.gathering.plan(self.steps)
         return report
@@ -195,17 +255,24 @@ class Reparametrizer:
 
     def refresh(self) -> RefreshReport:
         """Reparametrise now, from the statistics gathered so far (lines 6 to 11 of Algorithm 1)."""
-        report = self._refresh(self.units)
+        report = self._refresh(self.units, set(), early=True)
         self.gathering.stop()
         return report
 
-    def _refresh(self, units: Sequence[TiedLayers]) -> RefreshReport:
+    def _refresh(
+        self, units: Sequence[TiedLayers], spent: set[int], *, early: bool = False
+    ) -> RefreshReport:
         start = time.perf_counter()
+        postponed: dict[str, LayerReport] = {}
         if self.batches is not None:
             self._refresher.collect(units, self.batches)
         else:
+            if not early:
+                postponed = self.gathering.too_few(units, self.steps)
             self.gathering.learn()
-        return self._finish(start, *self._refresher.gathered(units))
+        ready = [unit for unit in units if unit.name not in postponed]
+        layers, notes = self._refresher.gathered(ready, spent=spent)
+        return self._finish(start, {**layers, **postponed}, notes)
 
     def initialize(self, batches: Iterable[Any], init: str = "balanced") -> RefreshReport:
         """Reparametrise at t = 0, layer by layer in the order of the forward pass.
@@ -301,6 +368,22 @@ class Reparametrizer:
         if self.diagonal is not None:
             self.diagonal.damping = self._refresher.dampings = dampings
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy, or a stored one, is made of: hooks are put in place anew."""
+        return {
+            "given": {**self._given, "mode": self.mode},
+            "model": self.model,
+            "state": self.state_dict(),
+            "report": self.report,
+            "latest": self._latest,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Attach to the copies of the model and the optimizer that were copied along."""
+        self.__init__(state["model"], **state["given"])  # type: ignore[misc]
+        self.load_state_dict(state["state"])
+        self.report, self._latest = state["report"], state["latest"]
+
     def convert(self, mode: str) -> str:
         """Change the mode of all layers; function and momentum stay the same up to rounding.
 
@@ -331,6 +414,7 @@ class Reparametrizer:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        GUARD.release(self)
         self.gathering.stop()
         self.small.release()
         self.gather_on(None)
@@ -344,6 +428,11 @@ class Reparametrizer:
         self, start: float, layers: dict[str, LayerReport], notes: list[str]
     ) -> RefreshReport:
         report = RefreshReport(self.steps, time.perf_counter() - start, layers, tuple(notes))
+        for warning in notes + unseen(self.units, layers, self.model.training):
+            kind = warning.partition(":")[0]
+            if kind not in self._warned:
+                self._warned.add(kind)
+                warnings.warn(warning, UserWarning, stacklevel=2)
         self.fallbacks += report.fallbacks
         self.report = report
         return report

@@ -95,6 +95,7 @@ class Whitened(nn.Module):
     aside: Aside | None
     variances: UnitVariances | None
     positions: int | None
+    paused: bool
 
     @property
     def feature_groups(self) -> int:
@@ -244,7 +245,7 @@ class Whitened(nn.Module):
 
     def observes(self) -> bool:
         """Return whether a forward pass is in training mode and not a checkpointing rerun."""
-        if not self.training or not self.weight.requires_grad:
+        if not self.training or not self.weight.requires_grad or self.paused:
             return False
         return torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
 

@@ -237,6 +237,7 @@ def adopt(layer: nn.Module) -> Whitened:
     layer.activations, layer.last_pass, layer.aside = False, None, None
     layer.moments = layer.backward_moments = layer.variances = None
     layer.gradients_wanted, layer.positions, layer.side_stream = False, None, None
+    layer.paused = False
     return layer
 
 
@@ -256,6 +257,6 @@ def release(layers: list[Whitened]) -> None:
             del layer._buffers[name]
         for name in ("moments", "backward_moments", "variances", "gradients_wanted"):
             del layer.__dict__[name]
-        for name in ("positions", "activations", "last_pass", "aside", "side_stream"):
+        for name in ("positions", "activations", "last_pass", "aside", "side_stream", "paused"):
             del layer.__dict__[name]
         layer.__class__ = layer.PLAIN  # type: ignore[assignment]

@@ -25,9 +25,15 @@ from prong.linalg.dtypes import wide_dtype
 from prong.linalg.preconditioner import LowRank
 from prong.options import SolveSettings
 from prong.refresh.messages import Message, Part, numbers_part, unit_parts
-from prong.refresh.optimizer_state import carry_state, lost_state, reset_state
+from prong.refresh.optimizer_state import (
+    carry_gradients,
+    carry_state,
+    drop_lost_state,
+    reset_state,
+    waiting_gradients,
+)
 from prong.refresh.refresh_report import LayerReport
-from prong.refresh.result import NOT_FINITE, Told
+from prong.refresh.result import NOT_FINITE, NOT_GATHERED, Told
 from prong.refresh.solve import BALANCED, find_phi, group_damping, put_in
 from prong.refresh.solve_preconditioner import find_preconditioner, install
 from prong.refresh.step_control import weight_norm
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prong.distributed.ranks import Ranks
+    from prong.linalg.projection import Phi
     from prong.refresh.step_control import StepControl
     from prong.refresh.tied_layers import TiedLayers
     from prong.statistics.moments import Moments
@@ -80,6 +87,8 @@ class _Turn:
     damping: Tensor | None
     merges: dict[str, Merge] = field(default_factory=dict)
     messages: list[Message] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    old: Phi | None = None
 
 
 class Refresh:
@@ -93,6 +102,8 @@ class Refresh:
             D; None if nobody needs it.
         control: the step control, which needs to know ‖V‖.
         init: "preserve" keeps the function, "balanced" but for a gain, "whitened" the numbers in V.
+        spent: by `id`, parameters whose gradient a step has used; the gradients of all others
+            follow the basis too. None if there are no gradients to think of.
     """
 
     def __init__(
@@ -103,8 +114,10 @@ class Refresh:
         dampings: dict[str, Tensor] | None,
         control: StepControl,
         init: str = "preserve",
+        spent: set[int] | None = None,
     ) -> None:
         """Remember what to do."""
+        self.spent = spent
         self.whitening, self.ranks, self.optimizers = whitening, ranks, optimizers
         self.dampings, self.control, self.init = dampings, control, init
         # How many directions there are is known only when they are found.
@@ -129,7 +142,7 @@ class Refresh:
         turns: dict[int, _Turn] = {}
         for unit in units:
             gathered = any(layer.moments is not None for layer in unit.layers)
-            reports[unit.name] = LayerReport(unit.name, False, "no statistics were gathered")
+            reports[unit.name] = LayerReport(unit.name, False, NOT_GATHERED)
             if not unit.weight.requires_grad:
                 reports[unit.name] = LayerReport(unit.name, False, "frozen")
             elif gathered:
@@ -151,8 +164,8 @@ class Refresh:
         for turn in turns.values():
             unit, result = turn.unit, turn.told.result
             reports[unit.name] = result.report(unit.name)
-            if result.updated and not turn.own:
-                notes += lost_state(self.optimizers, unit, self.whitening.momentum)
+            if result.updated:
+                notes += turn.notes
         return reports, notes
 
     def _turn(self, unit: TiedLayers, owner: int) -> _Turn:
@@ -164,7 +177,10 @@ class Refresh:
         if self.dampings is not None:
             groups, device = len(layer.mean), layer.mean.device
             damping = torch.zeros(groups, dtype=wide_dtype(device), device=device)
-        return _Turn(unit, owner, own, told, damping)
+        turn = _Turn(unit, owner, own, told, damping)
+        if self.spent is not None and waiting_gradients(unit, self.spent):
+            turn.old = unit.wide_phi()
+        return turn
 
     def _merge(self, turns: Sequence[_Turn]) -> None:
         """The first round, and the beginning of the second."""
@@ -273,9 +289,12 @@ class Refresh:
         self.control.measured(turn.unit, turn.told.weight_norm)
         if not turn.told.result.updated:
             return
-        if not mine and self.whitening.momentum == "reset":
-            for optimizer in self.optimizers:
-                reset_state(optimizer, turn.unit.parameters)
+        if self.whitening.momentum != "reset":
+            turn.notes = drop_lost_state(self.optimizers, turn.unit)
+        elif not mine:
+            reset_state(self.optimizers, turn.unit.parameters)
+        if turn.old is not None and self.spent is not None:
+            carry_gradients(turn.unit, turn.old, turn.unit.wide_phi(), self.spent)
         if self.dampings is not None and turn.damping is not None:
             self.dampings[turn.unit.name] = turn.damping
 

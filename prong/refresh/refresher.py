@@ -8,7 +8,7 @@ from prong.convert import refuse_sharded_layers, unwrap
 from prong.distributed.sharding import refuse_flat
 from prong.refresh.collect import first_batches, gather, in_call_order
 from prong.refresh.exchange import Refresh, assignment
-from prong.refresh.step_hooks import optimizers_of
+from prong.refresh.optimizers import AttachedOptimizers
 from prong.refresh.tied_layers import check_held, tied_layers_of
 
 if TYPE_CHECKING:
@@ -60,11 +60,17 @@ class Refresher:
         self.dampings: dict[str, Tensor] | None = None
 
     def gathered(
-        self, units: Sequence[TiedLayers], init: str = "preserve"
+        self,
+        units: Sequence[TiedLayers],
+        init: str = "preserve",
+        spent: set[int] | None = None,
     ) -> tuple[dict[str, LayerReport], list[str]]:
-        """Reparametrise units from what their layers have gathered; reports by name, and notes."""
+        """Reparametrise units from what their layers have gathered; reports by name, and notes.
+
+        For `spent` see `Refresh`.
+        """
         refresh = Refresh(
-            self.settings, self.ranks, self.optimizers, self.dampings, self.control, init
+            self.settings, self.ranks, self.optimizers, self.dampings, self.control, init, spent
         )
         # Over all units also where a few are due: layers that take turns share out the period.
         owners = assignment(self.units, self.settings, self.ranks.size)
@@ -104,18 +110,18 @@ class Refresher:
 
 
 def checked(
-    model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]
-) -> tuple[nn.Module, list[Optimizer], list[TiedLayers]]:
-    """The model without its wrappers, the optimizers as a list, and the whitened layers.
+    model: nn.Module, optimizer: Any
+) -> tuple[nn.Module, AttachedOptimizers, list[TiedLayers]]:
+    """The model without its wrappers, the optimizers with theirs, and the whitened layers.
 
     Raises:
-        TypeError: if `optimizer` is none.
+        TypeError: if `optimizer` is none, or one that cannot run over whitened layers.
         ValueError: if the model is not whitened, a whitened layer is sharded, or the optimizers
             hold none of its weights.
     """
-    inner, optimizers = unwrap(model), optimizers_of(optimizer)
+    inner, optimizers = unwrap(model), AttachedOptimizers(optimizer)
     refuse_flat(inner)
     units = tied_layers_of(inner)
     refuse_sharded_layers(inner)
-    check_held(optimizers, units)
+    check_held(optimizers.stepping, units)
     return inner, optimizers, units

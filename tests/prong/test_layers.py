@@ -208,7 +208,8 @@ def test_a_layer_that_is_never_called_keeps_its_phi_and_says_so():
     model = prong.whiten(nn.ModuleDict({"used": nn.Linear(3, 3), "idle": nn.Linear(3, 3)}))
     optimizer, natural = attach(model, period=1, samples=4)
     model["used"](torch.randn(4, 3)).sum().backward()
-    optimizer.step()
+    with pytest.warns(UserWarning, match="idle saw no training pass"):
+        optimizer.step()
     report = natural.step()
     assert report.layers["idle"].reason == "no finite sample was seen"
     assert report.layers["used"].updated

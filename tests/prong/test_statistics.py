@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -93,15 +95,19 @@ def test_a_bad_batch_never_enters_the_statistics(kind):
     natural = reparametrizer(model, optimizer, period=4, samples=1000, **EXACT)
     good = [torch.randn(6, 3) for _ in range(3)]
     for x in [good[0], BAD[kind](good[0]), *good[1:]]:
-        model(x)
+        model(x).sum().backward()
+        model.zero_grad()
+        optimizer.step()
         report = natural.step()
     layer = report.layers["0"]
     assert (layer.updated, layer.samples, layer.rejected) == (True, 18, 1)
     assert (model[0].mean[0] - torch.cat(good).mean(0)).abs().max() < 1e-6
     # and if nothing good is seen, Φ stays
     kept = model[0].whitener.clone()
-    for _ in range(4):
+    for i in range(4):
         model(BAD[kind](good[0]))
+        with pytest.warns(UserWarning, match="no training pass") if i == 3 else nullcontext():
+            optimizer.step()
         report = natural.step()
     assert report.layers["0"].reason == "no finite sample was seen"
     assert report.layers["0"].rejected == 4
