@@ -74,15 +74,16 @@ class BatchesSeen:
 
 
 def counts_of(units: Sequence[TiedLayers], ranks: Ranks) -> Tensor:
-    """Samples and examples behind what was gathered so far, over all ranks, `[units, 2]`."""
+    """Samples, examples and rejected batches of what was gathered, over all ranks, `[units, 3]`."""
     device = units[0].weight.device
-    counts = torch.zeros(len(units), 2, dtype=wide_dtype(device), device=device)
+    counts = torch.zeros(len(units), 3, dtype=wide_dtype(device), device=device)
     for row, unit in zip(counts, units, strict=True):
         for layer in unit.layers:
             if layer.moments is not None:
                 moments = layer.moments.settle()
                 row[0] += moments.count.squeeze()
-                row[1] += (moments.examples + moments.rejected).squeeze()
+                row[1] += moments.examples.squeeze()
+                row[2] += moments.rejected.squeeze()
     return ranks.sum_(counts)
 
 
@@ -97,10 +98,11 @@ def batches_seen(units: Sequence[TiedLayers], counts: Tensor, steps: int) -> Bat
     Returns:
         None if no layer has seen an example.
     """
-    seen = counts[:, 1][counts[:, 1] > 0]
+    examples = counts[:, 1] + counts[:, 2]
+    seen = examples[examples > 0]
     if not len(seen):
         return None
-    per_example = (counts[:, 0] / counts[:, 1].clamp(min=1)).clamp(min=1).tolist()
+    per_example = (counts[:, 0] / examples.clamp(min=1)).clamp(min=1).tolist()
     return BatchesSeen(
         float(seen.min()) / max(1, steps),
         {unit.name: value for unit, value in zip(units, per_example, strict=True)},
@@ -117,6 +119,7 @@ def unseen(
         if unit.weight.requires_grad
         and unit.name in reports
         and reports[unit.name].reason in (NOT_GATHERED, NO_SAMPLE)
+        and not reports[unit.name].rejected
     ]
     if not names:
         return []
@@ -188,8 +191,10 @@ class Gathering:
         planned = [before.examples * min(self.window(u), gaps[u.name]) for u in units]
         counts = counts_of(units, self._ranks)
         waiting = {}
-        for unit, wanted, found in zip(units, planned, counts[:, 1].tolist(), strict=True):
-            if 0 < found < wanted / 2 and unit.weight.requires_grad:
+        for unit, wanted, (_, found, rejected) in zip(
+            units, planned, counts.tolist(), strict=True
+        ):
+            if not rejected and 0 < found < wanted / 2 and unit.weight.requires_grad:
                 reason = (
                     f"{found:.0f} examples were seen and {wanted:.0f} planned: batches became "
                     "smaller, or the layer began to train"
