@@ -107,7 +107,7 @@ def exact_fisher(
         names: parameters to include; all by default.
 
     Raises:
-        ValueError: if a name or the likelihood is unknown, or a layer runs preconditioned.
+        ValueError: if a name or the likelihood is unknown, or a layer is preconditioned.
     """
     _refuse_natural_gradients(model)
     known = dict(model.named_parameters())

@@ -74,9 +74,10 @@ def test_mixed_precision_follows_float32(device, half, mode):
     """float16 with gradient scaling, bfloat16 without; statistics and folds stay float32."""
     paths, runs = [], []
     for mixed in (False, True):
-        # Twenty steps are few: ρ binds, and yet lets the loss halve.
+        # Twenty steps are few: with this ρ they lead far enough to tell two paths apart.
         model, optimizer, natural = start(device, mode=mode, step_limit=0.03)
         natural.initialize([batch(99, device)[0]])
+        begun = weights(model)
         # Low enough that no step is left out: the path beside it leaves out none.
         scaled = mixed and half is torch.float16
         scaler = torch.amp.GradScaler(device, init_scale=1024.0, enabled=scaled)
@@ -93,13 +94,13 @@ def test_mixed_precision_follows_float32(device, half, mode):
             optimizer.zero_grad()
             natural.step()
             losses.append(float(loss.detach()))
-        assert losses[-1] < 0.5 * losses[0]
         assert natural.report.layers["3"].updated
         assert {buffer.dtype for buffer in model[3].phi_buffers()} == {torch.float32}
         paths.append(weights(model))
         runs.append(losses)
     # Eight bits of a product, and as many of a gradient.
     assert (paths[1] - paths[0]).norm() < 0.015 * paths[0].norm()
+    assert (paths[1] - paths[0]).norm() < 0.1 * (paths[0] - begun).norm()
     assert max(abs(a - b) for a, b in zip(*runs, strict=True)) < 0.01
 
 
@@ -120,7 +121,7 @@ def test_moving_to_the_device_in_mid_window(device):
 
 
 @pytest.mark.parametrize("device", BOTH)
-def test_the_canonical_path_is_the_closed_form(device):
+def test_the_preconditioned_path_is_the_closed_form(device):
     """Twenty steps, two reparametrisations, float64: the path of the reference in numpy."""
     model = prong.whiten(dense_network().to(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
@@ -143,18 +144,17 @@ def test_the_canonical_path_is_the_closed_form(device):
 
 
 @pytest.mark.parametrize("device", BOTH)
-@pytest.mark.parametrize("side_stream", [False, True])
 @pytest.mark.parametrize("mode", ["fold", "preconditioned"])
 # The compiler and what it calls warn of what concerns only themselves, or a faster product.
 @pytest.mark.filterwarnings("default")
-def test_compiled_there_are_two_graphs_and_the_same_path(device, side_stream, mode):
+def test_compiled_there_are_two_graphs_and_the_same_path(device, mode):
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    torch._dynamo.reset()
-    counter = CompileCounterWithBackend("inductor" if device == "cuda" else "aot_eager")
+    paths, states = [], []
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        runs = []
-        for compiled in (False, True):
+        for compiled, side_stream in ((False, False), (True, False), (True, True)):
+            torch._dynamo.reset()
+            counter = CompileCounterWithBackend("inductor" if device == "cuda" else "aot_eager")
             model, optimizer, natural = start(device, mode=mode, side_stream=side_stream)
             natural.initialize([batch(99, device)[0]])
             called = torch.compile(model, backend=counter, fullgraph=True) if compiled else model
@@ -164,11 +164,20 @@ def test_compiled_there_are_two_graphs_and_the_same_path(device, side_stream, mo
                 optimizer.step()
                 optimizer.zero_grad()
                 natural.step()
-            runs.append((weights(model), natural.report.layers["0"].samples))
-    # One graph that takes statistics and one that does not; three reparametrisations add none.
-    assert counter.frame_count == 2
-    assert runs[0][1] == runs[1][1] > 0
-    assert (runs[1][0] - runs[0][0]).abs().max() < 1e-4
+            # One graph that takes statistics and one that does not; three reparametrisations add
+            # none, and a side stream makes no difference to a graph.
+            assert counter.frame_count == 2 * compiled
+            assert natural.report.layers["0"].samples > 0
+            assert (natural._stream is not None) == side_stream
+            paths.append((weights(model), natural.report.layers["0"].samples))
+            states.append(model.state_dict())
+    assert len({samples for _, samples in paths}) == 1
+    for path, _ in paths[1:]:
+        assert (path - paths[0][0]).abs().max() < 1e-4
+    if device == "cpu":  # on a CUDA device sums of gradients may have any order
+        assert not natural._stream._streams
+        for name, value in states[1].items():
+            assert torch.equal(value, states[2][name]), name
 
 
 def _resumed(rank, size, device, folder, options):

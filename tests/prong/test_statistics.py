@@ -332,7 +332,7 @@ def test_an_old_name_says_the_new_one(name, value, now):
 
 
 def test_the_mode_has_a_new_name():
-    with pytest.raises(ValueError, match="it is called 'preconditioned' now"):
+    with pytest.raises(ValueError, match="its name is now 'preconditioned'"):
         small(mode="canonical")
 
 
