@@ -27,6 +27,7 @@ from prong.options import (
     refuse_old_keywords,
     settings_of,
 )
+from prong.refresh.changes import follow_changes
 from prong.refresh.collect import Forward, default_forward
 from prong.refresh.modes import chosen_mode, convert, refusal
 from prong.refresh.narrow_layers import SmallLayers
@@ -249,6 +250,7 @@ class Reparametrizer:
         return report
 
     def _work_on_gradients(self, optimizer: Optimizer) -> None:
+        follow_changes(self.units, self._refresher.optimizers, self.control, self.small)
         if self.diagonal is not None:
             self.diagonal(optimizer)
         self.control(optimizer, self.small.work(optimizer))
@@ -364,6 +366,8 @@ class Reparametrizer:
             empirical=two_sided is not None and two_sided.statistics == "empirical",
         )
         self.steps, self.fallbacks = counts["steps"], counts["fallbacks"]
+        for layer in self._layers():
+            layer.replaced = False  # the state knows the norms of what was loaded
         self.small.arrange()
         if self.diagonal is not None:
             self.diagonal.damping = self._refresher.dampings = dampings

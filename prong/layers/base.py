@@ -26,6 +26,7 @@ from prong.layers.autograd import (
     ObserveGradient,
     plain_bias,
 )
+from prong.layers.saved_layer import BIAS, WEIGHT, identity_phi, read_canonical, write_canonical
 from prong.linalg.dtypes import product_dtype
 from prong.linalg.layout import from_grouped, to_grouped
 from prong.linalg.preconditioner import Dense, Preconditioner, preconditioner_of
@@ -41,6 +42,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from prong.layers.aside import Aside
+
+
+def transforms_active() -> bool:
+    """Whether a transform of `torch.func` (vmap, grad, jacrev) is running."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def refuse_transforms() -> None:
+    """Refuse gradients of a preconditioned layer inside a transform of `torch.func`.
+
+    Raises:
+        RuntimeError: if one is running.
+    """
+    if transforms_active():
+        raise RuntimeError(
+            "torch.func over a preconditioned layer: its gradients are natural ones, not those of "
+            "W. Call natural.convert('fold') for gradients of V and d, or use prong.fold(model)"
+        )
 
 
 class Whitened(nn.Module):
@@ -96,6 +115,11 @@ class Whitened(nn.Module):
     variances: UnitVariances | None
     positions: int | None
     paused: bool
+    without_gradients: bool
+    seen: bool
+    uncentred: bool
+    dropped_centre: Tensor | None
+    replaced: bool
 
     @property
     def feature_groups(self) -> int:
@@ -182,7 +206,14 @@ class Whitened(nn.Module):
                 return self._fold()
         return self._fold()
 
+    @property
+    def canonical_given(self) -> bool:
+        """Whether `torch.func.functional_call` put W and b of a state dict in place of V and d."""
+        return WEIGHT in self.__dict__ or BIAS in self.__dict__
+
     def _fold(self) -> tuple[Float[Tensor, ...], Float[Tensor, " out"] | None]:
+        if self.canonical_given:
+            return self.weight, self.bias
         if self.precision_matrix is not None:
             return self._natural(self.precision_matrix)
         dtype = product_dtype(self.whitener.dtype, self.whitener.device)
@@ -208,6 +239,7 @@ class Whitened(nn.Module):
         mean = self.mean.to(dtype)
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             return self.weight, plain_bias(self.weight, self.bias, mean, self.TRANSPOSED)
+        refuse_transforms()
         damping = self.precision_damping
         if damping is not None:
             damping = damping.to(dtype)
@@ -232,10 +264,13 @@ class Whitened(nn.Module):
         Only forward passes in training mode count. Activation checkpointing runs the forward pass
         again during the backward pass; this second run is detected and not counted.
         """
+        self.follow_bias()
         if self.moments is None and self.variances is None:
             return
         if not self.observes():
             return
+        if input.layout is not torch.strided:
+            input = input.to_dense()
         with torch.no_grad():
             samples, examples = self.samples(input)
             if self.moments is not None:
@@ -244,10 +279,54 @@ class Whitened(nn.Module):
                 self.variances.add(samples, self.mean, self.whitener)
 
     def observes(self) -> bool:
-        """Return whether a forward pass is in training mode and not a checkpointing rerun."""
+        """Return whether a forward pass is one that trains, for the first time.
+
+        Passes without gradients do not train: those of a teacher, for pseudo labels, or that renew
+        the running averages of BatchNorm.
+        """
         if not self.training or not self.weight.requires_grad or self.paused:
             return False
-        return torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
+        if not torch.is_grad_enabled():
+            return self.without_gradients
+        if torch.compiler.is_compiling():
+            return True
+        if transforms_active():
+            return False
+        if torch._C._current_graph_task_id() == -1:
+            if not self.seen:
+                self.seen = True
+            return True
+        # Checkpointing runs the pass again. With use_reentrant the first run had no gradients.
+        return not self.seen
+
+    def follow_bias(self) -> None:
+        """Take c out of a layer whose bias was frozen: b = d − W c must not move with W."""
+        bias = self.bias
+        if bias is None or bias.requires_grad or torch.compiler.is_compiling():
+            if self.uncentred:
+                self.uncentred = False
+            return
+        if not self.uncentred:
+            self.uncentred = True
+            if bool(self.mean.any()):
+                self.drop_centre()
+
+    @torch.no_grad()
+    def drop_centre(self) -> None:
+        """Set c = 0 and keep the function: d becomes b."""
+        _, plain = self.fold()
+        assert plain is not None and self.bias is not None
+        self.dropped_centre = self.mean.clone()
+        self.bias.copy_(plain)
+        self.mean.zero_()
+
+    def reset_parameters(self) -> None:
+        """Draw W and b anew, as the plain layer does, with U = I and c = 0."""
+        for name, value in identity_phi(self, self.mean.device).items():
+            if value is not None:
+                setattr(self, name, value)
+        self.replaced = True
+        super().reset_parameters()  # type: ignore[misc]
 
     def whitens_activations(self, input: Tensor, rows: int) -> bool:
         """Return whether to whiten inputs, `rows` · N² multiply-adds, instead of M N²·taps."""
@@ -255,6 +334,8 @@ class Whitened(nn.Module):
         return (
             self.activations
             and not self.preconditioned
+            and not self.canonical_given
+            and input.layout is torch.strided
             and self.output_whitener is None
             and wide
             and not torch.is_autocast_enabled(input.device.type)
@@ -264,6 +345,8 @@ class Whitened(nn.Module):
     def watched(self, output: Tensor) -> Tensor:
         """Return the output; its gradient is added to the statistics, if they are gathered now."""
         if self.backward_moments is None or not self.training or not output.requires_grad:
+            return output
+        if self.paused or transforms_active():
             return output
         watched: Tensor = ObserveGradient.apply(output, self)  # type: ignore[no-untyped-call]
         return watched
@@ -288,11 +371,25 @@ class Whitened(nn.Module):
         """Return the samples of an output's gradient, and the number of its examples."""
         raise NotImplementedError
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Load a checkpoint with U or with P, as its keys show, and take over its mode.
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Save W and b as `weight` and `bias`, and V and d beside them.
 
-        A conversion between modes would round, but a resumed run must be bit-identical.
+        With `keep_vars` the parameters themselves are wanted: they stay under their names.
         """
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        if not keep_vars:
+            write_canonical(self, destination, prefix)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load a whitened or a plain checkpoint, with U or with P, as its keys show.
+
+        The mode of a whitened checkpoint is taken over: a conversion between modes would round, but
+        a resumed run must be bit-identical. W and b of a plain one are written in the present Φ.
+        """
+        state = read_canonical(self, state, prefix)
+        self.replaced, self.uncentred = True, False
         holder = {"whitener": self.whitener, "precision_matrix": self.precision_matrix}
         present = [name for name in holder if prefix + name in state]
         if len(present) == 1 and holder[present[0]] is None:
@@ -322,6 +419,10 @@ class Whitened(nn.Module):
         for name, old in before.items():
             new = self._buffers[name]
             if old is None or new is None:
+                continue
+            if old.is_meta and not new.is_meta:
+                # The numbers are of no origin: start as `whiten` does.
+                self._buffers[name] = identity_phi(self, new.device)[name]
                 continue
             wanted = torch.promote_types(new.dtype, torch.float32)
             if new.dtype != wanted:

@@ -11,7 +11,7 @@ from torch import nn
 
 from prong.layers.aside import MOST_ASIDE
 from prong.layers.autograd import NaturalLinear
-from prong.layers.base import Whitened
+from prong.layers.base import Whitened, refuse_transforms, transforms_active
 from prong.linalg.dtypes import product_dtype
 from prong.linalg.layout import convolution_samples, dense_samples
 
@@ -29,7 +29,7 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
 
     def forward(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Apply V U (h − c) + d along the last axis."""
-        if self.aside is not None:
+        if self.aside is not None and not self.canonical_given:
             return self._together(input, self.aside)
         self.observe(input)
         rows, preconditioner = math.prod(input.shape[:-1]), self.precision_matrix
@@ -57,6 +57,11 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
         self, input: Float[Tensor, "*batch in"], aside: Aside
     ) -> Float[Tensor, "*batch out"]:
         """Run as one of many narrow layers that are processed together (see `narrow_layers`)."""
+        self.follow_bias()
+        if torch.is_grad_enabled():
+            refuse_transforms()
+        if input.layout is not torch.strided:
+            input = input.to_dense()
         centred = input if self.bias is None else input - self.mean[0]
         if self.moments is not None and self.observes():
             full = len(aside.inputs) >= MOST_ASIDE
@@ -72,9 +77,12 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
         """Return whether P may multiply h − c: all types are equal and products are exact."""
         types = {input.dtype, self.weight.dtype, preconditioner.dtype}
         return (
-            types == {product_dtype(preconditioner.dtype, preconditioner.device)}
+            not self.canonical_given
+            and input.layout is torch.strided
+            and types == {product_dtype(preconditioner.dtype, preconditioner.device)}
             and not torch.is_autocast_enabled(input.device.type)
             and self.weight.requires_grad
+            and not transforms_active()
         )
 
     def samples(self, input: Tensor) -> tuple[Float[Tensor, "1 samples in"], int]:
@@ -220,6 +228,14 @@ TWINS: dict[type[nn.Module], type[Whitened]] = {
 }
 
 
+_ATTRIBUTES: dict[str, bool | None] = {
+    **dict.fromkeys(("activations", "gradients_wanted", "paused", "without_gradients"), False),
+    **dict.fromkeys(("seen", "uncentred", "replaced"), False),
+    **dict.fromkeys(("moments", "backward_moments", "variances", "side_stream"), None),
+    **dict.fromkeys(("last_pass", "aside", "positions", "dropped_centre"), None),
+}
+
+
 def adopt(layer: nn.Module) -> Whitened:
     """Turn a plain layer into its whitened twin, in place, with U = I and c = 0."""
     twin = TWINS[type(layer)]
@@ -234,10 +250,8 @@ def adopt(layer: nn.Module) -> Whitened:
     layer.register_buffer("output_whitener", None)
     layer.register_buffer("precision_matrix", None)
     layer.register_buffer("precision_damping", None)
-    layer.activations, layer.last_pass, layer.aside = False, None, None
-    layer.moments = layer.backward_moments = layer.variances = None
-    layer.gradients_wanted, layer.positions, layer.side_stream = False, None, None
-    layer.paused = False
+    for name, value in _ATTRIBUTES.items():
+        setattr(layer, name, value)
     return layer
 
 
@@ -255,8 +269,6 @@ def release(layers: list[Whitened]) -> None:
     for layer in layers:
         for name in layer.PHI:
             del layer._buffers[name]
-        for name in ("moments", "backward_moments", "variances", "gradients_wanted"):
-            del layer.__dict__[name]
-        for name in ("positions", "activations", "last_pass", "aside", "side_stream", "paused"):
+        for name in _ATTRIBUTES:
             del layer.__dict__[name]
         layer.__class__ = layer.PLAIN  # type: ignore[assignment]

@@ -114,6 +114,7 @@ def _untouched(model: nn.Module, gathering: Sequence[Whitened] = ()) -> Iterator
     held = [(layer, layer.moments, layer.variances, layer.aside) for layer in others]
     for layer in others:
         layer.variances = layer.aside = None
+        layer.without_gradients = layer in gathering
         if layer not in gathering:
             layer.moments = None
     modes = [(module, module.training) for module in model.modules()]
@@ -127,6 +128,7 @@ def _untouched(model: nn.Module, gathering: Sequence[Whitened] = ()) -> Iterator
     finally:
         for layer, moments, variances, aside in held:
             layer.variances, layer.aside = variances, aside
+            layer.without_gradients = False
             if layer not in gathering:
                 layer.moments = moments
         for module, mode in modes:

@@ -183,6 +183,10 @@ class StepControl:
         """Discard every ‖V‖; they are measured again before the next step."""
         self._missing = set(self._index)
 
+    def forget_unit(self, unit: TiedLayers) -> None:
+        """Measure ‖V‖ of one unit again before the next step."""
+        self._missing.add(unit.name)
+
     def state(self) -> dict[str, Any]:
         """Return the plain numbers that a resumed run needs besides `norms`."""
         return {"highest_rates": [list(rates) for rates in self._highest]}

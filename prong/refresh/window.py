@@ -31,7 +31,7 @@ PER_FEATURE = 32
 def start_gathering(layers: Sequence[Whitened], two_sided: TwoSided | None) -> None:
     """Let layers gather statistics of their inputs, and of δ for two-sided whitening."""
     for layer in layers:
-        layer.moments = new_moments(layer)
+        layer.moments, layer.seen = new_moments(layer), False
         if two_sided is not None:
             layer.backward_moments = new_backward_moments(layer)
             # Sampled δ come from a separate backward pass; the gradients of the loss do not count.
