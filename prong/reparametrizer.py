@@ -253,7 +253,8 @@ class Reparametrizer:
         follow_changes(self.units, self._refresher.optimizers, self.control, self.small)
         if self.diagonal is not None:
             self.diagonal(optimizer)
-        self.control(optimizer, self.small.work(optimizer))
+        known = [k for each in self.control.waiting(optimizer) for k in self.small.work(each)]
+        self.control(optimizer, known)
 
     def refresh(self) -> RefreshReport:
         """Reparametrise now, from the statistics gathered so far (lines 6 to 11 of Algorithm 1)."""

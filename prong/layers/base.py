@@ -302,11 +302,14 @@ class Whitened(nn.Module):
     def follow_bias(self) -> None:
         """Take c out of a layer whose bias was frozen: b = d − W c must not move with W."""
         bias = self.bias
-        if bias is None or bias.requires_grad or torch.compiler.is_compiling():
+        if bias is None or bias.requires_grad:
             if self.uncentred:
                 self.uncentred = False
             return
-        if not self.uncentred:
+        # Tensors that stand in for parameters in torch.func say nothing of the layer's own.
+        if torch.compiler.is_compiling() or not isinstance(bias, nn.Parameter):
+            return
+        if not self.uncentred and not transforms_active():
             self.uncentred = True
             if bool(self.mean.any()):
                 self.drop_centre()

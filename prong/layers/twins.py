@@ -49,7 +49,7 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
             )
             return output
         if self.whitens_activations(input, rows):
-            white = F.linear(input - self.mean[0] if self.centred else input, self.whitener[0])
+            white = F.linear(input if self.bias is None else input - self.mean[0], self.whitener[0])
             return F.linear(white, self.weight, self.bias)
         return self.watched(F.linear(input, *self.fold()))
 
@@ -135,7 +135,7 @@ class _WhitenedForward(_WhitenedConvolution):
         groups = self.feature_groups
         features, pixels = padded.shape[1] // groups, math.prod(padded.shape[2:])
         split = padded.reshape(len(padded), groups, features, pixels)
-        if self.centred:
+        if self.bias is not None:
             split = split - self.mean[None, :, :, None]
         white = (self.whitener @ split).reshape(padded.shape)
         output: Tensor = type(self).RUN(

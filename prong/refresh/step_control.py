@@ -46,6 +46,19 @@ POWER = 0.3
 SMALLEST = 0.1
 
 
+class _Together:
+    """Optimizers that share units, V in one and d in another, seen as one."""
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        """Remember them."""
+        self.optimizers = list(optimizers)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all, one after another."""
+        return [group for each in self.optimizers for group in each.param_groups]
+
+
 class _Watched:
     """The parameters of units that one optimizer holds.
 
@@ -57,7 +70,7 @@ class _Watched:
         smallest: the lower limit of ‖V‖, `[units]`.
     """
 
-    def __init__(self, optimizer: Optimizer, units: Sequence[TiedLayers]) -> None:
+    def __init__(self, optimizer: Optimizer | _Together, units: Sequence[TiedLayers]) -> None:
         """Find the parameters of `units` in the optimizer's groups."""
         self.layout = _layout(optimizer, units)
         owner = {id(p): index for index, unit in enumerate(units) for p in unit.parameters}
@@ -85,9 +98,28 @@ class _Watched:
         )
 
 
-def _layout(optimizer: Optimizer, units: Sequence[TiedLayers]) -> tuple[torch.device, list[int]]:
-    """Return values that change if parameters are added or the model is moved."""
-    return units[0].weight.device, [len(group["params"]) for group in optimizer.param_groups]
+def _layout(
+    optimizer: Optimizer | _Together, units: Sequence[TiedLayers]
+) -> tuple[torch.device, list[list[int]]]:
+    """Return values that change if parameters are added or exchanged, or the model is moved."""
+    groups = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
+    return units[0].weight.device, groups
+
+
+def _members(
+    optimizers: Sequence[Optimizer], units: Sequence[TiedLayers]
+) -> list[Optimizer | _Together]:
+    """The optimizers, or all of them as one where some unit is moved by several."""
+    holder = {
+        id(p): index
+        for index, optimizer in enumerate(optimizers)
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    for unit in units:
+        if len({holder[id(p)] for p in unit.parameters if id(p) in holder}) > 1:
+            return [_Together(optimizers)]
+    return list(optimizers)
 
 
 class StepControl:
@@ -114,8 +146,10 @@ class StepControl:
         self.steps = 0
         self.scales: dict[str, Tensor] = {}
         self._units = list(units)
-        self._watched = [_Watched(optimizer, self._units) for optimizer in self.optimizers]
-        self._highest: list[list[float]] = [[0.0] * len(o.param_groups) for o in self.optimizers]
+        self._members = _members(self.optimizers, self._units)
+        self._watched = [_Watched(member, self._units) for member in self._members]
+        self._highest: list[list[float]] = [[0.0] * len(o.param_groups) for o in self._members]
+        self._scaled: dict[int, tuple[Tensor, int]] = {}
         self._inverses: dict[str, tuple[Tensor, int, Tensor]] = {}
         device = self._units[0].weight.device
         self._norms = torch.zeros(len(self._units), dtype=wide_dtype(device), device=device)
@@ -144,13 +178,16 @@ class StepControl:
         if self.limit is None:
             return
         self._measure_weights()
-        which = self.optimizers.index(optimizer)
+        if not self.waiting(optimizer):
+            return
+        which = next(i for i, m in enumerate(self._members) if m is optimizer or len(self._members) == 1)
+        member = self._members[which]
         watched = self._watched[which]
-        if watched.layout != _layout(optimizer, self._units):
-            watched = self._watched[which] = _Watched(optimizer, self._units)
+        if watched.layout != _layout(member, self._units):
+            watched = self._watched[which] = _Watched(member, self._units)
         if not watched.units:
             return
-        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        rates = [float(group["lr"]) for group in member.param_groups]
         squares = self._squares(watched, rates, known)
         lengths = self.ranks.sum_(squares).sqrt()
         # Fused optimizers unscale in their kernel, so here the gradients still contain the loss
@@ -163,7 +200,12 @@ class StepControl:
         below = torch.where(lengths > 0, inverse ** (1 - POWER), 1)
         scales = torch.where(lengths > allowed, inverse, below)
         self.scales = {**self.scales, **dict(zip(watched.place, scales.unbind(), strict=True))}
-        held = [(p.grad, place) for p, place, _ in watched.entries if p.grad is not None]
+        together = isinstance(member, _Together)
+        held = [
+            (p.grad, place)
+            for p, place, _ in watched.entries
+            if p.grad is not None and not (together and self._was_scaled(p))
+        ]
         if scales.device.type == "cpu":
             # On a CPU, reading costs nothing, and one call scales all gradients.
             values = scales.tolist()
@@ -173,6 +215,39 @@ class StepControl:
         else:
             for gradient, place in held:
                 gradient.mul_(scales[place])
+        if together:
+            self._scaled = {
+                id(p): (p.grad, p.grad._version)
+                for p, _, _ in watched.entries
+                if p.grad is not None
+            }
+
+    def waiting(self, optimizer: Optimizer) -> list[Optimizer]:
+        """The optimizers whose gradients are to be scaled before a step of this one.
+
+        That is itself, or where optimizers share units, all that have gradients which were not
+        scaled yet; none if its own were.
+        """
+        together = self._members[0]
+        if not isinstance(together, _Together):
+            return [optimizer]
+        found = [
+            each
+            for each in together.optimizers
+            if any(
+                p.grad is not None and not self._was_scaled(p)
+                for group in each.param_groups
+                for p in group["params"]
+            )
+        ]
+        return found if any(each is optimizer for each in found) else []
+
+    def _was_scaled(self, parameter: nn.Parameter) -> bool:
+        held = self._scaled.get(id(parameter))
+        gradient = parameter.grad
+        if held is None or gradient is None:
+            return False
+        return held[0] is gradient and held[1] == gradient._version
 
     def measured(self, unit: TiedLayers, norm: Tensor) -> None:
         """Store ‖V‖, a scalar, of a unit that was reparametrised."""

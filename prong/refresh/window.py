@@ -154,7 +154,7 @@ class Gathering:
         """Gather at most N_s = `samples` examples; gather nothing unless `from_training`."""
         self.schedule = schedule
         self.seen: BatchesSeen | None = None
-        self._last: dict[str, int] = {}
+        self.started: dict[str, int] = {}
         self.steps = 0
         self._units, self._samples, self._two_sided = list(units), samples, two_sided
         self._ranks, self._from_training = ranks, from_training
@@ -183,14 +183,16 @@ class Gathering:
         Returns:
             A report for each unit that waits.
         """
-        gaps = {unit.name: steps - self._last.get(unit.name, 0) for unit in units}
-        self._last.update({unit.name: steps for unit in units})
         before = self.seen
         if before is None or not self.steps:
             return {}
-        planned = [before.examples * min(self.window(u), gaps[u.name]) for u in units]
+        index = {unit.name: number for number, unit in enumerate(self._units)}
+        planned = [
+            before.examples * min(self.window(u), self.schedule.gap(index[u.name], steps))
+            for u in units
+        ]
         counts = counts_of(units, self._ranks)
-        waiting = {}
+        waiting, smallest = {}, before.examples
         for unit, wanted, (_, found, rejected) in zip(
             units, planned, counts.tolist(), strict=True
         ):
@@ -200,13 +202,12 @@ class Gathering:
                     "smaller, or the layer began to train"
                 )
                 waiting[unit.name] = LayerReport(unit.name, False, reason)
-        if waiting:
+            if not rejected and found:
+                made = steps - self.started.get(unit.name, steps - self.steps)
+                smallest = min(smallest, found / max(1, made))
+        if smallest < before.examples / 2:
             # The next window is to fit the batches of now.
-            fresh = batches_seen(units, counts, self.steps)
-            assert fresh is not None
-            self.seen = BatchesSeen(
-                min(before.examples, fresh.examples), {**before.samples, **fresh.samples}
-            )
+            self.seen = BatchesSeen(smallest, before.samples)
         return waiting
 
     def learn(self) -> None:
@@ -228,6 +229,7 @@ class Gathering:
             held = any(layer.moments is not None for layer in unit.layers)
             if wanted and not held and unit.weight.requires_grad:
                 start_gathering(unit.layers, self._two_sided)
+                self.started[unit.name] = steps
             elif held and not wanted:
                 stop_gathering(unit.layers)
 
