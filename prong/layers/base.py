@@ -20,19 +20,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from prong.layers.autograd import (
-    GradientFactors,
-    NaturalGradient,
-    ObserveGradient,
-    plain_bias,
-)
+from prong.layers.autograd import GradientFactors, NaturalGradient, plain_bias
+from prong.layers.observing import Observing, refuse_transforms, transforms_active
 from prong.layers.saved_layer import BIAS, WEIGHT, identity_phi, read_canonical, write_canonical
 from prong.linalg.dtypes import product_dtype
 from prong.linalg.layout import from_grouped, to_grouped
 from prong.linalg.preconditioner import Dense, Preconditioner, preconditioner_of
 from prong.linalg.projection import Phi, to_canonical
 from prong.linalg.roots import root_of_preconditioner
-from prong.statistics.moments import GatheringStream, Moments
 from prong.statistics.unit_variances import UnitVariances
 
 if TYPE_CHECKING:
@@ -44,25 +39,7 @@ if TYPE_CHECKING:
     from prong.layers.aside import Aside
 
 
-def transforms_active() -> bool:
-    """Whether a transform of `torch.func` (vmap, grad, jacrev) is running."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
-def refuse_transforms() -> None:
-    """Refuse gradients of a preconditioned layer inside a transform of `torch.func`.
-
-    Raises:
-        RuntimeError: if one is running.
-    """
-    if transforms_active():
-        raise RuntimeError(
-            "torch.func over a preconditioned layer: its gradients are natural ones, not those of "
-            "W. Call natural.convert('fold') for gradients of V and d, or use prong.fold(model)"
-        )
-
-
-class Whitened(nn.Module):
+class Whitened(Observing):
     """Base class of all whitened layers: it holds Φ, folds, and gathers statistics.
 
     Attributes:
@@ -75,17 +52,15 @@ class Whitened(nn.Module):
         precision_matrix: P = UᵀU of a preconditioned layer, in the shape of U; None in others. With
             leading directions only, F `[groups, in/groups, k]` with P = (I − F Fᵀ)/ε.
         precision_damping: ε of the leading directions, `[groups]`; None if `precision_matrix` is P.
-        moments: statistics of the input, or None while none are gathered.
-        backward_moments: statistics of the output's gradient, or None while none are gathered.
-        gradients_wanted: whether the present gradients are added to `backward_moments`.
-        side_stream: CUDA side stream that gathers the statistics, or None for the current stream.
         last_pass: norm that a preconditioned layer stores for the step control, or None.
         aside: stored inputs of a narrow preconditioned layer that is processed together with
             others, or None for a layer that runs by itself.
-        variances: variances of the whitened units in this step, for the per-batch D, or None.
         activations: whether the layer whitens inputs instead of folding weights, where it can.
         positions: the largest number of pixels or tokens of an example that become samples; None
             for all.
+        uncentred: whether c was set to 0 because the bias is frozen.
+        dropped_centre: c that was taken out since the last step, or None.
+        replaced: whether parameters or Φ were loaded or drawn anew since the last step.
     """
 
     PLAIN: ClassVar[type[nn.Module]]
@@ -106,17 +81,9 @@ class Whitened(nn.Module):
     precision_matrix: Tensor | None
     precision_damping: Tensor | None
     activations: bool
-    moments: Moments | None
-    backward_moments: Moments | None
-    gradients_wanted: bool
-    side_stream: GatheringStream | None
     last_pass: GradientFactors | None
     aside: Aside | None
-    variances: UnitVariances | None
     positions: int | None
-    paused: bool
-    without_gradients: bool
-    seen: bool
     uncentred: bool
     dropped_centre: Tensor | None
     replaced: bool
@@ -254,51 +221,6 @@ class Whitened(nn.Module):
         )
         return plain
 
-    def samples(self, input: Tensor) -> tuple[Float[Tensor, "groups samples in"], int]:
-        """Return the samples of an input, and the number of its examples."""
-        raise NotImplementedError
-
-    def observe(self, input: Tensor) -> None:
-        """Add the input to the statistics, if they are gathered now.
-
-        Only forward passes in training mode count. Activation checkpointing runs the forward pass
-        again during the backward pass; this second run is detected and not counted.
-        """
-        self.follow_bias()
-        if self.moments is None and self.variances is None:
-            return
-        if not self.observes():
-            return
-        if input.layout is not torch.strided:
-            input = input.to_dense()
-        with torch.no_grad():
-            samples, examples = self.samples(input)
-            if self.moments is not None:
-                self._add(self.moments, samples, examples, input)
-            if self.variances is not None:
-                self.variances.add(samples, self.mean, self.whitener)
-
-    def observes(self) -> bool:
-        """Return whether a forward pass is one that trains, for the first time.
-
-        Passes without gradients do not train: those of a teacher, for pseudo labels, or that renew
-        the running averages of BatchNorm.
-        """
-        if not self.training or not self.weight.requires_grad or self.paused:
-            return False
-        if not torch.is_grad_enabled():
-            return self.without_gradients
-        if torch.compiler.is_compiling():
-            return True
-        if transforms_active():
-            return False
-        if torch._C._current_graph_task_id() == -1:
-            if not self.seen:
-                self.seen = True
-            return True
-        # Checkpointing runs the pass again. With use_reentrant the first run had no gradients.
-        return not self.seen
-
     def follow_bias(self) -> None:
         """Take c out of a layer whose bias was frozen: b = d − W c must not move with W."""
         bias = self.bias
@@ -318,7 +240,8 @@ class Whitened(nn.Module):
     def drop_centre(self) -> None:
         """Set c = 0 and keep the function: d becomes b."""
         _, plain = self.fold()
-        assert plain is not None and self.bias is not None
+        assert plain is not None
+        assert self.bias is not None
         self.dropped_centre = self.mean.clone()
         self.bias.copy_(plain)
         self.mean.zero_()
@@ -345,35 +268,6 @@ class Whitened(nn.Module):
             and rows < self.weight.numel() // self.mean.shape[1]
         )
 
-    def watched(self, output: Tensor) -> Tensor:
-        """Return the output; its gradient is added to the statistics, if they are gathered now."""
-        if self.backward_moments is None or not self.training or not output.requires_grad:
-            return output
-        if self.paused or transforms_active():
-            return output
-        watched: Tensor = ObserveGradient.apply(output, self)  # type: ignore[no-untyped-call]
-        return watched
-
-    def observe_gradient(self, gradient: Tensor) -> None:
-        """Add δ to the statistics, the gradient of one example's loss at the output.
-
-        `gradient` is that of a loss that is averaged over the batch, so it is multiplied by the
-        number of examples.
-        """
-        if self.backward_moments is not None and self.gradients_wanted:
-            samples, examples = self.gradient_samples(gradient)
-            self._add(self.backward_moments, samples * examples, examples, gradient)
-
-    def _add(self, moments: Moments, samples: Tensor, examples: int, source: Tensor) -> None:
-        if self.side_stream is None or torch.compiler.is_compiling():
-            moments.add(samples, examples)
-        else:
-            self.side_stream.add(moments, samples, examples, source)
-
-    def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "groups samples out"], int]:
-        """Return the samples of an output's gradient, and the number of its examples."""
-        raise NotImplementedError
-
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
@@ -381,7 +275,7 @@ class Whitened(nn.Module):
 
         With `keep_vars` the parameters themselves are wanted: they stay under their names.
         """
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         if not keep_vars:
             write_canonical(self, destination, prefix)
 

@@ -13,7 +13,7 @@ dicts are averages of W and b. Three forms are understood:
 from __future__ import annotations
 
 from collections.abc import MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
@@ -22,15 +22,37 @@ from prong.linalg.layout import from_grouped, to_grouped
 from prong.linalg.projection import Phi, from_canonical, to_canonical
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from prong.layers.base import Whitened
+    from torch import Tensor, nn
 
 WEIGHT, BIAS = "whitened_weight", "whitened_bias"
 TOLERANCE = 100.0  # roundings of a sum
 
 
-def write_canonical(layer: Whitened, state: MutableMapping[str, Any], prefix: str) -> None:
+class LayerWithPhi(Protocol):
+    """What is asked of a whitened layer here; see `prong.layers.base.Whitened`."""
+
+    PHI: ClassVar[tuple[str, ...]]
+    TRANSPOSED: ClassVar[bool]
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    mean: Tensor
+    output_whitener: Tensor | None
+    precision_matrix: Tensor | None
+    precision_damping: Tensor | None
+
+    @property
+    def feature_groups(self) -> int:
+        """Number of groups."""
+
+    @property
+    def preconditioned(self) -> bool:
+        """Whether W and d are the parameters."""
+
+    def fold(self) -> tuple[Tensor, Tensor | None]:
+        """W and b."""
+
+
+def write_canonical(layer: LayerWithPhi, state: MutableMapping[str, Any], prefix: str) -> None:
     """Put W and b beside V and d, which `state` holds under the plain layer's names."""
     with torch.no_grad():
         weight, bias = layer.fold()
@@ -43,7 +65,7 @@ def write_canonical(layer: Whitened, state: MutableMapping[str, Any], prefix: st
 
 
 @torch.no_grad()
-def read_canonical(layer: Whitened, state: dict[str, Any], prefix: str) -> dict[str, Any]:
+def read_canonical(layer: LayerWithPhi, state: dict[str, Any], prefix: str) -> dict[str, Any]:
     """The entries of one layer as V, d and Φ, whatever form they have.
 
     Args:
@@ -77,9 +99,7 @@ def read_canonical(layer: Whitened, state: dict[str, Any], prefix: str) -> dict[
     return own
 
 
-def _agree(
-    layer: Whitened, held: dict[str, Any], inner: dict[str, Any], prefix: str
-) -> bool:
+def _agree(layer: LayerWithPhi, held: dict[str, Any], inner: dict[str, Any], prefix: str) -> bool:
     """Whether V, d and Φ of a checkpoint give its W and b, to rounding."""
     tensors = [value for value in (*held.values(), *inner.values()) if value is not None]
     if any(value.is_meta for value in tensors):
@@ -106,9 +126,7 @@ def _agree(
     # What rounding of V to its type, and of the sums, can make of W.
     rounding = 4 * torch.finfo(inner[prefix + "weight"].dtype).eps
     rounding += TOLERANCE * torch.finfo(held["mean"].dtype).eps
-    sizes, around = to_canonical(
-        grouped.abs(), None if bias is None else -bias.abs(), _sizes(phi)
-    )
+    sizes, around = to_canonical(grouped.abs(), None if bias is None else -bias.abs(), _sizes(phi))
     size = float(sizes.max())
     pairs = [(held["weight"], from_grouped(weight, layer.weight.shape, transposed), size)]
     if plain is not None and around is not None:
@@ -131,7 +149,7 @@ def _sizes(phi: Phi) -> Phi:
 
 
 def _in_present_basis(
-    layer: Whitened, weight: Tensor | None, bias: Tensor | None, prefix: str
+    layer: LayerWithPhi, weight: Tensor | None, bias: Tensor | None, prefix: str
 ) -> dict[str, Tensor]:
     """W and b as V and d of the layer's present Φ; Φ is I where the layer has no numbers yet."""
     present = {name: getattr(layer, name) for name in layer.PHI}
@@ -176,7 +194,7 @@ def _in_present_basis(
     return entries
 
 
-def identity_phi(layer: Whitened, device: torch.device) -> dict[str, Tensor | None]:
+def identity_phi(layer: LayerWithPhi, device: torch.device) -> dict[str, Tensor | None]:
     """Buffers of U = I, c = 0 (and R = I), in the layer's mode and types, on a device."""
     groups, features = layer.mean.shape
     dtype = layer.mean.dtype

@@ -11,7 +11,8 @@ from torch import nn
 
 from prong.layers.aside import MOST_ASIDE
 from prong.layers.autograd import NaturalLinear
-from prong.layers.base import Whitened, refuse_transforms, transforms_active
+from prong.layers.base import Whitened
+from prong.layers.observing import refuse_transforms, transforms_active
 from prong.linalg.dtypes import product_dtype
 from prong.linalg.layout import convolution_samples, dense_samples
 

@@ -224,13 +224,11 @@ def pairs_of(optimizers: Sequence[Optimizer], unit: TiedLayers) -> list[Pair]:
     keys = list(dict.fromkeys((id(h.optimizer), h.path) for h in held))
     pairs = []
     for owner, path in keys:
-        own = {
-            id(h.parameter): h for h in held if id(h.optimizer) == owner and h.path == path
-        }
+        own = {id(h.parameter): h for h in held if id(h.optimizer) == owner and h.path == path}
         first = next(iter(own.values()))
         weight = own.get(id(unit.weight))
         biases = [own.get(id(bias)) for bias in unit.biases]
-        partners = []
+        partners: list[Tensor | None] = []
         for bias, mine in zip(unit.biases, biases, strict=True):
             partner = mine
             if mine is None and weight is not None:

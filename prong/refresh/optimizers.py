@@ -11,8 +11,8 @@ from collections.abc import Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.weak import WeakIdKeyDictionary
 
 from prong.refresh.state_kinds import REFUSED, kinds_of, names_of
 
@@ -158,7 +158,7 @@ def before_step(optimizer: Optimizer, work: Callable[[Optimizer], None]) -> Remo
 def after_step(optimizer: Optimizer, work: Callable[[Optimizer], None]) -> RemovableHandle:
     """Let `work` know of every step that was made; a step that is skipped is none."""
     # A refresh has nothing to gain from being compiled together with the step.
-    quiet = torch.compiler.disable(work)
+    quiet = torch.compiler.disable(work)  # type: ignore[no-untyped-call]
     return optimizer.register_step_post_hook(lambda made, *_: quiet(made))
 
 
@@ -176,7 +176,9 @@ class _Guard:
         self._harmless: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._handle: RemovableHandle | None = None
 
-    def watch(self, owner: object, levels: Sequence[Optimizer], weights: Sequence[nn.Parameter]) -> None:
+    def watch(
+        self, owner: object, levels: Sequence[Optimizer], weights: Sequence[nn.Parameter]
+    ) -> None:
         """Let only these optimizers move these parameters, as long as `owner` lives."""
         reference = weakref.ref(owner)
         self._harmless.clear()
@@ -189,9 +191,10 @@ class _Guard:
 
     def release(self, owner: object) -> None:
         """Let anybody move what `owner` watched."""
-        for table in (self._owners, self._weights):
-            for key in [key for key, held in table.items() if held() in (None, owner)]:
-                del table[key]
+        for optimizer in [o for o, held in self._owners.items() if held() in (None, owner)]:
+            del self._owners[optimizer]
+        for weight in [w for w, held in self._weights.items() if held() in (None, owner)]:
+            del self._weights[weight]
 
     def owner_of(self, weights: Sequence[nn.Parameter]) -> Any:
         """What watches some of these parameters; None if nothing does."""

@@ -169,7 +169,9 @@ _HISTORY = ("torch.LBFGS", "pytorch_optimizer.LBFGS")
 
 def names_of(optimizer: Optimizer) -> list[str]:
     """`package.Class` of an optimizer and of the classes that it comes from, nearest first."""
-    return [f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(optimizer).__mro__]
+    return [
+        f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in type(optimizer).__mro__
+    ]
 
 
 def kinds_of(optimizer: Optimizer) -> Kinds | None:

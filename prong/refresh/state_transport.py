@@ -1,4 +1,4 @@
-"""How what is remembered of V and d is written in another Φ; see `prong.refresh.optimizer_state`."""
+"""How a pair of tensors of V and d is written in another Φ; see `prong.refresh.optimizer_state`."""
 
 from __future__ import annotations
 

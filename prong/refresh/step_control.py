@@ -180,7 +180,7 @@ class StepControl:
         self._measure_weights()
         if not self.waiting(optimizer):
             return
-        which = next(i for i, m in enumerate(self._members) if m is optimizer or len(self._members) == 1)
+        which = 0 if len(self._members) == 1 else self.optimizers.index(optimizer)
         member = self._members[which]
         watched = self._watched[which]
         if watched.layout != _layout(member, self._units):

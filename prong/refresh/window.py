@@ -193,9 +193,7 @@ class Gathering:
         ]
         counts = counts_of(units, self._ranks)
         waiting, smallest = {}, before.examples
-        for unit, wanted, (_, found, rejected) in zip(
-            units, planned, counts.tolist(), strict=True
-        ):
+        for unit, wanted, (_, found, rejected) in zip(units, planned, counts.tolist(), strict=True):
             if not rejected and 0 < found < wanted / 2 and unit.weight.requires_grad:
                 reason = (
                     f"{found:.0f} examples were seen and {wanted:.0f} planned: batches became "
@@ -213,9 +211,7 @@ class Gathering:
     def learn(self) -> None:
         """Set `seen` from the gathered statistics."""
         if self.seen is None and self.steps:
-            self.seen = batches_seen(
-                self._units, counts_of(self._units, self._ranks), self.steps
-            )
+            self.seen = batches_seen(self._units, counts_of(self._units, self._ranks), self.steps)
 
     def plan(self, steps: int) -> None:
         """Turn the statistics of each unit on or off for the step after `steps`."""

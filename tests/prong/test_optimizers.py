@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import importlib
 import warnings
 
 import pytest
@@ -82,9 +80,7 @@ def run(name, whitened, steps=40):
     if whitened:
         given = optimizers if len(optimizers) > 1 else optimizers[0]
         # The step control bounds SGD's steps on purpose: that is not what is looked at here.
-        natural = prong.Reparametrizer(
-            model, given, period=10, step_limit=None, automatic=False
-        )
+        natural = prong.Reparametrizer(model, given, period=10, step_limit=None, automatic=False)
         natural.initialize([x])
     for each in optimizers:
         train_mode(each)
@@ -295,12 +291,11 @@ def test_a_history_is_dropped():
         loss.backward()
         return loss
 
-    first = float(optimizer.step(closure).detach())
+    losses = [float(optimizer.step(closure).detach()) for _ in range(9)]
     with pytest.warns(UserWarning, match="LBFGS: the history was dropped"):
-        for _ in range(9):
-            last = float(optimizer.step(closure).detach())
+        losses.append(float(optimizer.step(closure).detach()))
     assert natural.steps == 10
-    assert last < 0.1 * first
+    assert losses[-1] < 0.1 * losses[0]
     assert not optimizer.state
 
 
