@@ -31,6 +31,7 @@ from prong.layers.autograd import GradientFactors
 from prong.linalg.dtypes import wide_dtype
 from prong.linalg.layout import to_grouped
 from prong.linalg.preconditioner import Dense, weight_square
+from prong.refresh.moved_units import Together, Watched, layout_of, members_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,83 +44,6 @@ if TYPE_CHECKING:
 
 COOLING = 50.0
 POWER = 0.3
-SMALLEST = 0.1
-
-
-class _Together:
-    """Optimizers that share units, V in one and d in another, seen as one."""
-
-    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
-        """Remember them."""
-        self.optimizers = list(optimizers)
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of all, one after another."""
-        return [group for each in self.optimizers for group in each.param_groups]
-
-
-class _Watched:
-    """The parameters of units that one optimizer holds.
-
-    Attributes:
-        units: the units of which the optimizer holds parameters.
-        entries: for each parameter, its unit's place in `units` and its parameter group's index.
-        deciding: for each of `units`, the group whose learning rate reduces the bound. It is the
-            weight's group if the optimizer holds the weight.
-        smallest: the lower limit of ‖V‖, `[units]`.
-    """
-
-    def __init__(self, optimizer: Optimizer | _Together, units: Sequence[TiedLayers]) -> None:
-        """Find the parameters of `units` in the optimizer's groups."""
-        self.layout = _layout(optimizer, units)
-        owner = {id(p): index for index, unit in enumerate(units) for p in unit.parameters}
-        places: dict[int, int] = {}
-        self.entries: list[tuple[nn.Parameter, int, int]] = []
-        self.deciding: list[int] = []
-        for group, settings in enumerate(optimizer.param_groups):
-            for parameter in settings["params"]:
-                index = owner.get(id(parameter))
-                if index is None:
-                    continue
-                if index not in places:
-                    places[index] = len(places)
-                    self.deciding.append(group)
-                if parameter is units[index].weight:
-                    self.deciding[places[index]] = group
-                self.entries.append((parameter, places[index], group))
-        self.units = [units[index] for index in places]
-        self.place = {unit.name: place for place, unit in enumerate(self.units)}
-        device = units[0].weight.device
-        self.indices = torch.tensor(list(places), device=device, dtype=torch.long)
-        outputs = [unit.layer.outputs for unit in self.units]
-        self.smallest = (
-            SMALLEST * torch.tensor(outputs, dtype=wide_dtype(device), device=device).sqrt()
-        )
-
-
-def _layout(
-    optimizer: Optimizer | _Together, units: Sequence[TiedLayers]
-) -> tuple[torch.device, list[list[int]]]:
-    """Return values that change if parameters are added or exchanged, or the model is moved."""
-    groups = [[id(p) for p in group["params"]] for group in optimizer.param_groups]
-    return units[0].weight.device, groups
-
-
-def _members(
-    optimizers: Sequence[Optimizer], units: Sequence[TiedLayers]
-) -> list[Optimizer | _Together]:
-    """The optimizers, or all of them as one where some unit is moved by several."""
-    holder = {
-        id(p): index
-        for index, optimizer in enumerate(optimizers)
-        for group in optimizer.param_groups
-        for p in group["params"]
-    }
-    for unit in units:
-        if len({holder[id(p)] for p in unit.parameters if id(p) in holder}) > 1:
-            return [_Together(optimizers)]
-    return list(optimizers)
 
 
 class StepControl:
@@ -146,8 +70,8 @@ class StepControl:
         self.steps = 0
         self.scales: dict[str, Tensor] = {}
         self._units = list(units)
-        self._members = _members(self.optimizers, self._units)
-        self._watched = [_Watched(member, self._units) for member in self._members]
+        self._members = members_of(self.optimizers, self._units)
+        self._watched = [Watched(member, self._units) for member in self._members]
         self._highest: list[list[float]] = [[0.0] * len(o.param_groups) for o in self._members]
         self._scaled: dict[int, tuple[Tensor, int]] = {}
         self._inverses: dict[str, tuple[Tensor, int, Tensor]] = {}
@@ -183,8 +107,8 @@ class StepControl:
         which = 0 if len(self._members) == 1 else self.optimizers.index(optimizer)
         member = self._members[which]
         watched = self._watched[which]
-        if watched.layout != _layout(member, self._units):
-            watched = self._watched[which] = _Watched(member, self._units)
+        if watched.layout != layout_of(member, self._units):
+            watched = self._watched[which] = Watched(member, self._units)
         if not watched.units:
             return
         rates = [float(group["lr"]) for group in member.param_groups]
@@ -200,7 +124,7 @@ class StepControl:
         below = torch.where(lengths > 0, inverse ** (1 - POWER), 1)
         scales = torch.where(lengths > allowed, inverse, below)
         self.scales = {**self.scales, **dict(zip(watched.place, scales.unbind(), strict=True))}
-        together = isinstance(member, _Together)
+        together = isinstance(member, Together)
         held = [
             (p.grad, place)
             for p, place, _ in watched.entries
@@ -229,7 +153,7 @@ class StepControl:
         scaled yet; none if its own were.
         """
         together = self._members[0]
-        if not isinstance(together, _Together):
+        if not isinstance(together, Together):
             return [optimizer]
         found = [
             each
@@ -276,7 +200,7 @@ class StepControl:
         """Return the cached inverses, which serve gradients of several backward passes."""
         return [inverse for _, _, inverse in self._inverses.values()]
 
-    def _allowed(self, watched: _Watched, which: int, rates: Sequence[float]) -> Tensor:
+    def _allowed(self, watched: Watched, which: int, rates: Sequence[float]) -> Tensor:
         """Return ρ_t ‖V‖ of each unit, `[units]`."""
         assert self.limit is not None
         highest = self._highest[which]
@@ -297,7 +221,7 @@ class StepControl:
 
     def _squares(
         self,
-        watched: _Watched,
+        watched: Watched,
         rates: Sequence[float],
         known: Sequence[tuple[Sequence[TiedLayers], Tensor]],
     ) -> Tensor:
