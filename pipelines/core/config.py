@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from pipelines.core.files import sha256_json
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
+_NOT_RECORDED = Field(exclude=True)  # a section that says nothing about a model
 
 Source = Literal["digits", "mnist", "cifar10", "images"]
 Method = Literal["sgd", "bn", "adam", "prong", "prong+"]
@@ -129,8 +130,6 @@ class GatesConfig:
 class ScheduleConfig:
     """How a scheduled run tries again when an outside system was silent."""
 
-    RECORDED: ClassVar[bool] = False
-
     retries: Annotated[int, Field(ge=0, le=20)]
     pause: Annotated[float, Field(gt=0, le=3600)]
 
@@ -139,16 +138,12 @@ class ScheduleConfig:
 class AlertsConfig:
     """Where a scheduled run reports failures, blocked promotions and new champions."""
 
-    RECORDED: ClassVar[bool] = False
-
     webhook: Annotated[str, Field(pattern=r"^(https?://[^\s/]+\S*|\$[A-Za-z_][A-Za-z0-9_]*)?$")]
 
 
 @dataclass(frozen=True, config=_STRICT)
 class SupervisionConfig:
     """How a training is watched and where it meets; none of it changes what comes out."""
-
-    RECORDED: ClassVar[bool] = False
 
     checkpoint: Positive
     keep: Positive
@@ -169,8 +164,6 @@ class SupervisionConfig:
 class StoreConfig:
     """Where DVC keeps what the stages made beyond this machine."""
 
-    RECORDED: ClassVar[bool] = False
-
     remote: Annotated[str, Field(pattern=r"^(|s3://[^/]+(/.*)?|[^:]+)$")]
 
 
@@ -185,10 +178,10 @@ class Params:
     verify: VerifyConfig
     registry: RegistryConfig
     gates: GatesConfig
-    schedule: ScheduleConfig
-    alerts: AlertsConfig
-    supervision: SupervisionConfig
-    store: StoreConfig
+    schedule: Annotated[ScheduleConfig, _NOT_RECORDED]
+    alerts: Annotated[AlertsConfig, _NOT_RECORDED]
+    supervision: Annotated[SupervisionConfig, _NOT_RECORDED]
+    store: Annotated[StoreConfig, _NOT_RECORDED]
 
     @property
     def model_name(self) -> str:
@@ -211,9 +204,5 @@ class Params:
         When runs are made, whom they tell, how they are watched and where copies are kept does not;
         and an alert's address may hold a secret.
         """
-        sections: dict[str, dict[str, Any]] = asdict(self)
-        return {
-            name: values
-            for name, values in sections.items()
-            if getattr(getattr(self, name), "RECORDED", True)
-        }
+        recorded: dict[str, dict[str, Any]] = TypeAdapter(Params).dump_python(self)
+        return recorded
