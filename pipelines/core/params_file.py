@@ -63,7 +63,7 @@ def _fields(*section: str) -> dict[str, FieldInfo]:
 
 
 def _finding(item: ErrorDetails) -> tuple[str, str]:
-    """Return what one of pydantic's findings is about, and what is allowed there."""
+    """Return key and value of one of pydantic's errors, and what is allowed there."""
     path = [str(part) for part in item["loc"][:2]]  # beyond section and key: a branch of a union
     key = ".".join(path) or "params.yaml"
     context = item.get("ctx", {})
@@ -82,14 +82,14 @@ def _finding(item: ErrorDetails) -> tuple[str, str]:
         case "string_pattern_mismatch":
             text = f"must match {context['pattern']}"
         case "dataclass_type":
-            text = "must be a section with keys of its own"
+            text = "must be a section with keys"
         case _:
             text = item["msg"][0].lower() + item["msg"][1:]
     return f"{key} = {_shown(item['input'])}", text.replace("input should be", "must be")
 
 
 def _explain(error: ValidationError) -> str:
-    """Turn pydantic's findings into lines that name the key, the value and what is allowed."""
+    """Turn pydantic's errors into lines that name the key, the value and what is allowed."""
     found: dict[str, list[str]] = {}
     for item in error.errors():
         head, text = _finding(item)
@@ -100,7 +100,7 @@ def _explain(error: ValidationError) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Return a value as it would stand in YAML, shortened."""
+    """Return a value in YAML notation, shortened."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:79]}…"
 
@@ -117,7 +117,7 @@ def parse(value: Any) -> Params:
     if not isinstance(value, dict):
         raise UserError(f"params.yaml: a mapping is needed, found {type(value).__name__}")
     try:
-        # As JSON: strict there still lets a mapping become a dataclass and 1 become 1.0.
+        # As JSON: strict mode still converts a mapping to a dataclass and 1 to 1.0 there.
         return TypeAdapter(Params).validate_json(_json(value))
     except ValidationError as error:
         raise UserError(_explain(error)) from None
@@ -133,7 +133,7 @@ def load(path: Path) -> Params:
 
 
 def _update(document: Any, values: dict[str, Any]) -> None:
-    """Make `document` hold `values` and no more; what is equal already keeps its comments."""
+    """Make `document` equal to `values`; where they are equal already, comments stay."""
     for key in set(document) - set(values):
         del document[key]
     for key, value in values.items():
