@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from pipelines.core.files import sha256_json
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
-_NOT_RECORDED = Field(exclude=True)  # for a section that does not describe a model
+_NOT_RECORDED = {"recorded": False}  # for a section that does not describe a model
 
 Source = Literal["digits", "mnist", "cifar10", "images"]
 Method = Literal["sgd", "bn", "adam", "prong", "prong+"]
@@ -178,10 +178,10 @@ class Params:
     verify: VerifyConfig
     registry: RegistryConfig
     gates: GatesConfig
-    schedule: Annotated[ScheduleConfig, _NOT_RECORDED]
-    alerts: Annotated[AlertsConfig, _NOT_RECORDED]
-    supervision: Annotated[SupervisionConfig, _NOT_RECORDED]
-    store: Annotated[StoreConfig, _NOT_RECORDED]
+    schedule: ScheduleConfig = field(metadata=_NOT_RECORDED)
+    alerts: AlertsConfig = field(metadata=_NOT_RECORDED)
+    supervision: SupervisionConfig = field(metadata=_NOT_RECORDED)
+    store: StoreConfig = field(metadata=_NOT_RECORDED)
 
     @property
     def model_name(self) -> str:
@@ -204,5 +204,9 @@ class Params:
         The schedule, the alerts, the supervision and the store of copies do not describe a model,
         and an alert's address may hold a secret.
         """
-        recorded: dict[str, dict[str, Any]] = TypeAdapter(Params).dump_python(self)
-        return recorded
+        values = asdict(self)
+        return {
+            section.name: values[section.name]
+            for section in fields(self)
+            if section.metadata.get("recorded", True)
+        }

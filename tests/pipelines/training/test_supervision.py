@@ -93,7 +93,7 @@ def test_one_rank_that_is_told_to_end_ends_all_and_says_how_to_go_on(gang: Gang)
     with _at_work(gang) as (process, signs):
         signs[1].send(signal.SIGTERM)
         said = _said(process)
-        assert "Interrupted: the ranks were told to end at step" in said
+        assert "Interrupted: the ranks were stopped at step" in said
         assert process.returncode == 1
     assert checkpoint.newest(gang.paths.checkpoints) is not None
 
@@ -103,7 +103,9 @@ def test_a_killed_rank_ends_the_run_and_is_named(gang: Gang, ranks: int) -> None
     with _at_work(replace(gang, ranks=ranks)) as (process, signs):
         signs[-1].send(signal.SIGKILL)
         said = _said(process)
-        assert said.startswith(f"Failed: rank {ranks - 1} of {ranks} died without a word, training")
+        assert said.startswith(
+            f"Failed: rank {ranks - 1} of {ranks} died without an error message, training"
+        )
         assert "(signal SIGKILL)" in said
         assert "lower train.batch (now 32)" in said
 
@@ -129,7 +131,7 @@ def test_a_hung_rank_is_found_and_ended(gang: Gang, ranks: int) -> None:
         start = time.monotonic()
         said = _said(process)
         assert time.monotonic() - start < 25
-        assert said.startswith(f"Failed: rank {ranks - 1} hung: no sign for 4 s")
+        assert said.startswith(f"Failed: rank {ranks - 1} hung: no heartbeat for 4 s")
         assert "does not answer" in said
 
 
@@ -140,7 +142,9 @@ def test_the_hung_rank_is_the_one_furthest_behind(tmp_path: Path) -> None:
     watch = supervision._Watch(folder, 0.0)
     gone = RankStatus(0, 1, "", "elsewhere", "training", 8, 1)
     said = watch._accuse([gone, replace(gone, rank=1, step=7), replace(gone, rank=2, step=8)])
-    assert said.startswith("rank 1 hung: no sign for 0 s (supervision.timeout), training at step 7")
+    assert said.startswith(
+        "rank 1 hung: no heartbeat for 0 s (supervision.timeout), training at step 7"
+    )
 
 
 @pytest.mark.slow
