@@ -55,7 +55,7 @@ def test_a_second_attempt_waits_and_a_killed_one_leaves_no_lock(
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another process is at work"), place.held():
+        with pytest.raises(UserError, match="another process runs the same"), place.held():
             pass
         assert place.busy() == (who == "stage")
     finally:

@@ -132,7 +132,7 @@ def test_a_hung_rank_is_found_and_ended(gang: Gang, ranks: int) -> None:
         said = _said(process)
         assert time.monotonic() - start < 25
         assert said.startswith(f"Failed: rank {ranks - 1} hung: no heartbeat for 4 s")
-        assert "does not answer" in said
+        assert "does not respond" in said
 
 
 def test_the_hung_rank_is_the_one_furthest_behind(tmp_path: Path) -> None:
