@@ -47,7 +47,7 @@ class Layout:
 
     @property
     def params(self) -> Path:
-        """The knobs."""
+        """The settings, `params.yaml`."""
         return self.root / "params.yaml"
 
     @property
