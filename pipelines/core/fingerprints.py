@@ -15,6 +15,7 @@ SOURCES = (
     "pipelines/data",
     "pipelines/export",
     "pipelines/systems/onnx/metadata.py",
+    "pipelines/systems/onnx/serialise.py",
     "pipelines/training",
 )
 """The sources that determine a model's bytes; a test compares them with the stages' imports."""

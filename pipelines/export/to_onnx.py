@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import onnx
 import torch
-from onnx import ModelProto
 from torch import Tensor, nn
 
 import prong
@@ -21,6 +19,7 @@ from pipelines.core.files import atomic_path
 from pipelines.core.fingerprints import code_hash, params_hash
 from pipelines.data.prepared import load_card
 from pipelines.systems.onnx.metadata import INPUT, LARGEST_FILE, OUTPUTS, OnnxMetadata, require_fit
+from pipelines.systems.onnx.serialise import to_bytes
 from pipelines.training.network import load
 
 LARGEST_BATCH = 4096
@@ -119,31 +118,7 @@ def onnx_bytes(plain: nn.Module, card: OnnxMetadata, opset: int) -> bytes:
             verbose=False,
         )
     assert program is not None  # only the exporter without dynamo returns None
-    model = program.model_proto
-    _strip(model)
-    onnx.helper.set_model_props(model, card.metadata())
-    onnx.checker.check_model(model, full_check=True)
-    left = {node.op_type for node in model.graph.node} & {"BatchNormalization"}
-    if left or model.functions:
-        raise RuntimeError("the exporter left batch normalisation or functions in the graph")
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
-
-
-def _strip(model: ModelProto) -> None:
-    """Remove data about this machine, its sources and its build of torch; keep the computation."""
-    model.producer_name, model.producer_version, model.doc_string = "prong", "", ""
-    del model.metadata_props[:]
-    graph = model.graph
-    graph.doc_string = ""
-    del graph.metadata_props[:]
-    del graph.value_info[:]  # inferred shapes; the numbers of their symbols vary
-    for node in graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for value in (*graph.input, *graph.output, *graph.initializer):
-        value.doc_string = ""
-        del value.metadata_props[:]
+    return to_bytes(program.model_proto, card.metadata())
 
 
 @contextmanager
