@@ -111,7 +111,7 @@ def _registry(layout: Layout) -> Iterator[Check]:
     uri = "MLFLOW_TRACKING_URI"
     try:
         uri = tracking.shown_uri(tracking.tracking_uri(layout))
-        tracking.connect(layout).search_experiments(max_results=1)
+        tracking.probe(layout)
     except UserError as error:
         yield Check("MLflow", uri, str(error))
     else:

@@ -13,13 +13,14 @@ from test_release import MODEL, aliases, stored
 from pipelines.core.errors import UserError
 from pipelines.core.files import write_text
 from pipelines.core.paths import Layout
-from pipelines.registry import artifacts, version_files
+from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release import gc as garbage
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
 from pipelines.release import transaction
 from pipelines.systems import mlflow as tracking
+from pipelines.systems.mlflow import artifacts
 
 Make = Callable[..., Checkout]
 LOCK = "schema: '2.0'\nstages:\n  prepare:\n    outs:\n    - path: data/prepared\n      md5: {}\n"

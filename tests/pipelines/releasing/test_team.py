@@ -13,7 +13,7 @@ from postgres import Postgres
 from test_release import MODEL, forget
 
 from pipelines.data.prepared import load_split
-from pipelines.registry import artifacts, version_files
+from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release import gc as garbage
 from pipelines.release import promote as promotion
@@ -21,6 +21,7 @@ from pipelines.release import register as release
 from pipelines.release import transaction
 from pipelines.serving.predict import predict
 from pipelines.systems import mlflow as tracking
+from pipelines.systems.mlflow import artifacts
 from pipelines.systems.onnx.runtime import OnnxModel
 
 Make = Callable[..., Checkout]
