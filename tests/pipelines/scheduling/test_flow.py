@@ -7,8 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from webhook import Receiver
 
 from pipelines.core import params_file
@@ -18,9 +16,10 @@ from pipelines.core.paths import Layout
 from pipelines.pipeline.main_job import JobResult
 from pipelines.release.promote import Decision
 from pipelines.release.register import Registration
-from pipelines.scheduling.flow import Call, _announce, _may_pass, _only_one, _reporting
-from pipelines.scheduling.rules import Due
+from pipelines.scheduling.flow import Call, _announce, _only_one, _reporting
+from pipelines.scheduling.rules import Due, can_pass
 from pipelines.systems import mlflow as tracking
+from pipelines.systems.prefect.decorators import retried
 
 
 @pytest.mark.parametrize(
@@ -32,18 +31,12 @@ def test_prefect_makes_again_only_what_can_pass(
 ) -> None:
     made = []
 
-    @task(
-        retries=2,
-        retry_delay_seconds=[0, 0],
-        retry_condition_fn=_may_pass,
-        cache_policy=NO_CACHE,
-    )
     def attempt() -> None:
         made.append(1)
         raise error
 
     with pytest.raises(type(error), match=str(error)):
-        attempt()
+        retried(attempt, [0, 0], can_pass)()
     assert len(made) == calls
 
 
