@@ -20,7 +20,7 @@ from pipelines.core.paths import Layout
 from pipelines.pipeline import data_versions as dataset
 from pipelines.pipeline.stages import check_names
 from pipelines.release.decision import Decision
-from pipelines.release.register import Registration
+from pipelines.release.register import Registration, exported
 from pipelines.systems.dvc import cache as dvc_store
 from pipelines.systems.dvc import reproduce as versioning
 from pipelines.systems.dvc.reproduce import StageResult
@@ -84,19 +84,19 @@ def verify(root: Path, force: bool) -> StageResult:
 
 
 @task
-def register(held: Transaction, params: Params, flow_run_id: str) -> Registration:
+def register(held: Transaction, params: Params, sha256: str, flow_run_id: str) -> Registration:
     """Register the verified ONNX file, unless these bytes are registered already."""
     from pipelines.release.register import register_in
 
-    return register_in(held, params, flow_run_id)
+    return register_in(held, params, sha256, flow_run_id)
 
 
 @task
 def promote(held: Transaction, params: Params, version: int, flow_run_id: str) -> Decision:
     """Make the version champion if every gate lets it pass."""
-    from pipelines.release.promote import promote_in
+    from pipelines.release.promote import PromotionRequest, promote_in
 
-    return promote_in(held, params, version, flow_run_id)
+    return promote_in(held, params, PromotionRequest(version, flow_run_id))
 
 
 @flow(name="prong")
@@ -122,8 +122,9 @@ def main_job(root: Path, force: frozenset[str], report: Report) -> JobResult:
     from pipelines.systems import mlflow as tracking
 
     tracking.close_dead_runs(layout)
+    sha256 = exported(layout)
     with transaction(layout, params.model_name) as held:
-        registration = register(held, params, run)
+        registration = register(held, params, sha256, run)
         decision = promote(held, params, registration.version, run)
     return JobResult(tuple(results), registration, decision, run, time.monotonic() - start)
 
