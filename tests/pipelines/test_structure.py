@@ -22,14 +22,14 @@ from pipelines.pipeline import main_job as flow
 from pipelines.pipeline import stages
 
 ROOT = Path(__file__).parents[2]
-ROOMS = {
+FOLDERS = {
     "mlflow": "pipelines/systems/mlflow/",
     "prefect": "pipelines/systems/prefect/",
     "dvc": "pipelines/systems/dvc/",
     "onnx": "pipelines/systems/onnx/",
     "onnxruntime": "pipelines/systems/onnx/",
 }
-"""Outside system → the one room that imports it."""
+"""Outside system → the one folder that imports it."""
 STEPS = {
     "prepare": "pipelines.data.prepare",
     "train": "pipelines.training.launch",
@@ -168,21 +168,21 @@ def test_an_import_that_is_not_allowed_is_found(
 def test_the_method_knows_nothing_of_the_pipeline() -> None:
     for path in (ROOT / "prong").rglob("*.py"):
         tops = {name.split(".")[0] for name in _imports(path)}
-        assert not tops & {"pipelines", *ROOMS, "numpy", "safetensors"}, path
+        assert not tops & {"pipelines", *FOLDERS, "numpy", "safetensors"}, path
 
 
-@pytest.mark.parametrize("system", ROOMS)
-def test_one_room_imports_each_outside_system(system: str) -> None:
+@pytest.mark.parametrize("system", FOLDERS)
+def test_one_folder_imports_each_outside_system(system: str) -> None:
     found = {
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / "pipelines").rglob("*.py")
         if system in {name.split(".")[0] for name in _imports(path)}
     }
     assert found
-    assert [path for path in sorted(found) if not path.startswith(ROOMS[system])] == []
+    assert [path for path in sorted(found) if not path.startswith(FOLDERS[system])] == []
 
 
-def test_no_other_room_calls_what_a_client_of_an_outside_system_offers() -> None:
+def test_no_other_folder_calls_what_a_client_of_an_outside_system_offers() -> None:
     def calls(path: Path) -> Iterator[str]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):

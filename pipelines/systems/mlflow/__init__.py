@@ -1,4 +1,4 @@
-"""MLflow: what was measured and what is released. Only this room imports it.
+"""MLflow: what was measured and what is released. Only this package imports it.
 
 `registered_models`, `logged_models` and `artifacts` are the registry's calls, by name; here are
 the connection, the runs of trainings, and their end.
@@ -6,7 +6,7 @@ the connection, the runs of trainings, and their end.
 
 from __future__ import annotations
 
-# First: MLflow reads its surroundings when it is imported, and no module of this room comes before.
+# First: MLflow reads its surroundings when it is imported, and this file runs before its modules.
 import pipelines.systems.mlflow.surroundings  # noqa: F401
 
 # isort: split
