@@ -10,6 +10,7 @@ import torch
 from exact import EXACT, reparametrizer
 from processes import run
 from safetensors.torch import load_file, save_file
+from small_runs import adam, assert_close, assert_same_bits, folded, sgd, train_step
 from torch import nn
 
 import prong
@@ -41,21 +42,9 @@ def start(optimizer, **options):
     return model, made, reparametrizer(model, made, **options)
 
 
-def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
-
-
-def adam(parameters):
-    return torch.optim.Adam(parameters, lr=0.01)
-
-
 def train(model, optimizer, natural, first, last):
-    for step in range(first, last):
-        x, y = batch(step)
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        natural.step()
+    for index in range(first, last):
+        train_step(model, optimizer, natural, *batch(index))
 
 
 @pytest.mark.parametrize("optimizer", [sgd, adam])
@@ -94,8 +83,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(tmp_path, optimiz
     )
     train(model, made, natural, stop, 17)
     assert natural.steps == 17
-    for name, value in whole[0].state_dict().items():
-        assert torch.equal(value, model.state_dict()[name]), name
+    assert_same_bits(model.state_dict(), whole[0].state_dict())
 
 
 def test_modes_convert_in_mid_run_and_only_sgd_may_be_preconditioned():
@@ -107,10 +95,7 @@ def test_modes_convert_in_mid_run_and_only_sgd_may_be_preconditioned():
         train(*fixed, first, first + 5)
         train(*moved, first, first + 5)
         moved[2].convert(mode)
-    for a, b in zip(
-        prong.fold(fixed[0]).parameters(), prong.fold(moved[0]).parameters(), strict=True
-    ):
-        assert (a - b).abs().max() < 1e-4
+    assert (folded(fixed[0]) - folded(moved[0])).abs().max() < 1e-4
     assert start(adam, mode="auto")[2].mode == "activations"
     with pytest.raises(ValueError, match=r"mode='preconditioned': Adam is not torch\.optim\.SGD"):
         start(adam, mode="preconditioned")
@@ -325,12 +310,8 @@ def test_statistics_from_a_loader_use_the_present_parameters():
     optimizer = sgd(model.parameters())
     loader = [batch(7, 16, torch.float64), batch(8, 16, torch.float64)]
     natural = reparametrizer(model, optimizer, period=3, samples=20, batches=loader, **EXACT)
-    for step in range(3):
-        x, y = batch(step, dtype=torch.float64)
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        report = natural.step()
+    for index in range(3):
+        report = train_step(model, optimizer, natural, *batch(index, dtype=torch.float64))
     assert report.layers["4"].samples == 32
     model.train()
     hidden = torch.cat([model[:4](x) for x, _ in loader])
@@ -354,14 +335,11 @@ def _path(rank, size, options):
     share = slice(rank * 8 // size, (rank + 1) * 8 // size)
     model[1].eval()  # batch statistics would differ between world sizes, whatever the method
     natural.initialize([batch(99, dtype=torch.float64)[0][share]], init)
-    for step in range(8):
-        x, y = batch(step, dtype=torch.float64)
+    for index in range(8):
+        x, y = batch(index, dtype=torch.float64)
         model.train()
         model[1].eval()
-        nn.functional.cross_entropy(parallel(x[share]), y[share]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        natural.step()
+        train_step(parallel, optimizer, natural, x[share], y[share])
     assert natural.report.layers["0"].examples == 16
     return model.state_dict()
 
@@ -384,8 +362,6 @@ def test_ranks_hold_the_same_bytes_and_one_answer(tmp_path):
     (alone,) = run(tmp_path / "1", 1, _paths)
     first, second = run(tmp_path / "2", 2, _paths)
     for name, (_, comparable) in OF_RANKS.items():
-        for key, value in first[name].items():
-            assert torch.equal(value, second[name][key]), (name, key)
-            if comparable and value.numel():
-                limit = 1e-10 * max(1, value.abs().max())
-                assert (value - alone[name][key]).abs().max() <= limit, (name, key)
+        assert_same_bits(second[name], first[name], name)
+        if comparable:
+            assert_close(first[name], alone[name], 1e-10, name)

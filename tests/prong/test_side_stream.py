@@ -15,6 +15,7 @@ import pytest
 import torch
 from devices import BOTH, CUDA
 from exact import EXACT, reparametrizer
+from small_runs import assert_same_bits
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -118,9 +119,7 @@ def trained(device, stream, *, steps=9, mixed=False, twice=False, **options):
 
 def equal(one, other):
     for expected, found in zip(one, other, strict=True):
-        assert expected.keys() == found.keys()
-        for name, value in expected.items():
-            assert torch.equal(value, found[name]), name
+        assert_same_bits(found, expected)
 
 
 @pytest.mark.parametrize("device", BOTH)

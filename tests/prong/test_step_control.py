@@ -12,19 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import run, share
 from random_networks import networks
+from small_runs import WIDE, adam, assert_close, assert_same_bits, dense, folded, train_step
 from torch import nn
 
 import prong
 
 MODES = ["fold", "activations", "preconditioned"]
-WIDE = torch.float64
 LIMIT, BATCH = 0.003, 16
 
 
 def network(dtype=WIDE):
-    torch.manual_seed(0)
-    layers = [nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 4)]
-    return nn.Sequential(*layers).to(dtype)
+    return dense((6, 9, 7, 4), dtype)
 
 
 def batch(step, size=BATCH, dtype=WIDE):
@@ -55,18 +53,10 @@ def start(mode="fold", *, lr=0.1, bias_lr=None, dtype=WIDE, **options):
 def train(model, optimizer, natural, first, last, pieces=1, dtype=WIDE):
     """The scales of every step."""
     scales = []
-    for step in range(first, last):
-        for x, y in zip(*(part.chunk(pieces) for part in batch(step, dtype=dtype)), strict=True):
-            (loss(model, x, y) / pieces).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    for index in range(first, last):
+        train_step(model, optimizer, natural, *batch(index, dtype=dtype), pieces)
         scales.append({name: float(scale) for name, scale in natural.control.scales.items()})
-        natural.step()
     return scales
-
-
-def folded(model):
-    return torch.cat([p.detach().flatten() for p in prong.fold(model).parameters()])
 
 
 def rows_of(layer, tensor):
@@ -184,7 +174,7 @@ def test_a_group_that_is_added_later_is_watched_too():
     optimizer.add_param_group({"params": [extra], "lr": 0.5})
     extra.grad = torch.full_like(extra, 1e6)
     train(model, optimizer, natural, 0, 1)
-    # Nobody's layer: its gradient passes as it is.
+    # It belongs to no whitened layer: its gradient passes as it is.
     assert (extra + 0.5e6).abs().max() == 0
 
 
@@ -214,8 +204,7 @@ def test_a_closure_gives_the_bytes_of_the_plain_loop(mode, keyword):
         natural.step()
     assert scales == wanted
     assert min(min(step.values()) for step in scales) < 1
-    for name, value in plain[0].state_dict().items():
-        assert torch.equal(value, model.state_dict()[name]), name
+    assert_same_bits(model.state_dict(), plain[0].state_dict())
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -312,11 +301,9 @@ def test_two_ranks_are_one_process_and_equal_in_every_bit(tmp_path):
     first, second = run(tmp_path / "2", 2, _trained)
     for name, tensors in first.items():
         assert float(tensors["folded.scales"].min()) < 1
-        for key, value in tensors.items():
-            assert torch.equal(value, second[name][key]), (name, key)
-            if key.startswith("folded.") or key.endswith(".norm"):
-                limit = 1e-10 * max(1, float(value.abs().max()))
-                assert (value - alone[name][key]).abs().max() <= limit, (name, key)
+        assert_same_bits(second[name], tensors, name)
+        comparable = [key for key in tensors if key.startswith("folded.") or key.endswith(".norm")]
+        assert_close(tensors, {key: alone[name][key] for key in comparable}, 1e-10, name)
 
 
 # Weights and gradients of every kind
@@ -529,8 +516,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(stop, spread):
     for each, state in zip(resumed, saved, strict=True):
         each.load_state_dict(state)
     steps(*resumed, stop, stop + 15)
-    for name, value in whole[0].state_dict().items():
-        assert torch.equal(value, resumed[0].state_dict()[name]), name
+    assert_same_bits(resumed[0].state_dict(), whole[0].state_dict())
     for name, norm in whole[2].control.norms.items():
         assert torch.equal(norm, resumed[2].control.norms[name]), name
         assert torch.equal(whole[2].control.scales[name], resumed[2].control.scales[name])
@@ -550,12 +536,8 @@ def test_a_state_without_norms_is_measured_anew():
     assert found == pytest.approx(wanted, rel=1e-10)
 
 
-def adam(parameters):
-    return torch.optim.Adam(parameters, lr=0.01)
-
-
 class OwnSGD(torch.optim.SGD):
-    """Whatever it does with a gradient: nobody knows that it is η times it."""
+    """A subclass may do anything with a gradient, so its step is not taken to be η times it."""
 
 
 def own_sgd(parameters):
@@ -574,8 +556,7 @@ def test_other_optimizers_get_no_limit(make):
         train(model, optimizer, natural, 0, 12, dtype=torch.float32)
         assert natural.control.scales == {}
         states.append(model.state_dict())
-    for name, value in states[0].items():
-        assert torch.equal(value, states[1][name]), name
+    assert_same_bits(*states)
 
 
 def test_beside_another_optimizer_sgd_gets_none_either():
