@@ -66,11 +66,11 @@ def together(natural):
 def test_together_and_one_by_one_are_one_path(monkeypatch, limit, parts, bias):
     model, optimizer, natural = start(bias, step_limit=limit)
     assert together(natural) == 7
-    train(model, optimizer, natural, 0, 40, parts)
+    train(model, optimizer, natural, 0, 28, parts)
     monkeypatch.setattr(small, "FEWEST", 99)
     other, its, alone = start(bias, step_limit=limit)
     assert together(alone) == 0
-    train(other, its, alone, 0, 40, parts)
+    train(other, its, alone, 0, 28, parts)
     assert (folded(model) - folded(other)).abs().max() < 1e-10
     for name, layer in model.named_modules():
         if isinstance(layer, prong.Whitened):

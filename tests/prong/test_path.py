@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -48,8 +49,9 @@ def arrays(model):
 MODES = ["fold", "activations", "preconditioned"]
 
 
+@functools.cache
 def run(root, rule, *, limit=None, lr=0.05, momentum=0.9, mode="fold", narrow=False, **options):
-    """Canonical parameters after every step."""
+    """Canonical parameters after every step; each path is taken once."""
     model = prong.whiten(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, **options)
     wanted = {"damping": 0.05, "root": root, "momentum": rule, "step_limit": limit, "mode": mode}
@@ -68,6 +70,7 @@ def run(root, rule, *, limit=None, lr=0.05, momentum=0.9, mode="fold", narrow=Fa
     return np.array([np.concatenate(step) for step in path])
 
 
+@functools.cache
 def reference(rule, limit=None, lr=0.05):
     weights, biases = arrays(network())
     frozen = ReferencePRONG(

@@ -456,11 +456,7 @@ def test_a_frozen_weight_leaves_the_bias_a_bound(mode):
     assert torch.equal(model[2].weight, weight)
 
 
-@given(
-    networks(), st.floats(-6, 6), st.sampled_from(["fold", "preconditioned"]), st.integers(0, 99)
-)
-@settings(max_examples=25)
-def test_every_layer_of_any_network_keeps_the_bound(network, power, mode, seed):
+def every_layer_keeps_the_bound(network, power, mode, seed):
     torch.manual_seed(seed)
     model, shape = network
     model = prong.whiten(model.double().train())
@@ -483,6 +479,24 @@ def test_every_layer_of_any_network_keeps_the_bound(network, power, mode, seed):
                 assert length(layer, 0.05) >= bound * (1 - 1e-6)
         optimizer.step()
         natural.step()
+
+
+ANY = given(
+    networks(), st.floats(-6, 6), st.sampled_from(["fold", "preconditioned"]), st.integers(0, 99)
+)
+
+
+@ANY
+@settings(max_examples=10)
+def test_every_layer_of_any_network_keeps_the_bound(network, power, mode, seed):
+    every_layer_keeps_the_bound(network, power, mode, seed)
+
+
+@pytest.mark.slow
+@ANY
+@settings(max_examples=100)
+def test_every_layer_of_many_networks_keeps_the_bound(network, power, mode, seed):
+    every_layer_keeps_the_bound(network, power, mode, seed)
 
 
 # Around it
