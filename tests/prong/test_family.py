@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from exact import EXACT, reparametrizer
@@ -182,47 +180,6 @@ def test_adam_state_follows_the_basis():
     assert (state["exp_avg_sq"] - carried).abs().max() < 1e-12 * carried.max()
     assert (carried - squares).abs().max() > 0.1 * squares.max()
     assert torch.equal(optimizer.state[model[0].bias]["exp_avg_sq"], squares_d)
-
-
-SQUARES = {
-    "exp_avg_sq": torch.optim.Adam,
-    "square_avg": torch.optim.RMSprop,
-    "sum": torch.optim.Adagrad,
-}
-
-
-@pytest.mark.parametrize("two_sided", [None, prong.TwoSided(normalized=False)])
-@pytest.mark.parametrize("key", SQUARES)
-def test_second_moments_follow_the_basis_as_uncorrelated_gradients_do(key, two_sided):
-    """Second moments that single gradients give, each of them moved into the new coordinates."""
-    model = prong.whiten(mlp())
-    optimizer = SQUARES[key](model.parameters(), lr=1e-3)
-    options = {**EXACT, "samples": 64, "two_sided": two_sided, "period": 1}
-    natural = reparametrizer(model, optimizer, **options)
-    loss_of(model).backward()
-    optimizer.step()
-    natural.step()
-    loss_of(model).backward()
-    optimizer.step()
-    layer, held = model[0], optimizer.state[model[0].weight]
-    squares, old = held[key].clone(), layer.phi()
-    old = type(old)(*(None if each is None else each.clone() for each in vars(old).values()))
-    loss_of(model, 2 * X - 1).backward()
-    natural.step()
-    new = layer.phi()
-    change = new.whitener[0] @ torch.linalg.inv(old.whitener[0])
-    outer = torch.eye(len(squares), dtype=squares.dtype)
-    if two_sided is not None:
-        outer = new.output[0] @ torch.linalg.inv(old.output[0])
-        assert (outer - torch.eye(len(outer))).abs().max() > 1e-3
-    expected = torch.zeros_like(squares)
-    for i, j in itertools.product(*map(range, squares.shape)):
-        # A gradient in one coordinate alone: with all of them, their second moment is `squares`.
-        gradient = torch.zeros_like(squares)
-        gradient[i, j] = squares[i, j].sqrt()
-        expected += (outer @ gradient @ change.T).square()
-    assert (held[key] - expected).abs().max() < 1e-12 * expected.max()
-    assert (expected - squares).abs().max() > 0.1 * squares.max()
 
 
 def test_reset_gives_a_fresh_optimizer():
