@@ -16,6 +16,7 @@ squares: Σ of every layer to all ranks by all-reduce, and the same results as s
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import platform
 import shlex
 import sys
@@ -116,7 +117,10 @@ def measure(
 ) -> tuple[Assignment, list[Share], int]:
     """Return who owns what, what each rank did, and the bytes that squares would take."""
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(_rank, (size, folder, model, mode, root, batch, rounds), nprocs=size)
+        mp.start_processes(
+            _rank, (size, folder, model, mode, root, batch, rounds), nprocs=size,
+            start_method="forkserver",
+        )  # fmt: skip
         shares = [
             torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(size)
         ]
@@ -162,6 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
+    # The ranks are forked from a process that imports torch once; none of them uses CUDA.
+    multiprocessing.set_forkserver_preload(["torch"])
     print(f"    python -m benchmarks.sharing {shlex.join(given)}".rstrip() + "\n")
     print(
         f"{platform.machine()}, one thread a rank, cpu, torch {torch.__version__}, Python "

@@ -1,4 +1,4 @@
-"""`whiten` and `fold`: into whitened coordinates, and back to a plain model."""
+"""`whiten` puts a model into whitened coordinates; `fold` turns it back into a plain model."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _REASON = "_prong_reason"
 
 @dataclass(frozen=True)
 class LayerStatus:
-    """Where one module that holds parameters stands.
+    """Whether one module that holds parameters is whitened, and if not, why.
 
     Attributes:
         name: qualified name in the model.
         kind: class name of the module.
-        whitened: whether it runs in whitened coordinates.
-        reason: why it does not; empty if it does.
+        whitened: True if it runs in whitened coordinates.
+        reason: why it is not whitened; empty if it is.
     """
 
     name: str
@@ -39,28 +39,29 @@ def whiten(
 ) -> nn.Module:
     """Turn the dense and convolutional layers of a model into whitened twins, in place.
 
-    The function and the Parameter objects stay (U = I, c = 0: line 3 of Algorithm 1), so hooks,
-    references to submodules and optimizers made before remain valid. What stays plain, and why,
-    is listed by `coverage`.
+    The model computes the same function (U = I, c = 0: line 3 of Algorithm 1) and keeps its
+    Parameter objects. Hooks, references to submodules and existing optimizers remain valid.
+    `coverage` lists the modules that stay plain, and why.
 
     Args:
         model: any module; nested and user-written modules are searched.
-        include: which layers to whiten: a name or glob pattern, several of them, or a predicate
-            `(name, module) -> bool`. All that can be by default.
-        exclude: which layers to leave alone, likewise.
+        include: the layers to whiten: a name or glob pattern, several of them, or a predicate
+            `(name, module) -> bool`. By default, every layer that can be whitened.
+        exclude: the layers that stay plain, in the same form. By default, none.
 
     Returns:
         The same model.
 
     Raises:
-        TypeError: if `model` is not a module, or a selector is neither names nor a predicate.
-        ValueError: if a name matches no module, nothing is left to whiten, or a weight that would
-            be whitened is sharded (FSDP, tensor parallelism).
+        TypeError: if `model` is not a module, or `include` or `exclude` is neither names nor a
+            predicate.
+        ValueError: if the model is already whitened, a name matches no module, no layer can be
+            whitened, or a weight to be whitened is sharded (FSDP, tensor parallelism).
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model={model!r}: a torch.nn.Module is needed")
     if any(isinstance(module, Whitened) for module in model.modules()):
-        raise ValueError("model: it is whitened already; fold it first")
+        raise ValueError("model: it is already whitened; fold it first")
     refuse_flat(model)
     names = [name for name, _ in model.named_modules()]
     chosen, left_out = _predicate("include", include, names), _predicate("exclude", exclude, names)
@@ -80,18 +81,18 @@ def whiten(
     ready = [module for name, module in model.named_modules() if reasons.get(name) == ""]
     if not ready:
         listed = "; ".join(f"{name or 'model'}: {reason}" for name, reason in reasons.items())
-        raise ValueError(f"model: nothing in it can be whitened ({listed or 'no parameters'})")
+        raise ValueError(f"model: no layer can be whitened ({listed or 'no parameters'})")
     for module in ready:
         adopt(module)
     return model
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """Give the plain model that computes the same function: P_Φ⁻¹ in every whitened layer.
+    """Return a plain model that computes the same function: apply P_Φ⁻¹ to every whitened layer.
 
     Args:
-        model: a whitened model, also one wrapped by `torch.compile` or DistributedDataParallel. It
-            is not changed.
+        model: a whitened model, which may be wrapped by `torch.compile` or
+            DistributedDataParallel. It is not changed.
 
     Returns:
         A new model of plain layers with the attribute names and state-dict keys that it had before
@@ -105,7 +106,7 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `torch.compile` and DistributedDataParallel, in any order."""
+    """Remove the wrappers of `torch.compile` and DistributedDataParallel, in any order."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
@@ -116,7 +117,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether `torch.compile` has been called on a model, or on one that it wraps."""
+    """Return whether `torch.compile` was called on a model or on a model inside its wrappers."""
     while True:
         if getattr(model, "_compiled_call_impl", None) is not None:
             return True
@@ -128,10 +129,11 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def coverage(model: nn.Module) -> list[LayerStatus]:
-    """List every module that holds parameters of its own: whitened, or plain and why.
+    """List every module that holds parameters itself, and say whether it is whitened or why not.
 
     Args:
-        model: a model, whitened or not yet; before `whiten` the list says what would be whitened.
+        model: a whitened or a plain model. For a plain one, an empty `reason` means that `whiten`
+            would whiten the module.
     """
     reasons = _reasons(model)
     return [
@@ -142,10 +144,10 @@ def coverage(model: nn.Module) -> list[LayerStatus]:
 
 
 def refuse_sharded_layers(model: nn.Module) -> None:
-    """Refuse whitened layers whose weight is sharded (FSDP, tensor parallelism).
+    """Raise an error if the weight of a whitened layer is sharded (FSDP, tensor parallelism).
 
     Raises:
-        ValueError: if there is one.
+        ValueError: if a whitened layer is sharded.
     """
     for name, module in model.named_modules():
         if isinstance(module, Whitened):
@@ -173,13 +175,13 @@ def _predicate(
         if not any(fnmatchcase(name, pattern) for name in names):
             allowed = ", ".join(name for name in names if name)
             raise ValueError(
-                f"{argument}={pattern!r}: no module has this name; there are {allowed}"
+                f"{argument}={pattern!r}: no module has this name; the names are {allowed}"
             )
     return lambda name, module: any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _reasons(model: nn.Module) -> dict[str, str]:
-    """By name, why a module with parameters stays plain; empty if it is or can be whitened."""
+    """Map names to the reason why a module stays plain; empty if it is or can be whitened."""
     owners: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -205,7 +207,7 @@ def _reasons(model: nn.Module) -> dict[str, str]:
 
 
 def _own_reason(module: nn.Module, fast: bool) -> str:
-    """Why a module stays plain whatever the others do."""
+    """Return the module's own reason to stay plain, without regard to other modules."""
     if isinstance(module, Whitened):
         return ""
     kind = type(module)
@@ -236,7 +238,7 @@ def _own_reason(module: nn.Module, fast: bool) -> str:
 def _tied_reason(
     module: nn.Module, owners: dict[int, list[nn.Module]], own: dict[nn.Module, str]
 ) -> str:
-    """Why a module stays plain because of the modules that share its parameters."""
+    """Return a reason to stay plain that lies in the modules that share its parameters."""
     if isinstance(module, Whitened):
         return ""
     weight, bias = module._parameters["weight"], module._parameters["bias"]

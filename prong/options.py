@@ -1,4 +1,4 @@
-"""What may be asked of a reparametrisation, in small groups that are checked when they are made."""
+"""The options of a reparametrisation, in small groups that check their values on creation."""
 
 from __future__ import annotations
 
@@ -24,16 +24,18 @@ class Whitening:
     """How the inputs of layers are whitened.
 
     Attributes:
-        kind: "full"; "diagonal" divides by standard deviations only, "centring" sets U = I (section
-            3.4).
-        root: "pca" (Eq. 7), "zca", "cholesky", "newton-schulz"; "auto" is "cholesky" for
-            `torch.optim.SGD`, whose path does not depend on the root, "zca" for every other
-            optimizer, and "pca" with `batch_diagonal`.
-        momentum: "gradient" carries the optimizer's momentum into the new basis; "reset" starts
-            over as the paper does.
-        positions: at most this many pixels or tokens of an example are samples; None for all.
+        kind: "full" whitens; "diagonal" only divides by standard deviations; "centring" only
+            subtracts the mean, U = I (section 3.4).
+        root: "pca" (Eq. 7), "zca", "cholesky" or "newton-schulz". "auto" means "pca" with
+            `batch_diagonal`, else "cholesky" for `torch.optim.SGD`, whose path does not depend on
+            the root, and "zca" for every other optimizer.
+        momentum: "gradient" transforms the optimizer's momentum into the new basis; "reset" clears
+            it, as the paper does.
+        positions: the largest number of pixels or tokens of an example that become samples; None
+            for all.
         decomposition_dtype: type of the first attempt at a decomposition, torch.float32 or
-            torch.float64, which is the second; a layer's own where that is wider.
+            torch.float64. A layer of a wider type uses its own type. If the first attempt fails,
+            the second is in float64.
         batch_diagonal: whether the per-batch diagonal D of section 3.2 is applied at every step.
 
     Raises:
@@ -64,22 +66,22 @@ class Whitening:
 
 @dataclass(frozen=True)
 class Savings:
-    """What is spared, at hardly any loss.
+    """Savings of time and memory that change the result little.
 
     Attributes:
-        leading: in preconditioned layers, P is made of those directions of Σ alone whose
-            eigenvalues exceed this share of ε, where that is cheaper; None for the whole P. Without
+        leading: in preconditioned layers, P uses only the directions of Σ whose eigenvalues exceed
+            `leading` · ε, where that is cheaper than the whole P. None for the whole P. It has no
             effect in other modes.
-        spread: whether the layers take turns over the T steps of a period instead of being
-            reparametrised all at once: each still every T steps, from the steps just before, so no
-            step stalls and few statistics are held at a time. A model that was compiled before is
-            always reparametrised at once, and with a whole P: every turn would be one more graph.
-        early: whether all layers are reparametrised at steps 10, 20, 40, 80 … of the first period
-            as well, while the first statistics age fastest.
+        spread: True spreads the layers' reparametrisations over the T steps of a period. Each layer
+            still has one every T steps, with statistics from the steps just before. No single step
+            takes much longer, and few statistics are in memory at a time. A model that is already
+            compiled ignores `spread` and `leading`, because each of them would cause recompilation.
+        early: True also reparametrises all layers at steps 10, 20, 40, 80 … of the first period,
+            because the statistics change fastest at the beginning.
 
     Raises:
         TypeError: if `leading` is not a number.
-        ValueError: if it is not positive.
+        ValueError: if `leading` is not positive.
     """
 
     leading: float | None = 0.3
@@ -92,21 +94,21 @@ class Savings:
             check_positive("leading", self.leading, float)
 
     def compiled(self) -> Savings:
-        """For a compiled model: every turn, and every number of directions, is one more graph."""
+        """Return the options for a compiled model, without those that cause recompilation."""
         return Savings(leading=None, spread=False, early=self.early)
 
 
 @dataclass(frozen=True)
 class TwoSided:
-    """Whitening of the back-propagated gradients too, W = Rᵀ V U (footnote 4).
+    """Whitening of the back-propagated gradients as well, W = Rᵀ V U (footnote 4).
 
     Attributes:
-        statistics: whose gradients: "empirical", those of the loss, or "sampled", those under the
-            model's own predictions, which needs a call of `Reparametrizer.sample_fisher` at every
-            step.
+        statistics: "empirical" uses the gradients of the loss. "sampled" uses gradients for labels
+            drawn from the model's predictions; call `Reparametrizer.sample_fisher` at every step.
         damping: γ, in units of the mean eigenvalue of E[δδᵀ].
-        normalized: whether R is scaled to mean eigenvalue 1 of RᵀR. The learning rate then keeps
-            its meaning, and neither loss scaling nor the loss's reduction matters.
+        normalized: whether R is scaled so that the mean eigenvalue of RᵀR is 1. The learning rate
+            then keeps its scale, and the result does not depend on loss scaling or on the loss's
+            reduction.
 
     Raises:
         TypeError: if `damping` is not a number.
@@ -125,7 +127,7 @@ class TwoSided:
 
 @dataclass(frozen=True)
 class SolveSettings:
-    """What a reparametrisation needs to know, with every "auto" decided.
+    """The settings of a reparametrisation, with every "auto" replaced by its choice.
 
     Attributes:
         kind: see `Whitening`.
@@ -146,19 +148,19 @@ class SolveSettings:
     two_sided: TwoSided | None = None
 
     def for_layer(self, dtype: torch.dtype) -> SolveSettings:
-        """The same for a layer whose Φ is of `dtype`: less would waste what it holds."""
+        """Return the settings for a layer whose Φ is of `dtype`: never decompose in less."""
         wider = torch.promote_types(self.decomposition_dtype, dtype)
         return replace(self, decomposition_dtype=wider)
 
 
 def check_name(argument: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Refuse what is not one of some names."""
+    """Raise ValueError if `value` is not one of the allowed names."""
     if value not in allowed:
         raise ValueError(f"{argument}={value!r}: allowed are {', '.join(allowed)}")
 
 
 def check_positive(argument: str, value: object, kind: type) -> None:
-    """Refuse what is not a positive number of the right kind."""
+    """Raise TypeError or ValueError if `value` is not a positive number of type `kind`."""
     allowed = (int,) if kind is int else (int, float)
     if isinstance(value, bool) or not isinstance(value, allowed):
         raise TypeError(f"{argument}={value!r}: a positive {kind.__name__} is needed")
@@ -167,7 +169,7 @@ def check_positive(argument: str, value: object, kind: type) -> None:
 
 
 def check_numbers(period: int, samples: int, damping: float, step_limit: float | None) -> None:
-    """Refuse what is not a positive number; `step_limit` may be None."""
+    """Raise an error if a value is not a positive number; `step_limit` may be None."""
     check_positive("period", period, int)
     check_positive("samples", samples, int)
     check_positive("damping", damping, float)
@@ -181,7 +183,7 @@ _Group = TypeVar("_Group", Whitening, Savings, TwoSided)
 def check_group(
     argument: str, value: _Group | None, kind: type[_Group], first: str
 ) -> _Group | None:
-    """Refuse what is not such a group of options, as a name alone once was."""
+    """Raise TypeError if `value` is not a group of type `kind`; a plain name is no longer valid."""
     if value is None or isinstance(value, kind):
         return value
     wanted = kind.__name__
@@ -196,11 +198,12 @@ def settings_of(
     damping: float,
     plain_sgd: bool,
 ) -> SolveSettings:
-    """What a reparametrisation is to do, with the root decided."""
+    """Combine the groups of options into settings, and choose the root."""
     root = whitening.root
     if root == "auto":
-        # D acts on single whitened units, so it matters which they are; the path of SGD does not
-        # depend on them. Of the others the symmetric root generalises best.
+        # D scales single whitened units, so its effect depends on the root: the paper's is "pca".
+        # The path of SGD does not depend on the root, so it gets the cheapest. With the other
+        # optimizers the symmetric root generalises best.
         root = "pca" if whitening.batch_diagonal else "cholesky" if plain_sgd else "zca"
     return SolveSettings(
         kind=whitening.kind,
@@ -227,14 +230,16 @@ _REMOVED = ("relative", "refit")
 
 
 def refuse_old_keywords(given: dict[str, object]) -> None:
-    """Say of each keyword that `Reparametrizer` no longer has where it went.
+    """Raise an error that names the new place of a keyword that was moved.
 
     Raises:
-        TypeError: if there is any.
+        TypeError: if there is any keyword in `given`.
     """
     for name, value in given.items():
         if name in _MOVED:
             raise TypeError(f"{name}={value!r}: it is {_MOVED[name]} now")
         if name in _REMOVED:
-            raise TypeError(f"{name}={value!r}: it helped nobody and was removed (docs/log.md)")
+            raise TypeError(
+                f"{name}={value!r}: it brought no benefit and was removed (docs/log.md)"
+            )
         raise TypeError(f"{name}={value!r}: Reparametrizer has no such argument")

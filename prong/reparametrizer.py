@@ -1,4 +1,4 @@
-"""Projected Natural Gradient Descent: Algorithm 1 of the paper, around anyone's optimizer."""
+"""Projected Natural Gradient Descent: Algorithm 1 of the paper, around any optimizer."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ if TYPE_CHECKING:
 
 
 class Reparametrizer:
-    """Keeps a whitened model white: every `period` steps, new c and U, the same function.
+    """Recomputes c and U of a whitened model every `period` steps, without changing its function.
 
     Call `step` after every optimizer step. Statistics come from the forward passes of the last
-    min(T, ⌈N_s/B⌉) training steps before a reparametrisation, B being the examples of a step, and
-    of fewer for a layer with few inputs (see `prong.refresh.window`): the activations are those of
-    parameters up to that many steps old, unlike line 8 of Algorithm 1, and cost no extra pass. Hand
-    over `batches` to take them with the present parameters instead.
+    min(T, ⌈N_s/B⌉) training steps before a reparametrisation, where B is the number of examples of
+    a step; a layer with few inputs uses fewer steps (see `prong.refresh.window`). This costs no
+    extra pass, but unlike in line 8 of Algorithm 1 the parameters are up to that many steps old.
+    Pass `batches` to compute the statistics with the present parameters instead.
 
     Attributes:
-        report: the last reparametrisation, or None.
-        steps: how many optimizer steps were made.
+        report: the report of the last reparametrisation, or None.
+        steps: number of optimizer steps so far.
         mode: how the layers run: "fold", "activations" or "preconditioned".
-        preconditioned_refusal: why they cannot run preconditioned; empty if they can.
-        fallbacks: how many decompositions did not succeed at the first attempt, over the whole run.
+        preconditioned_refusal: why the layers cannot run preconditioned; empty if they can.
+        fallbacks: number of decompositions so far whose first attempt failed.
     """
 
     def __init__(
@@ -82,31 +82,31 @@ class Reparametrizer:
         """Attach to a whitened model and its optimizer.
 
         Args:
-            model: what `whiten` returned, also wrapped by `torch.compile` or
+            model: the model that `whiten` returned; it may be wrapped by `torch.compile` or
                 DistributedDataParallel.
             optimizer: the optimizer of its parameters, or several.
             period: T, optimizer steps between reparametrisations.
-            samples: N_s, the most examples behind an estimate, over all ranks. A layer with N
-                inputs takes no more than hold 32 N samples, but 256 examples at least.
+            samples: N_s, the largest number of examples of an estimate, over all ranks. A layer
+                with N inputs uses at most 32 N samples, but at least 256 examples.
             damping: ε, added to the eigenvalues of the covariance, in its units.
-            step_limit: ρ, the share by which one gradient may change a layer's pre-activations,
-                η‖(g_V, g_d)‖ ≤ ρ‖V‖; steps below it grow by a power of their share of it (see
-                `prong.refresh.step_control`). None leaves gradients as they are. Only for
-                `torch.optim.SGD`: the steps of other optimizers are not η times the gradient.
+            step_limit: ρ, the largest relative change of a layer's pre-activations by one gradient,
+                η‖(g_V, g_d)‖ ≤ ρ‖V‖. Smaller steps are enlarged (see `prong.refresh.step_control`).
+                None leaves the gradients unchanged. It is only used with `torch.optim.SGD`, because
+                the steps of other optimizers are not η times the gradient.
             mode: how the layers run: "fold" forms W = V U in every forward pass, "activations"
                 whitens the inputs where that is cheaper, "preconditioned" keeps W and d as
                 parameters and puts the natural gradient into `.grad` (`torch.optim.SGD` only),
-                "auto" is preconditioned where it is allowed and activations elsewhere.
+                "auto" is "preconditioned" where it is allowed, else "activations".
             whitening: how inputs are whitened.
-            savings: what is spared.
-            two_sided: how the back-propagated gradients are whitened too; None for R = I.
-            batches: where statistics come from at each reparametrisation, iterated anew each time,
-                instead of the training batches.
+            savings: savings of time and memory.
+            two_sided: how back-propagated gradients are whitened; None for R = I.
+            batches: data for the statistics, instead of the training batches. It is iterated anew
+                at each reparametrisation.
             forward: how to run a batch of `batches` or `initialize`; by default `model(batch)`, or
                 `model(batch[0])` for a sequence, or `model(**batch)` for a mapping.
             process_group: the ranks whose statistics are merged, and which share the
                 decompositions; the default group if None.
-            old: names of before; each is refused with its new place.
+            old: keywords of earlier versions; each raises an error that names its new place.
 
         Raises:
             TypeError: if an argument has the wrong type, or is unknown.
@@ -162,14 +162,14 @@ class Reparametrizer:
 
     @property
     def coverage(self) -> list[LayerStatus]:
-        """Every module with parameters: whitened, or plain and why."""
+        """Every module with parameters: whether it is whitened, or why not."""
         return coverage(self.model)
 
     def step(self) -> RefreshReport | None:
-        """Count one optimizer step; reparametrise after every `period` of them.
+        """Count one optimizer step; reparametrise after every `period` steps.
 
         Returns:
-            The report of the reparametrisation, of the layers that were due; None if none was.
+            The report of the layers that were reparametrised; None if no layer was due.
         """
         self.steps += 1
         self.control.steps = self.steps
@@ -177,7 +177,7 @@ class Reparametrizer:
         if self.gathering.active:
             self.gathering.steps += 1
             if self._stream is not None:
-                # So that what waits there, and its memory, is never more than one step's.
+                # The side stream then never holds more than one step's work and memory.
                 self._stream.join()
         report = None
         schedule = self.gathering.schedule
@@ -210,25 +210,25 @@ class Reparametrizer:
     def initialize(self, batches: Iterable[Any], init: str = "balanced") -> RefreshReport:
         """Reparametrise at t = 0, layer by layer in the order of the forward pass.
 
-        For a network whose weights were just drawn. Where the standard deviation s of a layer's
-        pre-activations over the batches is less than ¼, "balanced" multiplies W by the gain that
-        makes it √(s/4), half way to ¼ in logarithms: signals that would fade from layer to layer do
-        not, and others stay as they were drawn. The mean of the pre-activations becomes b.
-        "whitened" takes the numbers that initialised W as V (Fig. 3b): the initialisation's fan-in
-        law then holds for whitened inputs. Both change the function: for a network that is trained
-        already there is "preserve", which keeps it, as every later reparametrisation does.
+        "balanced" and "whitened" are for a network with new random weights; both change its
+        function. Let s be the standard deviation of a layer's pre-activations over the batches. If
+        s < ¼, "balanced" multiplies W by a gain so that s becomes √(s/4), the geometric mean of s
+        and ¼. Signals then do not fade from layer to layer. The mean of the pre-activations becomes
+        b. "whitened" takes the initial numbers of W as V (Fig. 3b), so the fan-in rule of the
+        initialisation holds for whitened inputs. "preserve" keeps the function, as every later
+        reparametrisation does; use it for a trained network.
 
         Args:
-            batches: training data; as many batches are used as hold `samples` examples. Under
-                several ranks each hands over its share of every batch, and all take equally many,
-                until they hold `samples` together or one has no more.
+            batches: training data; the first batches that hold `samples` examples are used. With
+                several ranks each passes its share of every batch, and all use the same number of
+                batches, until together they hold `samples` or one rank has no more.
             init: "balanced", "whitened" or "preserve".
 
         Returns:
             The report of the reparametrisation.
 
         Raises:
-            ValueError: if `init` is unknown, or some rank has no batch.
+            ValueError: if `init` is unknown, or a rank has no batch.
         """
         check_name("init", init, INITS)
         start = time.perf_counter()
@@ -242,20 +242,20 @@ class Reparametrizer:
         return self._finish(start, *found)
 
     def sample_fisher(self, outputs: torch.Tensor, likelihood: str = "categorical") -> bool:
-        """Take δ's statistics under the model's own predictions, for `TwoSided("sampled")`.
+        """Gather statistics of δ for labels drawn from the model, for `TwoSided("sampled")`.
 
         Call it between the forward pass and the loss's backward pass, in the same step. It does
-        nothing in steps that are not sampled, and never touches `.grad`.
+        nothing in steps without statistics, and never changes `.grad`.
 
         Args:
-            outputs: logits or means that the model gave, with their graph.
+            outputs: logits or means that the model returned, with their graph.
             likelihood: "categorical", "bernoulli" or "gaussian"; see `sampled_loss`.
 
         Returns:
             Whether a backward pass was made.
 
         Raises:
-            ValueError: if no sampled statistics are wanted, or `likelihood` is unknown.
+            ValueError: if `two_sided` is not `TwoSided("sampled")`, or `likelihood` is unknown.
         """
         two_sided = self.settings.two_sided
         if two_sided is None or two_sided.statistics != "sampled":
@@ -268,10 +268,10 @@ class Reparametrizer:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides the model's and the optimizer's own state.
+        """Return the state that a resumed run needs besides those of the model and the optimizer.
 
-        `{"meta": plain numbers, "tensors": tensors by name}`: JSON and safetensors hold it without
-        pickle. Φ is not in it: c and U are buffers of the model and come with its state dict.
+        `{"meta": plain numbers, "tensors": tensors by name}` can be stored as JSON and safetensors,
+        without pickle. Φ is in the model's state dict, because c and U are buffers of the model.
         """
         self.small.settle()
         return pack_state(
@@ -283,7 +283,7 @@ class Reparametrizer:
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave, after the model and the optimizer took over theirs.
+        """Load a state of `state_dict`, after the states of the model and the optimizer.
 
         Raises:
             ValueError: if the state is of another version or of another model.
@@ -302,13 +302,13 @@ class Reparametrizer:
             self.diagonal.damping = self._refresher.dampings = dampings
 
     def convert(self, mode: str) -> str:
-        """Let every whitened layer run in another mode; function and momentum stay, to rounding.
+        """Change the mode of all layers; function and momentum stay the same up to rounding.
 
         Args:
             mode: as in the constructor.
 
         Returns:
-            The mode that is run. `preconditioned_refusal` says why "auto" is not preconditioned.
+            The chosen mode. If "auto" is not preconditioned, `preconditioned_refusal` says why.
 
         Raises:
             ValueError: if `mode` is unknown or not allowed with this optimizer and these options.
@@ -321,13 +321,13 @@ class Reparametrizer:
         return self.mode
 
     def gather_on(self, stream: GatheringStream | None) -> None:
-        """Take statistics there from now on; see `prong.extensions.side_stream`."""
+        """Gather statistics on `stream` from now on; see `prong.extensions.side_stream`."""
         self._stream = stream
         for layer in self._layers():
             layer.side_stream = stream
 
     def detach(self) -> None:
-        """Stop gathering and clipping, and let go of the optimizer; the model stays whitened."""
+        """Stop gathering and step control, and release the optimizer; the model stays whitened."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []

@@ -1,1 +1,1 @@
-"""Measures of a network that training does not need."""
+"""Analysis of a network: Fisher matrix, whiteness and plots; training does not need it."""

@@ -29,14 +29,14 @@ class Fisher:
 
     Attributes:
         matrix: F, `[parameters, parameters]`, in nats per squared unit of the parameters.
-        slices: by parameter name, its place in rows and columns.
+        slices: by parameter name, its range of rows and columns.
     """
 
     matrix: Float[Tensor, "parameters parameters"]
     slices: dict[str, slice]
 
     def block(self, *names: str) -> Float[Tensor, "some some"]:
-        """The block of the named parameters.
+        """Return the block of the named parameters.
 
         Raises:
             ValueError: if a name is unknown.
@@ -55,8 +55,8 @@ class Fisher:
     def condition_number(self, damping: float = 0.0, tolerance: float = 1e-10) -> float:
         """Largest over smallest eigenvalue of F + damping·I.
 
-        Without damping only the range of F counts: eigenvalues below `tolerance` times the largest
-        belong to directions that do not change the distribution at all.
+        Without damping, eigenvalues below `tolerance` times the largest are left out: they belong
+        to directions that do not change the output distribution.
         """
         values = torch.linalg.eigvalsh(self.matrix)
         if damping > 0:
@@ -68,11 +68,11 @@ class Fisher:
 def output_fisher(
     outputs: Float[Tensor, "batch outputs"], likelihood: str
 ) -> Float[Tensor, "batch outputs outputs"]:
-    """H, the Fisher matrix of p(y | outputs) in the outputs, for each example.
+    """H, the Fisher matrix of p(y | outputs) with respect to the outputs, for each example.
 
     Args:
         outputs: logits ("categorical", "bernoulli") or means ("gaussian", unit variance).
-        likelihood: which of the three.
+        likelihood: "categorical", "bernoulli" or "gaussian".
 
     Raises:
         ValueError: if `likelihood` is unknown.
@@ -94,19 +94,20 @@ def exact_fisher(
     likelihood: str = "categorical",
     names: Sequence[str] | None = None,
 ) -> Fisher:
-    """Eq. 3, exactly, averaged over `inputs`.
+    """Compute Eq. 3 exactly, averaged over `inputs`.
 
-    Memory is batch × outputs × parameters: for networks with some thousand parameters.
+    The memory is batch × outputs × parameters numbers, so this suits networks of a few thousand
+    parameters.
 
     Args:
-        model: plain or whitened; in a whitened one the parameters are Ω and F is F_Ω. It must
-            treat examples one by one (batch normalisation in eval mode).
+        model: plain or whitened. In a whitened model the parameters are Ω, and F is F_Ω. Its
+            outputs for one example must not depend on the others.
         inputs: a batch.
         likelihood: "categorical", "bernoulli" or "gaussian".
         names: parameters to include; all by default.
 
     Raises:
-        ValueError: if a name or the likelihood is unknown, or a layer runs preconditioned.
+        ValueError: if a name or the likelihood is unknown, or a layer is preconditioned.
     """
     _refuse_natural_gradients(model)
     known = dict(model.named_parameters())
@@ -139,7 +140,7 @@ def exact_fisher(
 
 
 def _refuse_natural_gradients(model: nn.Module) -> None:
-    """Refuse layers whose backward pass gives natural gradients: they are not the Jacobian."""
+    """Raise ValueError for preconditioned layers, whose gradients do not give the Jacobian."""
     for name, module in model.named_modules():
         if isinstance(module, Whitened) and module.preconditioned:
             raise ValueError(
@@ -169,10 +170,10 @@ def kronecker(
     inputs: Float[Tensor, "batch ..."],
     likelihood: str = "categorical",
 ) -> Kronecker:
-    """The Kronecker factors of a dense layer's block, and how far their product is from the block.
+    """The Kronecker factors of a dense layer's block, and the error of their product.
 
     Args:
-        model: a network whose `layer` sees one vector per example.
+        model: a network whose `layer` has one input vector per example.
         layer: qualified name of an `nn.Linear`, plain or whitened.
         inputs: a batch.
         likelihood: see `exact_fisher`.
@@ -184,7 +185,7 @@ def kronecker(
     _refuse_natural_gradients(model)
     module = dict(model.named_modules()).get(layer)
     if not isinstance(module, nn.Linear):
-        raise ValueError(f"layer={layer!r}: the name of a dense layer is allowed")
+        raise ValueError(f"layer={layer!r}: it must be the name of a dense layer")
     seen: dict[str, Tensor] = {}
 
     def remember(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -208,7 +209,7 @@ def kronecker(
             handle.remove()
     h = seen["h"]
     if h.dim() != 2:
-        raise ValueError(f"layer={layer!r}: its input has {h.dim()} axes; 2 are allowed")
+        raise ValueError(f"layer={layer!r}: its input has {h.dim()} axes; it must have 2")
     columns = [
         torch.autograd.grad(outputs[:, k].sum(), seen["y"], retain_graph=True)[0]
         for k in range(outputs.shape[1])

@@ -1,4 +1,4 @@
-"""The plots of the paper's Figure 2; matplotlib is imported only when one is asked for."""
+"""The plots of the paper's Figure 2; matplotlib is imported only when a plot is drawn."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ def figure2(
     """Draw Figure 2: |F| before and after the first reparametrisation, and conditioning.
 
     Args:
-        before: Fisher matrix, or the block of one layer, before.
-        after: the same after.
-        conditions: by method, condition numbers over training; drawn in per cent of each first one.
+        before: Fisher matrix, or the block of one layer, before the reparametrisation.
+        after: the same matrix afterwards.
+        conditions: by method, condition numbers during training; they are drawn in per cent of the
+            method's first one.
 
     Returns:
         A `matplotlib.figure.Figure`.

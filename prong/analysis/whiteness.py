@@ -1,4 +1,4 @@
-"""How white and how well conditioned a network is on given data."""
+"""Measures of how white and how well conditioned the layers' inputs are on given data."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ class Whiteness:
         name: qualified name of the layer.
         spectrum: eigenvalues of the covariance of h, `[groups, in]`, largest first, in squared
             units of h.
-        white_spectrum: eigenvalues of the second moment of U(h − c), `[groups, in]`; all 1 if it is
-            white.
-        whitening_error: ‖E[U(h − c)(h − c)ᵀUᵀ] − I‖_F/√in: without damping, dead directions count
-            as 1.
-        rank: eigenvalues of the covariance above 1e-10 of the largest, the most of any group.
+        white_spectrum: eigenvalues of the second moment of U(h − c), `[groups, in]`, largest first;
+            all are 1 if the whitened input is white.
+        whitening_error: ‖E[U(h − c)(h − c)ᵀUᵀ] − I‖_F/√in. A direction without variance adds 1 to
+            the squared norm, because there is no damping here.
+        rank: number of eigenvalues of the covariance above 1e-10 times the largest; the maximum
+            over the groups.
     """
 
     name: str
@@ -49,21 +50,21 @@ def whiteness(
     samples: int = 2000,
     forward: Forward = default_forward,
 ) -> dict[str, Whiteness]:
-    """Spectra and whitening errors of every whitened layer, by name.
+    """Compute spectra and whitening errors of every whitened layer, by name.
 
     Args:
         model: a whitened model; it is not changed.
         batches: data to measure on.
         samples: N_s, examples to use.
-        forward: how to run a batch.
+        forward: how to run a batch; see `prong.Reparametrizer`.
 
     Raises:
-        ValueError: if the model has no whitened layer or there is no batch.
+        ValueError: if the model has no trainable whitened layer, or there is no batch.
     """
     inner = unwrap(model)
     units = [unit for unit in tied_layers_of(inner) if unit.weight.requires_grad]
     if not units:
-        raise ValueError("model: it has no whitened layer that is trained")
+        raise ValueError("model: it has no whitened layer with a trainable weight")
     layers = [layer for unit in units for layer in unit.layers]
     saved = [layer.moments for layer in layers]
     found = {}

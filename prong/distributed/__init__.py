@@ -1,1 +1,1 @@
-"""Several processes: collectives, who computes what, and messages that merge statistics."""
+"""Training with several processes: collectives, the sharing of work, and merged statistics."""

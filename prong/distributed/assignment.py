@@ -1,8 +1,9 @@
-"""Who decomposes what: the work of a reparametrisation shared out over the ranks.
+"""Distribution of a reparametrisation's decompositions over the ranks.
 
-A decomposition is not split, so this is scheduling of whole jobs on equal machines. Largest first,
-each to the rank with the least so far, ends within 4/3 − 1/(3R) of the best assignment (Graham,
-"Bounds on Multiprocessing Timing Anomalies", SIAM J. Appl. Math. 17, 1969, Theorem 2).
+A decomposition is not split, so this is the scheduling of whole jobs on identical machines. The
+jobs are taken by falling cost, and each goes to the rank with the least work so far. The longest
+load is then at most 4/3 − 1/(3R) times that of the best assignment (Graham, "Bounds on
+Multiprocessing Timing Anomalies", SIAM J. Appl. Math. 17, 1969, Theorem 2).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Of N³ multiply-adds, as docs/options.md counts them; Newton–Schulz at 20 iterations of 3.
+# In units of N³ multiply-adds, as in docs/options.md. Newton–Schulz: 20 iterations of 3 products.
 PRECONDITIONED = 1.0
 ROOT_WORK = {"cholesky": 4 / 3, "pca": 10.0, "zca": 12.0, "newton-schulz": 60.0}
 
@@ -24,10 +25,10 @@ class Assignment:
     """Jobs and the ranks that own them.
 
     Attributes:
-        costs: of each job, in multiply-adds.
+        costs: cost of each job, in multiply-adds.
         ranks: number of ranks.
-        owners: rank of each job.
-        order: jobs by falling cost, the order in which they are worked on and exchanged.
+        owners: the rank that does each job.
+        order: indices of the jobs by falling cost; they are computed and exchanged in this order.
     """
 
     costs: tuple[float, ...]
@@ -37,7 +38,7 @@ class Assignment:
 
     @property
     def loads(self) -> tuple[float, ...]:
-        """Work of each rank, in multiply-adds."""
+        """Total cost of each rank's jobs, in multiply-adds."""
         jobs = range(len(self.costs))
         return tuple(
             math.fsum(self.costs[job] for job in jobs if self.owners[job] == rank)
@@ -46,13 +47,13 @@ class Assignment:
 
     @property
     def largest_share(self) -> float:
-        """The busiest rank's part of the whole work; 0 if there is none."""
+        """The busiest rank's share of the total cost, from 0 to 1; 0 if the total cost is 0."""
         total = math.fsum(self.costs)
         return max(self.loads) / total if total > 0 else 0.0
 
     @property
     def ideal(self) -> float:
-        """What the busiest rank cannot go below: an equal part, or the largest single job."""
+        """A lower bound of the largest share: an equal share, or the share of the largest job."""
         return max(math.fsum(self.costs) / self.ranks, max(self.costs, default=0.0))
 
 
@@ -60,7 +61,7 @@ def assign(costs: Sequence[float], ranks: int) -> Assignment:
     """Give every job to a rank, largest first; ties go to the lowest index and the lowest rank.
 
     Args:
-        costs: of each job, in multiply-adds, finite and not negative.
+        costs: cost of each job, in multiply-adds; finite and not negative.
         ranks: number of ranks, at least 1.
 
     Returns:
@@ -73,7 +74,9 @@ def assign(costs: Sequence[float], ranks: int) -> Assignment:
         raise ValueError(f"ranks={ranks!r}: at least 1 is needed")
     for cost in costs:
         if not (math.isfinite(cost) and cost >= 0):
-            raise ValueError(f"costs: {cost!r} is among them; allowed are finite ones from 0 on")
+            raise ValueError(
+                f"costs: {cost!r} is not allowed; each cost must be finite and at least 0"
+            )
     order = sorted(range(len(costs)), key=lambda job: (-costs[job], job))
     loads, owners = [0.0] * ranks, [0] * len(costs)
     for job in order:
@@ -95,15 +98,15 @@ def refresh_cost(
 ) -> float:
     """Multiply-adds of one unit's reparametrisation, as docs/options.md counts them.
 
-    With N features, M outputs times taps and G groups that is G times
+    With N features, M outputs times taps and G groups, the cost is G times
 
         preconditioned:  N³ for P, M N for d, and 2 M N² for momentum
-        else:       the root's share of N³, 2 M N² for V, and 2 M N² for momentum
-        two-sided:  besides, the root's share of O³ for R, and 2 M O N for V
+        else:            a · N³ for the root, 2 M N² for V, and 2 M N² for momentum
+        two-sided:       in addition a · O³ for R, and 2 M O N for V
 
-    and N² where U is diagonal. How few leading directions P is made of is known only afterwards, so
-    it counts as whole. Measures of how white the input is cost products with vectors, N²
-    each, and are left out.
+    with the factor a of the root from `ROOT_WORK`, and N² where U is diagonal. P counts as a whole
+    matrix, because the number of leading directions is known only afterwards. The measures of
+    conditioning need only products with vectors, N² each, and are left out.
 
     Args:
         groups: G.
@@ -111,8 +114,8 @@ def refresh_cost(
         outputs: M, output features of a group times taps.
         root: one of `roots.ROOTS`.
         preconditioned: whether the layers are preconditioned.
-        full: whether U is more than a diagonal.
-        momentum: whether the optimizer's state is carried into the new basis.
+        full: False if U is diagonal.
+        momentum: whether the optimizer's state is transformed into the new basis.
         two_sided: O, output features of a group, for two-sided whitening; else 0.
     """
     cubed = float(features) ** 3

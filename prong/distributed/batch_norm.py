@@ -1,14 +1,15 @@
 """Batch normalisation over the samples of all ranks.
 
 `torch.nn.SyncBatchNorm` raises "SyncBatchNorm expected input tensor to be on GPU or XPU or …" for a
-tensor on the CPU. This one runs on every device and every backend by the same code. A rank sends
-its samples' count, mean and centred sum of squares of every channel; all merge them in the order of
-the ranks, by
+tensor on the CPU. This implementation runs the same code on every device and backend. Each rank
+sends the number of its samples, and the mean and centred sum of squares of every channel. All ranks
+merge these in the order of the ranks, by
 
-    μ = Σ n_r μ_r / n,   S = Σ (S_r + n_r (μ_r − μ)²),
+    μ = Σ n_r μ_r / n,   S = Σ (S_r + n_r (μ_r − μ)²).
 
-so that large means cancel nowhere and running statistics are the same bits everywhere. The backward
-pass adds up Σ g and Σ g x̂ (Ioffe & Szegedy, "Batch Normalization", 2015, section 3).
+This avoids cancellation with large means, and the running statistics are bit-identical on all
+ranks. The backward pass adds up Σ g and Σ g x̂ (Ioffe & Szegedy, "Batch Normalization", 2015,
+section 3).
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class SynchronisedBatchNorm(nn.Module):
-    """What the three batch normalisations share; parameters and buffers are the plain module's.
+    """Base class of the three batch normalisations; it keeps the plain module's state.
 
     Attributes:
-        ranks: the processes whose samples are one batch.
+        ranks: the processes whose samples together are one batch.
     """
 
     PLAIN: ClassVar[type[nn.Module]]
@@ -52,7 +53,7 @@ class SynchronisedBatchNorm(nn.Module):
         """Normalise by the statistics of all ranks in training mode, else as the plain module does.
 
         Raises:
-            ValueError: if all ranks together hold one value per channel, on every rank.
+            ValueError: on every rank, if all ranks together hold only one value per channel.
         """
         if not self.training or self.ranks.size == 1:
             plain: Tensor = super().forward(input)
@@ -98,16 +99,16 @@ TWINS: dict[type[nn.Module], type[SynchronisedBatchNorm]] = {
 
 
 def synchronise_batch_norm(model: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
-    """Let the batch normalisations of a model see the samples of all ranks as one batch, in place.
+    """Let a model's batch normalisations treat the samples of all ranks as one batch, in place.
 
-    The modules stay the objects that they are, with their parameters, buffers and state-dict keys;
-    only their class is exchanged. Every rank must then run the same forward and backward passes,
-    with a batch of any size, none included. In evaluation mode, also of a single module that is
-    frozen by `eval()`, and without a process group, they do what the plain modules do.
+    The modules keep their identity, parameters, buffers and state-dict keys; only their class
+    changes. Every rank must then run the same forward and backward passes. A rank's batch may have
+    any size, and may be empty. In evaluation mode, also that of a single module, and without a
+    process group, the modules work as the plain ones do.
 
     Args:
-        model: any module; subclasses of `nn.BatchNorm1d` to `nn.BatchNorm3d` are left alone.
-        group: the ranks; the default group if None. It may be initialised later.
+        model: any module; subclasses of `nn.BatchNorm1d` to `nn.BatchNorm3d` are not changed.
+        group: the process group; the default group if None. It may be initialised later.
 
     Returns:
         The same model.
@@ -140,7 +141,7 @@ class _Normalise(torch.autograd.Function):
         eps: float,
         ranks: Ranks,
     ) -> Tensor:
-        """Normalise, and let the running statistics follow by `share`."""
+        """Normalise, and move the running statistics by the fraction `share`."""
         wide = wide_dtype(input.device)
         rows = _rows(input)
         values = rows.to(torch.promote_types(input.dtype, torch.float32))
@@ -150,7 +151,8 @@ class _Normalise(torch.autograd.Function):
         count = torch.full((1,), number, dtype=wide, device=input.device)
         sent = torch.cat([count, mean.to(wide), squares.to(wide)])
         total, mean, variance = _merged(ranks.gathered(sent), channels)
-        # Asked only where it can be: reading a number back makes a device wait.
+        # Read only where the total may be 1, because reading a number makes the host wait for the
+        # device.
         samples = float(total) if number < 2 else number
         if samples == 1:
             raise ValueError(
@@ -174,7 +176,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """The input's gradient through the statistics of all ranks; γ's and β's local sums."""
+        """Gradient of the input, through all ranks' statistics; local gradients of γ and β."""
         input, weight, mean, inverse, total = ctx.saved_tensors
         centred = _rows(input).to(mean.dtype) - mean
         rows = _rows(gradient).to(mean.dtype)
@@ -194,7 +196,7 @@ class _Normalise(torch.autograd.Function):
 
 
 def _merged(parts: Float[Tensor, "ranks sent"], channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Count `[1]`, mean and biased variance `[channels]` of all samples, ranks in their order."""
+    """Count `[1]`, mean and biased variance `[channels]` of all samples, merged by rank order."""
     total = parts.new_zeros(1)
     mean, squares = parts.new_zeros(channels), parts.new_zeros(channels)
     for part in parts:
@@ -209,17 +211,17 @@ def _merged(parts: Float[Tensor, "ranks sent"], channels: int) -> tuple[Tensor, 
 
 
 def _rows(input: Float[Tensor, "batch channels *spatial"]) -> Float[Tensor, "samples channels"]:
-    """Every sample a row: a view of what lies in memory channels last, as convolutions give it."""
+    """Turn every sample into a row; a view if the memory format is channels last."""
     return input.detach().movedim(1, -1).reshape(-1, input.shape[1])
 
 
 def _unrolled(rows: Float[Tensor, "samples channels"], like: Tensor) -> Tensor:
-    """Rows in the shape of the input that they came from."""
+    """Undo `_rows`: give rows the shape of `like`."""
     return rows.reshape(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1)
 
 
 def _sums(rows: Float[Tensor, "samples channels"]) -> Float[Tensor, " channels"]:
-    """Sums over samples; on a CPU as a product, which is quicker, where products are exact."""
+    """Sums over samples; on a CPU as a matrix product, which is faster, if it is not rounded."""
     if rows.device.type != "cpu" or product_dtype(rows.dtype, rows.device) != rows.dtype:
         return rows.sum(0)
     return (rows.new_ones(1, len(rows)) @ rows)[0]

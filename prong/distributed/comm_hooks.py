@@ -1,16 +1,16 @@
-"""DistributedDataParallel's gradients summed parameter by parameter, so that bits can be repeated.
+"""Communication hooks that reduce gradients parameter by parameter, for bit-identical resumption.
 
-DistributedDataParallel reduces gradients in buckets, and rebuilds its buckets after the first
-backward pass in the order in which gradients came. From three ranks on, the order in which a ring
-adds up an element depends on the element's place in its bucket: a resumed run, whose first pass has
-other buckets again, then differs from the uninterrupted one in bits. These hooks reduce every
-parameter's gradient by itself, so that its rounding depends on nothing else.
+DistributedDataParallel reduces gradients in buckets. After the first backward pass it rebuilds the
+buckets in the order in which the gradients arrived. With three or more ranks, the order of a ring's
+additions depends on an element's place in its bucket. A resumed run has the first buckets again, so
+it differs from the uninterrupted run by rounding. These hooks reduce each parameter's gradient
+separately, so its rounding does not depend on the buckets.
 
     ddp.register_comm_hook(None, prong.mean_by_parameter)
 """
 
 # No `from __future__ import annotations`: DistributedDataParallel compares a hook's annotations
-# with the types themselves, and refuses their names.
+# with the types themselves, and raises an error for strings.
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,14 @@ import torch.distributed as dist
 if TYPE_CHECKING or dist.is_available():
     from torch._C._distributed_c10d import GradBucket
     from torch.distributed import ProcessGroup
-else:  # prong can still be imported; there is nothing to register a hook with
+else:  # This torch has no DistributedDataParallel, but prong can still be imported.
     GradBucket = ProcessGroup = object
 
 
 def sum_by_parameter(
     group: ProcessGroup | None, bucket: GradBucket
 ) -> torch.futures.Future[torch.Tensor]:
-    """Sum each parameter's gradient over the ranks: a loss that is summed, or weighted by samples.
+    """Sum each parameter's gradient over the ranks, for a loss that is a sum or sample-weighted.
 
     Args:
         group: the ranks, the default group if None; what `register_comm_hook` was given as state.
@@ -56,23 +56,24 @@ def mean_by_parameter(
 
 
 def _reduced(group: ProcessGroup | None, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
-    # Every collective is started here, in the bucket's order: started in a callback, their order
-    # would be that in which threads happen to run.
+    # Start every collective here, in the bucket's order, which is the same on all ranks. In a
+    # callback their order would depend on the scheduling of threads.
     pending = [
         dist.all_reduce(gradient, group=group, async_op=True).get_future()
         for gradient in bucket.gradients()
     ]
 
     def whole(done: torch.futures.Future[Any]) -> torch.Tensor:
-        done.value()  # raises at once what went wrong in one of them
+        done.value()  # Raises the error of a failed collective.
         for each in pending:
             each.wait()
         return bucket.buffer()
 
-    # NCCL's futures are done once their collectives are queued. What follows waits for the device
-    # only through futures that know it, and that of `collect_all` does not: the gradients would be
-    # read while they are still being summed. In the callback of one of them, on streams that its
-    # result is bound to, waiting for the others lets those streams wait.
+    # An NCCL future completes when its collective is queued, before the device has finished it.
+    # Later work waits for the device only through a future that is bound to CUDA streams. The
+    # future of `collect_all` is not, so gradients could be read while they are still being summed.
+    # The callback of an NCCL future runs on such streams, and waiting for the other futures there
+    # makes these streams wait for all collectives.
     if bucket.buffer().is_cuda and pending:
         result: torch.futures.Future[torch.Tensor] = pending[-1].then(whole)
     else:

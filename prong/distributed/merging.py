@@ -1,11 +1,11 @@
-"""Moments of all ranks together, given to the one rank that needs them.
+"""Merging of the ranks' moments, and delivery to the rank that needs them.
 
-With n = Σ n_r and μ = Σ n_r μ_r / n, the centred scatter of the union is exactly
+With n = Σ n_r and μ = Σ n_r μ_r / n, the centred scatter of all samples is exactly
 
     S = Σ_r (S_r + n_r (μ_r − μ)(μ_r − μ)ᵀ),
 
-a sum without cancellation. Counts and means go to every rank in one small message. The scatters,
-each corrected by its own shift, then go to their owners as triangles.
+a sum without cancellation. Counts and means are summed on all ranks in one small message. Then each
+rank adds the term of its own shift to its scatter, and sends the scatter's triangle to the owner.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COUNTS = 3
 
 
 def sums(parts: Sequence[Moments]) -> Float[Tensor, " sent"]:
-    """Counts, examples, rejected batches and Σ n μ of some moments, in the device's widest type."""
+    """Total count, examples, rejected batches and Σ n μ of `parts`, in the device's widest type."""
     dtype = wide_dtype(parts[0].mean.device)
     return torch.stack(
         [
@@ -58,15 +58,15 @@ def scatter_about(
 
 
 class Merge:
-    """Moments of the layers of one unit, on their way to the unit's owner.
+    """The merging of one unit's moments and their transfer to the unit's owner.
 
     Attributes:
-        sums: this rank's counts and weighted means, to be summed over the ranks and given to
-            `send`.
+        sums: this rank's counts and weighted means. The caller sums them over the ranks and passes
+            the result to `send`.
     """
 
     def __init__(self, parts: Sequence[Moments], dtype: torch.dtype) -> None:
-        """Begin with what each layer of the unit gathered; merged in `dtype`."""
+        """Start from the moments of each layer of the unit; they are merged in `dtype`."""
         self._parts: Sequence[Moments] = parts
         self._shape = parts[0].mean.shape
         self._dtype = dtype
@@ -74,20 +74,20 @@ class Merge:
         self.sums = sums(parts)
 
     def send(self, totals: Float[Tensor, " sent"], ranks: Ranks, owner: int) -> None:
-        """Start to send the scatters; the layers' own moments are no longer needed after."""
+        """Start to send the scatter; afterwards the layers' own moments are no longer needed."""
         self.sums = totals
         packed = scatter_about(self._parts, self._mean(), self._dtype)
         self._parts = ()
         self._pending = ranks.reduce(packed, owner)
 
     def finish(self) -> None:
-        """Wait until the message is out of the way, unless its owner has read it."""
+        """Wait until the message was sent, unless `moments` has already waited for it."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None
 
     def moments(self) -> Moments:
-        """Those of all ranks together; on the owner only, once."""
+        """Return the merged moments of all ranks; call it once, on the owner only."""
         assert self._pending is not None
         scatter = unpack_upper(self._pending.wait(), self._shape[1], symmetric=True)
         self._pending = None

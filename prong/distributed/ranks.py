@@ -1,4 +1,4 @@
-"""The processes that train together; alone, every collective is a no-op."""
+"""The processes that train together; with a single process every collective does nothing."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class Pending:
-    """A collective under way; it holds on to the tensor that is being sent or received."""
+    """A collective that is in progress; it keeps a reference to the tensor in transfer."""
 
     def __init__(self, tensor: Tensor, work: dist.Work | None) -> None:
-        """Remember what to wait for."""
+        """Store the tensor, and the work to wait for (None if it is complete)."""
         self._tensor, self._work = tensor, work
 
     def wait(self) -> Tensor:
-        """The tensor, once it may be read or overwritten."""
+        """Wait for the collective, and return its tensor, which may then be read or overwritten."""
         if self._work is not None:
             self._work.wait()
             self._work = None
@@ -31,18 +31,18 @@ class Pending:
 class Ranks:
     """One process group, or a single process.
 
-    Every rank must call the same methods in the same order; what is sent must be contiguous.
+    Every rank must call the same methods in the same order, with contiguous tensors.
 
     Args:
         group: the group whose ranks share the statistics; the default group if None.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        """Remember the group; whether there is one is asked at every use."""
+        """Store the group; it need not be initialised before the first collective."""
         self.group = group
 
     def __deepcopy__(self, memo: object) -> Ranks:
-        """The same processes: a group cannot be copied, and a model that is copied knows it."""
+        """Refer to the same process group, because a group cannot be copied."""
         return Ranks(self.group)
 
     @property
@@ -54,7 +54,7 @@ class Ranks:
 
     @property
     def index(self) -> int:
-        """This process's place in the group; 0 alone."""
+        """Rank of this process in the group; 0 without an initialised process group."""
         return 0 if self.size == 1 else dist.get_rank(self.group)
 
     def sum_(self, tensor: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class Ranks:
         return tensor
 
     def reduce(self, tensor: Tensor, owner: int) -> Pending:
-        """Start a sum over the ranks in the owner's tensor; the others' is spent."""
+        """Start a sum into the owner's tensor; the other ranks' tensors are then undefined."""
         if self.size == 1:
             return Pending(tensor, None)
         return Pending(
@@ -72,7 +72,7 @@ class Ranks:
         )
 
     def broadcast(self, tensor: Tensor, owner: int) -> Pending:
-        """Start to give every rank the owner's bytes, in place."""
+        """Start to copy the owner's tensor into every rank's tensor, in place."""
         if self.size == 1:
             return Pending(tensor, None)
         return Pending(
@@ -80,7 +80,7 @@ class Ranks:
         )
 
     def broadcast_(self, tensors: Iterable[Tensor], owner: int = 0) -> None:
-        """Give every rank the owner's bytes, in place, and wait."""
+        """Copy the owner's tensors into every rank's tensors, in place, and wait."""
         if self.size == 1:
             return
         for tensor in tensors:
@@ -89,7 +89,7 @@ class Ranks:
                 tensor.copy_(copy)
 
     def gathered(self, tensor: Tensor) -> Tensor:
-        """The tensors of all ranks, stacked in the order of the ranks, `[ranks, *shape]`."""
+        """Return the tensors of all ranks, stacked by rank, `[ranks, *shape]`."""
         if self.size == 1:
             return tensor.unsqueeze(0)
         result = tensor.new_empty(self.size, *tensor.shape)
@@ -97,7 +97,7 @@ class Ranks:
         return result
 
     def together(self, values: list[float], device: torch.device) -> list[float]:
-        """Sums over the ranks of a few numbers that a float64 holds exactly."""
+        """Sum a few numbers over the ranks; the sums must be exact in float64."""
         if self.size == 1:
             return values
         dtype = torch.float32 if device.type == "mps" else torch.float64

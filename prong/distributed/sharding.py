@@ -1,7 +1,8 @@
-"""Refusal of parameters of which a rank holds a part only.
+"""Errors for sharded parameters, where a rank holds only a part of a weight.
 
-Folding, whitening and the step clip multiply whole weights by whole matrices. A shard would pass
-through most of them with a wrong result, so it is refused by name.
+Folding, whitening and the step control multiply whole weights by whole matrices. Most of them would
+give a wrong result for a shard without an error, so these checks raise one that names the
+parameter.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _INSTEAD = (
 
 
 def plain_kind(module: nn.Module) -> type[nn.Module]:
-    """The class that a module had before FSDP2 put itself in front of it."""
+    """Return the class that a module had before FSDP2 replaced it by a subclass."""
     kind = type(module)
     sharding = _loaded("torch.distributed.fsdp", "FSDPModule")
     if sharding is not None and kind.__bases__[0] is sharding and len(kind.__bases__) == 2:
@@ -30,7 +31,7 @@ def plain_kind(module: nn.Module) -> type[nn.Module]:
 
 
 def refuse_flat(model: nn.Module) -> None:
-    """Refuse FSDP1, whose flat parameters hold parts of many layers.
+    """Raise an error for FSDP1, whose flat parameters hold parts of many layers.
 
     Raises:
         ValueError: if the model, or a module in it, is wrapped by FullyShardedDataParallel.
@@ -47,10 +48,10 @@ def refuse_flat(model: nn.Module) -> None:
 
 
 def refuse_shards(parameters: Iterable[tuple[str, Tensor | None]]) -> None:
-    """Refuse parameters of whitened layers that are DTensors.
+    """Raise an error for parameters of whitened layers that are DTensors.
 
     Args:
-        parameters: names and parameters; None is passed over.
+        parameters: names and parameters; None is skipped.
 
     Raises:
         ValueError: if one of them is a DTensor: of FSDP2 or of tensor parallelism.
@@ -69,5 +70,5 @@ def refuse_shards(parameters: Iterable[tuple[str, Tensor | None]]) -> None:
 
 
 def _loaded(module: str, name: str) -> Any:
-    """A class of torch, if anybody has imported it: without it there is no object of it either."""
+    """Return a class of torch if its module is imported; if not, no object of it can exist."""
     return getattr(sys.modules.get(module), name, None)

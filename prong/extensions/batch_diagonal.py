@@ -3,11 +3,12 @@
 U ← D U, V ← V D⁻¹.
 
 Between two reparametrisations the activations drift. D corrects the scale of every whitened unit
-with the batch at hand, exactly and at the cost of scaling rows and columns: the function does not
-change. "Variance 1" includes the damping, V[u·h] + ε‖u‖², which is 1 by construction after a full
-reparametrisation; dead units thus stay put.
+with the statistics of the current batch. It only scales rows of U and columns of V, and does not
+change the function. The variance includes the damping, V[u·h] + ε‖u‖², which is 1 by construction
+after a full reparametrisation, so D does not rescale dead units.
 
-D is found from the batch whose gradients are about to be used, so those follow too: g_V ← g_V D.
+D comes from the batch whose gradients the optimizer is about to use, so they are scaled as well:
+g_V ← g_V D.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ if TYPE_CHECKING:
 
 
 class BatchDiagonal:
-    """Applies D before an optimizer step; runs as a step pre-hook, ahead of the step clip.
+    """Applies D in a hook before the optimizer step, before the step control.
 
     Attributes:
-        damping: by unit name, ε of each group at the last reparametrisation; units without wait for
-            their first.
+        damping: by unit name, ε of each group at the last reparametrisation. Units that have not
+            been reparametrised yet are missing, and D is not applied to them.
     """
 
     def __init__(self, units: Sequence[TiedLayers], ranks: Ranks) -> None:
-        """Watch `units`."""
+        """Let the layers of `units` gather the variances of their whitened units."""
         self.units, self.ranks = units, ranks
         self.damping: dict[str, Tensor] = {}
         for unit in units:
@@ -49,7 +50,7 @@ class BatchDiagonal:
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, *_: Any) -> None:
-        """Rescale the units whose weight `optimizer` is about to move."""
+        """Apply D to the units whose weight `optimizer` is about to change."""
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for unit in self.units:
             if id(unit.weight) not in held:
@@ -77,7 +78,7 @@ class BatchDiagonal:
         whitener = unit.layer.whitener
         floor = self.damping[unit.name].to(whitener).unsqueeze(1) * whitener.square().sum(2)
         wanted = (variance.clamp(min=0) + floor).rsqrt()
-        # Without a finite sample there is nothing to go by: D = 1.
+        # D = 1 where there is no finite sample.
         diagonal = torch.where((count > 0) & torch.isfinite(wanted), wanted, 1)
         self.ranks.broadcast_([diagonal])
         return diagonal

@@ -1,10 +1,10 @@
 """Spectral compression of a trained layer (section 5 of the paper).
 
 Whitened units form "an ordered representation, having least and most significant bits". With Σ = Q
-diag(λ) Qᵀ the units z = Qᵀ(h − c) are uncorrelated, so leaving out unit i changes the output by ‖W
-q_i‖² λ_i in mean square, and the contributions of several units add up. The units that contribute
-least are dropped until the tolerance is used up. What is left has rank k: two thin layers where
-k(in + out·taps) < in·out·taps, else one layer of the old shape.
+diag(λ) Qᵀ the units z = Qᵀ(h − c) are uncorrelated. Dropping unit i therefore changes the output by
+‖W q_i‖² λ_i in mean square, and the changes of several units add up. The units with the smallest
+changes are dropped, as many as the tolerance allows. The remaining weight has rank k. It becomes
+two thin layers if k(in + out·taps) < in·out·taps, else one layer of the old shape.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compression:
-    """What became of one layer.
+    """The result of the compression of one layer.
 
     Attributes:
         name: qualified name of the layer.
-        units: whitened units per group before.
-        kept: units per group after; the most that any group needs.
-        error: relative error √(E‖Δy‖²/E‖y − E y‖²) that the dropped units make, by the layer's own
-            spectrum. Exact for dense layers; for kernels of several taps it takes pixels as
-            independent.
-        split: whether the layer became two thin ones.
-        multiply_adds: per output position, before and after.
+        units: whitened units per group before the compression.
+        kept: units per group afterwards; the largest number that any group needs.
+        error: relative error √(E‖Δy‖²/E‖y − E y‖²) due to the dropped units, computed from the
+            layer's spectrum. It is exact for dense layers. For kernels of several taps it assumes
+            that pixels are independent.
+        split: whether the layer became two thin layers.
+        multiply_adds: multiply-adds per output position, before and after.
     """
 
     name: str
@@ -60,24 +60,24 @@ def compress(
     samples: int = 2000,
     forward: Forward = default_forward,
 ) -> tuple[nn.Module, list[Compression]]:
-    """Fold a whitened model and drop the whitened units that hardly matter.
+    """Fold a whitened model and drop the whitened units that change its output least.
 
     Args:
         model: a whitened model; it is not changed.
-        batches: data whose statistics order the units.
+        batches: data for the statistics that order the units.
         tolerance: largest relative error of each layer's output, at least 0 and below 1.
-        samples: N_s, examples behind the statistics.
-        forward: how to run a batch.
+        samples: N_s, number of examples for the statistics.
+        forward: how to run a batch; see `prong.Reparametrizer`.
 
     Returns:
-        A new plain model, where a layer that was split is an `nn.Sequential` of two under the old
-        name, and what became of each layer.
+        A new plain model, and the result for each layer. In the new model a layer that was split is
+        an `nn.Sequential` of two layers under the old name.
 
     Raises:
         ValueError: if `tolerance` is out of range, or the model has no whitened layer.
     """
     if not 0 <= tolerance < 1:
-        raise ValueError(f"tolerance={tolerance!r}: at least 0 and below 1 is allowed")
+        raise ValueError(f"tolerance={tolerance!r}: it must be at least 0 and below 1")
     inner = unwrap(model)
     units = tied_layers_of(inner)
     if not units:
@@ -87,7 +87,8 @@ def compress(
     saved = [(layer, layer.moments) for layer in layers]
     frozen = [unit.weight for unit in units if not unit.weight.requires_grad]
     try:
-        # Frozen layers count here: compression is not training.
+        # Statistics are gathered only where the weight is trainable, but frozen layers are
+        # compressed too.
         for weight in frozen:
             weight.requires_grad_(True)
         gather(inner, layers, kept, forward)
@@ -125,7 +126,7 @@ def _compress_unit(plain: nn.Module, unit: TiedLayers, tolerance: float) -> Comp
             continue
         bias = getattr(module, "bias", None)
         if bias is not None and unit.centred:
-            # The mean of what was dropped stays, in the bias.
+            # The bias takes up the mean of the dropped part.
             bias.add_(shift.to(bias.dtype))
         if split:
             _replace(plain, name, _thin_pair(module, basis, thin, layer.TRANSPOSED))
@@ -137,12 +138,12 @@ def _compress_unit(plain: nn.Module, unit: TiedLayers, tolerance: float) -> Comp
 
 
 def _kept(contributions: Float[Tensor, "groups in"], tolerance: float) -> tuple[int, float]:
-    """How many units every group keeps, and the relative error that this makes."""
+    """Return the number of units that every group keeps, and the relative error."""
     total = contributions.sum()
     if not float(total) > 0:
         return 1, 0.0
     ordered = contributions.sort(1, descending=True).values
-    # What is lost over all groups if each keeps its first k units, for k = 0 … in.
+    # The change over all groups if each keeps its first k units, for k = 0 … in.
     tail = total - torch.cat([ordered.new_zeros(1), ordered.sum(0).cumsum(0)])
     lost = (tail.clamp(min=0) / total).sqrt()
     kept = max(1, int((lost > tolerance + 1e-12).sum()))
@@ -162,7 +163,9 @@ def _names(plain: nn.Module, unit: TiedLayers) -> set[str]:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     if not name:
-        raise ValueError("model: its root is a single layer and cannot be split; wrap it")
+        raise ValueError(
+            "model: it is a single layer, which cannot be split; put it into an nn.Sequential"
+        )
     setattr(model.get_submodule(parent), child, module)
 
 
@@ -172,7 +175,7 @@ def _thin_pair(
     thin: Float[Tensor, "groups out taps kept"],
     transposed: bool,
 ) -> nn.Sequential:
-    """The two layers h → basis · h → thin · (basis · h) + bias."""
+    """Return the two layers h → basis · h → thin · (basis · h) + bias."""
     groups, kept, inputs = basis.shape
     weight = module.get_parameter("weight")
     made: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}

@@ -1,18 +1,19 @@
-"""Statistics on a CUDA stream of their own, beside the forward and the backward pass.
+"""Statistics on a separate CUDA stream, parallel to the forward and the backward pass.
 
-What a layer gathers is needed only at the next reparametrisation; on the current stream it would
-still stand between one layer and the next. Here it is queued on a second stream of the device, in
+A layer's statistics are needed only at the next reparametrisation. On the current stream the next
+layer would still have to wait for them. Here they are queued on a second stream of the device, by
 three rules:
 
-- The side stream first waits for the current one, which makes the samples.
-- It reads memory to which nothing else writes: a copy, where the samples are a view of the layer's
-  input, which a model or a training loop may overwrite in place. `Tensor.record_stream` keeps that
-  memory, and the moments', until the side stream is through with them.
-- Before the moments are read, the reader's stream waits for the side stream, which is
-  `Moments.settle`. Nothing waits on the host.
+- The side stream first waits for the current stream, which computes the samples.
+- It reads only memory that no other code overwrites. Where the samples are a view of the layer's
+  input, it reads a copy, because a model or a training loop may change the input in place.
+  `Tensor.record_stream` keeps this memory, and the moments' memory, until the side stream has
+  finished with it.
+- Before the moments are read, the reader's stream waits for the side stream (`Moments.settle`).
+  The host never waits.
 
-The products are the same, in the same order, so the moments are the same numbers. On other devices,
-under `torch.compile` and while a CUDA graph is being captured, the current stream is used.
+The operations are the same, in the same order, so the moments are bit-identical. The current stream
+is used on other devices, under `torch.compile` and during the capture of a CUDA graph.
 """
 
 from __future__ import annotations
@@ -28,38 +29,39 @@ if TYPE_CHECKING:
 
 
 class GathersOn(Protocol):
-    """What statistics can be moved of: a `prong.Reparametrizer`."""
+    """An object whose statistics can be gathered on another stream: `prong.Reparametrizer`."""
 
     def gather_on(self, stream: GatheringStream | None) -> None:
-        """Gather there from now on."""
+        """Gather on `stream` from now on."""
 
 
 class SideStream:
-    """One further stream for each CUDA device on which statistics are gathered."""
+    """One additional stream for each CUDA device on which statistics are gathered."""
 
     def __init__(self) -> None:
-        """Make no stream yet: a model may be on the CPU, or still be moved."""
+        """Create no stream yet, because the model may still be moved to another device."""
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def __reduce__(self) -> tuple[type[SideStream], tuple[()]]:
-        """Copied or stored, it has no streams: they belong to this process and to this object."""
+        """Copy or store without the streams, which belong to this process and to this object."""
         return SideStream, ()
 
     @torch.no_grad()
     def add(self, moments: Moments, samples: Tensor, examples: int, source: Tensor) -> None:
-        """Add a batch to moments, beside the current stream where that is possible.
+        """Add a batch to moments, on the side stream where that is possible.
 
         Args:
-            moments: on the device of the samples.
+            moments: moments on the device of the samples.
             samples: `[groups, samples, in]`, as for `Moments.add`.
-            examples: how many examples the batch holds.
-            source: what the samples were taken from; it may be overwritten as soon as this returns.
+            examples: number of examples in the batch.
+            source: the tensor that the samples were taken from. It may be overwritten as soon as
+                this method returns.
         """
         if not _has_streams(samples):
             moments.add(samples, examples)
             return
-        # Before the side stream starts, so that the current stream itself orders the copy and
-        # whatever overwrites the source.
+        # Copy on the current stream, before the side stream starts: later work on the current
+        # stream that overwrites the source then runs after the copy.
         own = samples.clone() if _share_memory(samples, source) else samples
         stream = self._streams.get(own.device)
         if stream is None:
@@ -72,7 +74,7 @@ class SideStream:
             tensor.record_stream(stream)
 
     def join(self, device: torch.device | None = None) -> None:
-        """Let the current stream of a device, or of all of them, wait for what was queued there.
+        """Let the current stream of a device, or of all devices, wait for the side stream.
 
         Args:
             device: the device of the tensors that will be read; None for all devices.
@@ -81,22 +83,23 @@ class SideStream:
             if device is not None and own != device:
                 continue
             current = torch.cuda.current_stream(own)
-            # A capture may not wait for work outside of it; it begins with all streams at rest.
+            # A captured graph must not wait for work outside of it. A capture begins after all
+            # streams have finished.
             if current != stream and not _captures(own):
                 current.wait_stream(stream)
 
 
 def gather_on_side_stream(natural: GathersOn) -> None:
-    """Let a `prong.Reparametrizer` take its statistics on a CUDA stream of their own.
+    """Let a `prong.Reparametrizer` gather its statistics on a separate CUDA stream.
 
-    They are the same numbers. Without effect on other devices, under `torch.compile`, and in a
-    captured CUDA graph. What it gains has not been measured.
+    The statistics are bit-identical. There is no effect on other devices, under `torch.compile`, or
+    in a captured CUDA graph. The gain in time has not been measured.
     """
     natural.gather_on(SideStream())
 
 
 def _has_streams(samples: Tensor) -> bool:
-    """Whether work on `samples` may be queued beside the current stream."""
+    """Return whether work on `samples` may be queued on a side stream."""
     return (
         not torch.compiler.is_compiling()
         and samples.device.type == "cuda"
@@ -105,7 +108,7 @@ def _has_streams(samples: Tensor) -> bool:
 
 
 def _captures(device: torch.device) -> bool:
-    """Whether the current stream of a CUDA device records a graph instead of working."""
+    """Return whether a CUDA graph is being captured on the current stream of a device."""
     with torch.cuda.device(device):
         return torch.cuda.is_current_stream_capturing()
 

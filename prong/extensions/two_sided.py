@@ -1,8 +1,8 @@
 """Statistics of the back-propagated δ, for two-sided whitening (footnote 4 of the paper).
 
-W = Rᵀ V U, where R is a root of (E[δδᵀ] + γI)⁻¹ with δ the gradient at a layer's output: under the
-model's own predictions that is the Fisher's other Kronecker factor ("sampled"), under the data's
-labels the empirical one ("empirical").
+W = Rᵀ V U, where R is a root of (E[δδᵀ] + γI)⁻¹ and δ is the gradient at a layer's output. With
+labels drawn from the model's predictions ("sampled"), E[δδᵀ] is the second Kronecker factor of the
+Fisher matrix. With the labels of the data ("empirical"), it is that of the empirical Fisher matrix.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
 
 
 def sampled_loss(outputs: Float[Tensor, "batch *rest"], likelihood: str) -> Float[Tensor, ""]:
-    """−log p(y | outputs) with y drawn from the model's own prediction, averaged over the batch.
+    """Compute −log p(y | outputs), with y drawn from the model's prediction; a batch mean.
 
     Args:
         outputs: logits `[batch, classes, *]` for "categorical", logits of any shape for
             "bernoulli", means of any shape for "gaussian" (unit variance).
-        likelihood: which of the three.
+        likelihood: "categorical", "bernoulli" or "gaussian".
 
     Raises:
         ValueError: if `likelihood` is unknown.
@@ -53,11 +53,11 @@ def sampled_loss(outputs: Float[Tensor, "batch *rest"], likelihood: str) -> Floa
 def observe_sampled(
     layers: Sequence[Whitened], loss: Float[Tensor, ""], weights: Sequence[Tensor]
 ) -> None:
-    """Let layers see the gradients of a sampled loss; `.grad` and the graph stay as they are.
+    """Gather statistics of the gradients of a sampled loss, without changing `.grad` or the graph.
 
     Args:
-        layers: those that gather statistics of δ.
-        loss: what `sampled_loss` gave.
+        layers: the layers that gather statistics of δ.
+        loss: a result of `sampled_loss`.
         weights: parameters that the loss depends on.
     """
     for layer in layers:

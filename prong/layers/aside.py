@@ -1,4 +1,4 @@
-"""Inputs that a narrow layer leaves to be counted later, together with those of other layers."""
+"""Inputs of a narrow layer, stored until they are added to the moments of many layers at once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ MOST_ASIDE = 16
 
 
 class Aside:
-    """Where a layer that runs in a batch of layers puts its inputs; a copied layer has none."""
+    """The stored inputs of a layer that is processed together with others.
+
+    A copy of the layer has None instead, because it is not processed together with others.
+    """
 
     def __init__(self) -> None:
-        """Begin empty."""
+        """Start with no inputs."""
         self.inputs: list[tuple[Tensor, int]] = []
 
     def __deepcopy__(self, memo: object) -> None:
-        """A copy belongs to nobody who would multiply its gradients by P."""
+        """Copy as None: no `SmallLayers` would multiply the gradients of the copied layer by P."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Likewise for what is stored."""
+        """Store as None, for the same reason."""
         return type(None), ()

@@ -1,16 +1,16 @@
-"""The preconditioned way to run a whitened layer: W and d are parameters, `.grad` the natural one.
+"""Backward passes of preconditioned layers: W and d are parameters, `.grad` is natural.
 
-Eliminating V and U from a step of SGD on (V, d) leaves, with P = UᵀU = (Σ + εI)⁻¹,
+If V and U are eliminated from a step of SGD on (V, d), then with P = UᵀU = (Σ + εI)⁻¹
 
     ΔW = −η (g_W − g_b cᵀ) P,   Δd = −η g_b     for   y = W (h − c) + d.
 
-A layer that holds W and d, and whose backward pass gives (g_W − g_b cᵀ) P as W's gradient, follows
-the same path under an optimizer that is linear in the gradient: SGD with momentum or Nesterov's,
-with weight decay, which acts on V as on W. It never forms V, folds nothing in the forward pass, and
-a new P leaves its function alone.
+A layer can therefore hold W and d, and its backward pass can return (g_W − g_b cᵀ) P as the
+gradient of W. It then follows the same path under every optimizer that is linear in the gradient:
+SGD, with or without momentum, Nesterov's momentum, and weight decay, which acts on V as on W. The
+layer never forms V and does not fold in the forward pass, and a new P does not change its function.
 
-g_W − g_b cᵀ is gᵀ(h − c). A batch with fewer rows than the layer has outputs multiplies the inputs
-by P, gᵀ ((h − c) P), at B N² multiply-adds instead of M N².
+g_W − g_b cᵀ is gᵀ(h − c). If the batch has fewer rows (B) than the layer has outputs (M), the
+inputs are multiplied by P, gᵀ ((h − c) P), which costs B N² multiply-adds instead of M N².
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ if TYPE_CHECKING:
 
 
 class GradientFactors:
-    """‖g_V‖² of the last backward pass through a preconditioned layer, which knows it cheaply.
+    """‖g_V‖² of the last backward pass through a preconditioned layer, where it is cheap.
 
-    With n = g_V U the natural gradient, ‖g_V‖² = ⟨n P⁻¹, n⟩ costs M N² or, with k leading
-    directions, M N k once the pass is over. In the pass it is ⟨gᵀ(h − c), n⟩. Where gᵀ(h − c) is
-    not formed, leading directions give it for B M k (see `scale`), and a whole P as Σ (r rᵀ) ∘
-    (X P Xᵀ) for B² (M + N).
+    With n = g_V U the natural gradient, ‖g_V‖² = ⟨n P⁻¹, n⟩. After the pass this costs M N²
+    multiply-adds, or M N k with k leading directions. During the pass it is ⟨gᵀ(h − c), n⟩. Where
+    gᵀ(h − c) is not formed, it costs B M k with leading directions (see `scale`), and B² (M + N)
+    with a whole P, as Σ (r rᵀ) ∘ (X P Xᵀ).
 
-    Only the gradient that this pass gave, unchanged, has this norm. It is recognised by its memory,
-    which is held so that nothing else can lie there, by its version and by some of its numbers.
-    Reading those would make a GPU wait: there the norm is scaled by what ‖n‖ has become, because
-    `GradScaler` unscales gradients without a trace in their version.
+    This norm belongs only to the gradient of this pass, and only if that was not changed since. The
+    check compares the gradient's address, its version and a few of its numbers. The memory is kept,
+    so no other tensor can have the same address. On a GPU the numbers are not read, because the
+    host would wait. There the square is multiplied by the change of ‖n‖², because `GradScaler`
+    unscales gradients without changing their version.
     """
 
     def __init__(self) -> None:
-        """Remember nothing."""
+        """Start without a stored norm."""
         self._square: Tensor | None = None
         self._memory: torch.UntypedStorage | None = None
         self._place = (0, 0)
@@ -55,10 +56,10 @@ class GradientFactors:
     ) -> Float[Tensor, " k"]:
         """√((1 − s)/ε) of leading directions, with s the diagonal of Fᵀ F.
 
-        With a = X F, ⟨n P⁻¹, n⟩ = ε ‖n‖² + ‖rᵀ (a √((1 − s)/ε))‖². It is computed once for each P.
+        With a = X F, ⟨n P⁻¹, n⟩ = ε ‖n‖² + ‖rᵀ (a √((1 − s)/ε))‖². The result is cached for each P.
         """
         held = self._scale
-        # By identity: memory of a tensor that was let go may hold another one.
+        # Compare by identity: a new tensor may have the address of one that was freed.
         if held is None or held[0] is not preconditioner or held[1] != preconditioner._version:
             rest = 1 - preconditioner[0].square().sum(0)
             held = (preconditioner, preconditioner._version, (rest / damping).clamp(min=0).sqrt())
@@ -66,13 +67,13 @@ class GradientFactors:
         return held[2]
 
     def keep(self, natural: Tensor, square: Tensor) -> None:
-        """Remember ‖g_V‖², a scalar, of the pass that gave the gradient `natural`."""
+        """Store ‖g_V‖², a scalar, of the pass that returned the gradient `natural`."""
         self._square, self._memory = square, natural.untyped_storage()
         self._place = (natural.data_ptr(), natural._version)
         self._some = inner(natural, natural) if natural.is_cuda else self._sample(natural).clone()
 
     def take(self, natural: Tensor) -> Tensor | None:
-        """Give what was remembered, once, if `natural` is the gradient of that pass."""
+        """Return the stored ‖g_V‖² once, if `natural` is the unchanged gradient of that pass."""
         square, some = self._square, self._some
         self._square = self._memory = self._some = None
         if square is None or not natural.is_contiguous():
@@ -86,7 +87,7 @@ class GradientFactors:
         return square if torch.equal(some, self._sample(natural)) else None
 
     def __getstate__(self) -> dict[str, object]:
-        """Be copied or stored empty: a copied gradient lies elsewhere."""
+        """Copy and store without the norm, because a copied gradient has another address."""
         return GradientFactors().__dict__
 
     @staticmethod
@@ -96,10 +97,10 @@ class GradientFactors:
 
 
 class NaturalGradient(torch.autograd.Function):
-    """(W, d) → (W, d − Σ_taps W c), whose backward pass turns (g_W, g_b) into natural gradients.
+    """(W, d) → (W, d − Σ_taps W c), with natural gradients in the backward pass.
 
-    It stands between the parameters and the plain operation, so it serves every layer and can be
-    differentiated twice.
+    It is applied to the parameters before the plain operation, so it works for every type of layer
+    and can be differentiated twice.
     """
 
     @staticmethod
@@ -113,7 +114,7 @@ class NaturalGradient(torch.autograd.Function):
         transposed: bool,
         last: GradientFactors | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The weight and the bias (None without one) of the plain layer."""
+        """Return the weight and the bias (None without one) of the plain layer."""
         ctx.save_for_backward(mean, preconditioner, damping)
         ctx.transposed, ctx.last = transposed, last
         return weight.view_as(weight), plain_bias(weight, bias, mean, transposed)
@@ -122,7 +123,7 @@ class NaturalGradient(torch.autograd.Function):
     def backward(
         ctx: Any, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None, None, None, None, None, None]:
-        """The natural gradient of W and the gradient of d."""
+        """Return the natural gradient of W and the gradient of d."""
         mean, preconditioner, damping = ctx.saved_tensors
         groups = len(mean)
         grouped = to_grouped(weight.to(preconditioner.dtype), groups, ctx.transposed)
@@ -141,7 +142,7 @@ class NaturalGradient(torch.autograd.Function):
 
 
 class NaturalLinear(torch.autograd.Function):
-    """y = W (h − c) + d for a batch of fewer rows than outputs: P multiplies the inputs."""
+    """y = W (h − c) + d for a batch with fewer rows than outputs: P multiplies the inputs."""
 
     @staticmethod
     def forward(
@@ -154,10 +155,10 @@ class NaturalLinear(torch.autograd.Function):
         damping: Float[Tensor, " 1"] | None,
         last: GradientFactors | None,
     ) -> Float[Tensor, "*batch out"]:
-        """The dense layer's output; `last` is to remember its backward pass."""
+        """Return the dense layer's output; the backward pass stores its norm in `last`."""
         ctx.last = last
         ctx.biased = bias is not None
-        # Fewer rows than outputs: h − c touches less memory than W c would.
+        # With fewer rows than outputs, h − c needs less memory traffic than W c.
         centred = input if bias is None else input - mean[0].to(input.dtype)
         ctx.save_for_backward(centred, weight, mean, preconditioner, damping)
         return F.linear(centred, weight, bias)
@@ -166,14 +167,14 @@ class NaturalLinear(torch.autograd.Function):
     def backward(
         ctx: Any, gradient: Float[Tensor, "*batch out"]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
-        """Gradients of the input and of d, and the natural gradient of W."""
+        """Return the gradients of the input and of d, and the natural gradient of W."""
         centred, weight, mean, preconditioner, damping = ctx.saved_tensors
         of_input = natural = of_bias = None
         rows = gradient.reshape(-1, gradient.shape[-1])
         if ctx.needs_input_grad[0]:
             passed = weight
             if torch.is_grad_enabled():
-                # A second derivative reaches W through this product, and is natural too.
+                # The second derivative with respect to W through this product is natural too.
                 passed, _ = NaturalGradient.apply(
                     weight, None, mean, preconditioner, damping, False
                 )  # type: ignore[no-untyped-call]
@@ -203,27 +204,28 @@ class NaturalLinear(torch.autograd.Function):
 
 
 class GradientObserver(Protocol):
-    """A layer that takes statistics of its output's gradient, for two-sided whitening."""
+    """A layer that gathers statistics of its output's gradient, for two-sided whitening."""
 
     def observe_gradient(self, gradient: Tensor) -> None:
-        """Take them."""
+        """Add the gradient to the statistics."""
 
 
 class ObserveGradient(torch.autograd.Function):
-    """The identity; in the backward pass the layer takes the statistics of what passes.
+    """The identity; in the backward pass the layer gathers statistics of the gradient.
 
-    A backward pass runs once also under activation checkpointing, so nothing is counted twice.
+    Under activation checkpointing the backward pass still runs only once, so nothing is counted
+    twice.
     """
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, layer: GradientObserver) -> Tensor:
-        """Pass the output on."""
+        """Return the output."""
         ctx.layer = layer
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Pass the gradient on, and let the layer see it."""
+        """Let the layer observe the gradient, and return it."""
         ctx.layer.observe_gradient(gradient)
         return gradient, None
 
@@ -234,11 +236,11 @@ def plain_bias(
     mean: Float[Tensor, "groups in"],
     transposed: bool,
 ) -> Float[Tensor, " out"] | None:
-    """The plain layer's bias, d − Σ_taps W c."""
+    """Return the plain layer's bias, d − Σ_taps W c."""
     if bias is None:
         return None
     if weight.dim() == 2:
-        # A sum over one tap would copy W.
+        # There is one tap, and a sum over it would copy W.
         return (bias.to(mean.dtype) - weight.to(mean.dtype) @ mean[0]).to(bias.dtype)
     grouped = to_grouped(weight.to(mean.dtype), len(mean), transposed)
     shift = (grouped.sum(2) @ mean.unsqueeze(-1)).reshape(-1)

@@ -1,15 +1,15 @@
 """Whitened layers: the building block of Eq. 6, h_i = f_i(V_i U_{i−1} (h_{i−1} − c_{i−1}) + d_i).
 
-A whitened layer is the plain layer's own object with its class exchanged: the same Parameter
-objects, hooks, attributes and device, plus Φ as buffers. `weight` and `bias` now hold V and d,
-which the optimizer moves; c and U change only in a reparametrisation. The forward pass folds first,
-W = V U and b = d − W c, and then runs the plain layer on (W, b). That is exact for every stride,
-dilation and padding mode, also with zero padding, where centring before padding would put −c
-instead of zeros at the border; autograd gives the gradients of V and d.
+A whitened layer is the object of the plain layer with another class: it keeps the Parameter
+objects, hooks, attributes and device, and gets Φ as buffers. `weight` and `bias` now hold V and d,
+which the optimizer trains; c and U change only in a reparametrisation. The forward pass first
+folds, W = V U and b = d − W c, and then runs the plain layer on (W, b); autograd gives the
+gradients of V and d. This is exact for every stride, dilation and padding mode. It is exact with
+zero padding too, where subtracting c from the padded input would put −c at the border.
 
-A layer without a bias has nowhere to put −W c. It keeps c = 0 and is whitened by the uncentred
-second moment E[hhᵀ], which is the Σ that the paper writes. So does a transposed convolution, where
-the number of taps that reach a pixel depends on the pixel and W c is therefore no constant.
+A layer without a bias cannot take up −W c. It keeps c = 0 and is whitened by the uncentred second
+moment E[hhᵀ], which is the paper's Σ. The same holds for a transposed convolution: the number of
+taps that reach a pixel depends on the pixel, so W c is not constant.
 """
 
 from __future__ import annotations
@@ -44,30 +44,29 @@ if TYPE_CHECKING:
 
 
 class Whitened(nn.Module):
-    """What every whitened layer shares: Φ, the fold, and the gathering of statistics.
+    """Base class of all whitened layers: it holds Φ, folds, and gathers statistics.
 
     Attributes:
         weight: V, in the shape of the plain layer's weight; W in a preconditioned layer.
         bias: d, `[out]`, or None.
-        whitener: U, `[groups, in/groups, in/groups]`, one whitened unit per row. At least float32,
-            whatever type the model is cast to.
-        mean: c, `[groups, in/groups]`, likewise.
+        whitener: U, `[groups, in/groups, in/groups]`, one whitened unit per row. It is float32 or
+            wider, also in a model of a narrower type. None in a preconditioned layer.
+        mean: c, `[groups, in/groups]`, in the type of U.
         output_whitener: R of two-sided whitening, `[groups, out/groups, out/groups]`, or None.
-        precision_matrix: P = UᵀU of a preconditioned layer, in the shape of U, which is None then.
-            With leading directions only, F `[groups, in/groups, k]` with P = (I − F Fᵀ)/ε.
-        precision_damping: that ε, `[groups]`; None where `precision_matrix` is P.
-        moments: where the input's statistics go, or None while none are wanted.
-        backward_moments: where the statistics of the output's gradient go, or None.
-        gradients_wanted: whether the gradients that pass now count.
-        side_stream: where statistics are taken on CUDA, or None for the current stream.
-        last_pass: where a preconditioned layer keeps what the step control needs, or None.
-        aside: where a narrow preconditioned layer that is worked on together with others puts the
-            inputs that count, or None where it runs by itself.
-        variances: where the whitened units' variances of this step go, for the per-batch D, or
-            None.
-        activations: whether the inputs are whitened instead of the weights folded, where a layer
-            can.
-        positions: at most this many pixels or tokens of an example become samples; None for all.
+        precision_matrix: P = UᵀU of a preconditioned layer, in the shape of U; None in others. With
+            leading directions only, F `[groups, in/groups, k]` with P = (I − F Fᵀ)/ε.
+        precision_damping: ε of the leading directions, `[groups]`; None if `precision_matrix` is P.
+        moments: statistics of the input, or None while none are gathered.
+        backward_moments: statistics of the output's gradient, or None while none are gathered.
+        gradients_wanted: whether the present gradients are added to `backward_moments`.
+        side_stream: CUDA side stream that gathers the statistics, or None for the current stream.
+        last_pass: norm that a preconditioned layer stores for the step control, or None.
+        aside: stored inputs of a narrow preconditioned layer that is processed together with
+            others, or None for a layer that runs by itself.
+        variances: variances of the whitened units in this step, for the per-batch D, or None.
+        activations: whether the layer whitens inputs instead of folding weights, where it can.
+        positions: the largest number of pixels or tokens of an example that become samples; None
+            for all.
     """
 
     PLAIN: ClassVar[type[nn.Module]]
@@ -99,37 +98,37 @@ class Whitened(nn.Module):
 
     @property
     def feature_groups(self) -> int:
-        """Number of groups, each with a whitener of its own."""
+        """Number of groups; each has its own whitener."""
         return int(getattr(self, "groups", 1))
 
     @property
     def centred(self) -> bool:
-        """Whether c follows the mean; if not it stays 0 and the second moment is whitened.
+        """Whether c is the mean; if not, c = 0 and the second moment is whitened.
 
-        A frozen bias must not move, and b = d − W c would move with W.
+        A layer with a frozen bias is not centred, because b = d − W c would change with W.
         """
         return self.bias is not None and self.bias.requires_grad and not self.TRANSPOSED
 
     @property
     def outputs(self) -> int:
-        """Outputs of all groups together; taps count once."""
+        """Number of outputs of all groups together; taps are not counted."""
         taps = math.prod(self.weight.shape[2:])
         return self.weight.numel() // (self.mean.shape[1] * taps)
 
     @property
     def preconditioned(self) -> bool:
-        """Whether W and d are the parameters, and their gradients are the natural ones."""
+        """Whether W and d are the parameters, with natural gradients."""
         return self.precision_matrix is not None
 
     @property
     def preconditioner(self) -> Preconditioner | None:
-        """P of a preconditioned layer, made of its own buffers; None for one that holds U."""
+        """P of a preconditioned layer, which refers to its buffers; None for a layer with U."""
         if self.precision_matrix is None:
             return None
         return preconditioner_of(self.precision_matrix, self.precision_damping)
 
     def phi(self) -> Phi:
-        """The present Φ; the tensors are the layer's own, but for a preconditioned layer's U."""
+        """Return the present Φ: the layer's own tensors, except U of a preconditioned layer."""
         held = self.preconditioner
         whitener = self.whitener if held is None else root_of_preconditioner(held.whole())
         return Phi(self.mean, whitener, output=self.output_whitener)
@@ -140,13 +139,13 @@ class Whitened(nn.Module):
         return [buffer for buffer in held if buffer is not None]
 
     def put_preconditioner(self, new: Preconditioner) -> None:
-        """Replace P of a preconditioned layer, in place where the shape is that of before."""
+        """Replace P of a preconditioned layer, in place if the shape is unchanged."""
         matrix = new.matrix if isinstance(new, Dense) else new.directions
         held = self.precision_matrix
         if held is not None and held.shape == matrix.shape:
             held.copy_(matrix)
         else:
-            # One memory layout, whatever found P: a resumed run must multiply in the same order.
+            # Always the same memory layout: a resumed run must multiply in the same order.
             self.precision_matrix = matrix.to(self.mean.dtype).clone(
                 memory_format=torch.contiguous_format
             )
@@ -158,26 +157,26 @@ class Whitened(nn.Module):
             self.precision_damping.copy_(new.damping)
 
     def start_two_sided(self) -> None:
-        """Give the layer an output whitener, R = I to begin with."""
+        """Give the layer an output whitener, R = I at first."""
         outputs = self.grouped_weight(self.mean.dtype).shape[1]
         identity = torch.eye(outputs, dtype=self.mean.dtype, device=self.mean.device)
         self.output_whitener = identity.repeat(self.feature_groups, 1, 1)
 
     def grouped_weight(self, dtype: torch.dtype) -> Float[Tensor, "groups out taps in"]:
-        """V in the grouped layout and in `dtype`."""
+        """Return V in the grouped layout and in `dtype`."""
         weight = self.weight.to(dtype)
         return to_grouped(weight, self.feature_groups, self.TRANSPOSED)
 
     def fold(self) -> tuple[Float[Tensor, ...], Float[Tensor, " out"] | None]:
-        """P_Φ⁻¹ of line 7: W = V U and b = d − W c, differentiable, in the type of the parameters.
+        """Apply P_Φ⁻¹ (line 7 of Algorithm 1): W = V U, b = d − W c. It is differentiable.
 
         Returns:
             The weight and the bias (None without one) of the plain layer that computes the same
-            function.
+            function, in the type of the parameters.
         """
         device = self.weight.device.type
         if torch.is_autocast_enabled(device):
-            # Autocast would form V U in half precision, and the error grows with cond(U).
+            # Autocast would compute V U in half precision, where the error grows with cond(U).
             with torch.autocast(device, enabled=False):
                 return self._fold()
         return self._fold()
@@ -198,8 +197,7 @@ class Whitened(nn.Module):
         plain = from_grouped(weight, self.weight.shape, self.TRANSPOSED)
         if bias is not None:
             bias = bias.reshape(-1).to(self.weight.dtype)
-        # The kernels for convolutions refuse a gradient in the strides that a transposed view would
-        # have.
+        # Convolution kernels raise an error for a gradient with the strides of a transposed view.
         return plain.to(self.weight.dtype).contiguous(), bias
 
     def _natural(
@@ -224,14 +222,14 @@ class Whitened(nn.Module):
         return plain
 
     def samples(self, input: Tensor) -> tuple[Float[Tensor, "groups samples in"], int]:
-        """The samples that an input holds, and the number of its examples."""
+        """Return the samples of an input, and the number of its examples."""
         raise NotImplementedError
 
     def observe(self, input: Tensor) -> None:
-        """Take the input's statistics, if they are wanted now.
+        """Add the input to the statistics, if they are gathered now.
 
         Only forward passes in training mode count. Activation checkpointing runs the forward pass
-        again inside the backward pass; that second run is recognised and not counted.
+        again during the backward pass; this second run is detected and not counted.
         """
         if self.moments is None and self.variances is None:
             return
@@ -245,13 +243,13 @@ class Whitened(nn.Module):
                 self.variances.add(samples, self.mean, self.whitener)
 
     def observes(self) -> bool:
-        """Whether a forward pass now is one of training, and the first of its inputs."""
+        """Return whether a forward pass is in training mode and not a checkpointing rerun."""
         if not self.training or not self.weight.requires_grad:
             return False
         return torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
 
     def whitens_activations(self, input: Tensor, rows: int) -> bool:
-        """Whether this pass whitens the inputs, at `rows` N² multiply-adds instead of M N²·taps."""
+        """Return whether to whiten inputs, `rows` · N² multiply-adds, instead of M N²·taps."""
         wide = input.dtype == self.weight.dtype == self.mean.dtype
         return (
             self.activations
@@ -263,16 +261,17 @@ class Whitened(nn.Module):
         )
 
     def watched(self, output: Tensor) -> Tensor:
-        """The output, whose gradient's statistics will be taken if they are wanted now."""
+        """Return the output; its gradient is added to the statistics, if they are gathered now."""
         if self.backward_moments is None or not self.training or not output.requires_grad:
             return output
         watched: Tensor = ObserveGradient.apply(output, self)  # type: ignore[no-untyped-call]
         return watched
 
     def observe_gradient(self, gradient: Tensor) -> None:
-        """Take the statistics of δ, the gradient of the loss of one example at the output.
+        """Add δ to the statistics, the gradient of one example's loss at the output.
 
-        The gradient is that of a mean over the examples of the batch, as losses usually are.
+        `gradient` is that of a loss that is averaged over the batch, so it is multiplied by the
+        number of examples.
         """
         if self.backward_moments is not None and self.gradients_wanted:
             samples, examples = self.gradient_samples(gradient)
@@ -285,13 +284,13 @@ class Whitened(nn.Module):
             self.side_stream.add(moments, samples, examples, source)
 
     def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "groups samples out"], int]:
-        """The samples that an output's gradient holds, and the number of its examples."""
+        """Return the samples of an output's gradient, and the number of its examples."""
         raise NotImplementedError
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Take over raw tensors of either form: a checkpoint says by its keys which one it holds.
+        """Load a checkpoint with U or with P, as its keys show, and take over its mode.
 
-        The mode is part of a checkpoint, because a conversion rounds and a resumed run must not.
+        A conversion between modes would round, but a resumed run must be bit-identical.
         """
         holder = {"whitener": self.whitener, "precision_matrix": self.precision_matrix}
         present = [name for name in holder if prefix + name in state]
@@ -303,7 +302,7 @@ class Whitened(nn.Module):
         given = state.get(f"{prefix}precision_matrix")
         if given is not None and self.precision_matrix is not None:
             epsilon = state.get(f"{prefix}precision_damping")
-            # The number of leading directions is a checkpoint's own; `in` is not.
+            # A checkpoint may have another number of leading directions, but not another `in`.
             if given.dim() == 3 and given.shape[:2] == self.mean.shape:
                 self.precision_matrix = self.mean.new_empty(given.shape)
             self.precision_damping = (
@@ -312,10 +311,10 @@ class Whitened(nn.Module):
         super()._load_from_state_dict(state, prefix, *rest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Whitened:
-        """Follow `to`, `cuda`, `double`, `bfloat16`, but keep Φ in float32 or wider.
+        """Apply `to`, `cuda`, `double` or `bfloat16`, but keep Φ in float32 or wider.
 
-        `module.to(torch.bfloat16)` casts buffers too, and a whitener of 8 bits would no longer undo
-        what V holds.
+        `module.to(torch.bfloat16)` casts buffers too. With a whitener of 8 bits, V U would no
+        longer be close to W.
         """
         before = {name: self._buffers[name] for name in self.PHI}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

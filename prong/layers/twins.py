@@ -1,4 +1,4 @@
-"""The whitened twins of torch's dense and convolutional layers, and the exchange of classes."""
+"""The whitened twins of torch's dense and convolutional layers, and the change of class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
-    """`nn.Linear` in whitened coordinates; any leading dimensions."""
+    """`nn.Linear` in whitened coordinates; the input may have any leading dimensions."""
 
     PLAIN = nn.Linear
 
@@ -56,20 +56,20 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
     def _together(
         self, input: Float[Tensor, "*batch in"], aside: Aside
     ) -> Float[Tensor, "*batch out"]:
-        """Run as one of many narrow preconditioned layers; see `prong.refresh.narrow_layers`."""
+        """Run as one of many narrow layers that are processed together (see `narrow_layers`)."""
         centred = input if self.bias is None else input - self.mean[0]
         if self.moments is not None and self.observes():
             full = len(aside.inputs) >= MOST_ASIDE
             if full or torch.compiler.is_compiling() or self.bias is None:
                 self.observe(input)
             else:
-                # Not the input itself: whoever owns it may change it in place.
+                # Store a new tensor, because the input may be changed in place later.
                 samples, examples = self.samples(centred.detach())
                 aside.inputs.append((samples[0], examples))
         return F.linear(centred, self.weight, self.bias)
 
     def _exact(self, input: Tensor, preconditioner: Tensor) -> bool:
-        """Whether all types are equal and no product is rounded, so that P may meet the inputs."""
+        """Return whether P may multiply h − c: all types are equal and products are exact."""
         types = {input.dtype, self.weight.dtype, preconditioner.dtype}
         return (
             types == {product_dtype(preconditioner.dtype, preconditioner.device)}
@@ -78,29 +78,29 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
         )
 
     def samples(self, input: Tensor) -> tuple[Float[Tensor, "1 samples in"], int]:
-        """Every row of the input is a sample."""
+        """Return every row of the input as a sample."""
         return dense_samples(input, self.positions)
 
     def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "1 samples out"], int]:
-        """Every row of the gradient is a sample."""
+        """Return every row of the gradient as a sample."""
         return dense_samples(gradient, self.positions)
 
 
 class _WhitenedConvolution(Whitened):
-    """What convolutions share: pixels are samples, channels are features."""
+    """Base class of the convolutions: pixels are samples, channels are features."""
 
     kernel_size: Any
     in_channels: int
     padding_mode: str
 
     def samples(self, input: Tensor) -> tuple[Float[Tensor, "groups samples in"], int]:
-        """Every pixel of the unpadded input is a sample of each group's channels."""
+        """Return every pixel of the unpadded input as a sample of each group's channels."""
         return convolution_samples(
             input, self.feature_groups, len(self.kernel_size), self.positions
         )
 
     def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "groups samples out"], int]:
-        """Every pixel of the output is a sample of each group's output channels."""
+        """Return every pixel of the output as a sample of each group's output channels."""
         return convolution_samples(
             gradient, self.feature_groups, len(self.kernel_size), self.positions
         )
@@ -241,9 +241,9 @@ def adopt(layer: nn.Module) -> Whitened:
 
 
 def release(layers: list[Whitened]) -> None:
-    """Turn whitened layers back into plain ones, in place; their functions stay.
+    """Turn whitened layers back into plain ones, in place, without changing their functions.
 
-    All are folded before any is written: layers may share a weight, and each fold reads V.
+    All layers are folded before any weight is written, because layers may share a weight V.
     """
     with torch.no_grad():
         folded = [layer.fold() for layer in layers]

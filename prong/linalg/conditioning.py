@@ -1,9 +1,9 @@
-"""How white a layer's input is: condition number and distance from the identity of C = U A Uᵀ.
+"""Measures of a layer's whiteness: condition number of C = U A Uᵀ and its distance from I.
 
-A is the damped second moment of the input. Up to `EXACT` features C is formed and decomposed.
-Above, that would cost more than the reparametrisation itself, so both numbers are estimated from
-products with vectors: ‖C − I‖_F by Hutchinson's estimator over fixed probes, the extreme
-eigenvalues by power iteration on C and on C⁻¹.
+A is the damped second moment of the input. Up to `EXACT` features, C is formed and decomposed. With
+more features this would cost more than the reparametrisation itself. Then both numbers are
+estimated from products with vectors: ‖C − I‖_F by Hutchinson's estimator over fixed probes, and the
+extreme eigenvalues by power iteration on C and on C⁻¹.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _ITERATIONS = 40
 
 
 def whitening_error(covariance: Float[Tensor, "groups in in"]) -> Float[Tensor, ""]:
-    """‖C − I‖_F/√(features), over all groups: 0 for white features, 1 for dead ones."""
+    """‖C − I‖_F/√(features) over all groups: 0 if white, 1 if all features have variance 0."""
     identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
     missed: Tensor = (covariance - identity).square().sum((1, 2)).mean()
     return missed.div(covariance.shape[-1]).sqrt()
 
 
 def condition_number(matrix: Float[Tensor, "groups in in"]) -> Float[Tensor, ""]:
-    """Largest over smallest eigenvalue; the worst of the groups, inf if one is singular."""
+    """Largest over smallest eigenvalue, the maximum over the groups; inf if one is singular."""
     values = torch.linalg.eigvalsh((matrix + matrix.transpose(1, 2)) / 2)
     smallest = values[:, 0].clamp(min=0)
     worst: Tensor = (values[:, -1] / smallest).max()
@@ -39,7 +39,7 @@ def condition_number(matrix: Float[Tensor, "groups in in"]) -> Float[Tensor, ""]
 def solve_left(
     matrix: Float[Tensor, "groups in in"], right: Float[Tensor, "groups in columns"]
 ) -> Float[Tensor, "groups in columns"]:
-    """The solution of matrix · X = right, by substitution where the matrix is lower triangular."""
+    """Solve matrix · X = right; a lower triangular matrix is solved by substitution."""
     if bool((matrix.triu(1) == 0).all()):
         solved: Tensor = torch.linalg.solve_triangular(matrix, right, upper=False)
     else:
@@ -50,7 +50,7 @@ def solve_left(
 def fixed_signs(
     rows: int, columns: int, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "rows columns"]:
-    """Signs without a pattern, the same at every call: equal matrices must give equal numbers."""
+    """Return pseudorandom signs, equal in every call, so that equal matrices give equal numbers."""
     grid = torch.arange(rows * columns, dtype=torch.int64, device=device)
     mixed = (grid * 2654435761 + 40503) % 4294967291
     mixed = (mixed ^ (mixed >> 13)) * 1274126177 % 4294967291
@@ -60,15 +60,15 @@ def fixed_signs(
 def conditioning(
     whitener: Float[Tensor, "groups in in"], matrix: Float[Tensor, "groups in in"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Condition number and whitening error of C = U A Uᵀ.
+    """Compute the condition number and the whitening error of C = U A Uᵀ.
 
     Args:
         whitener: U.
         matrix: A, symmetric and positive definite.
 
     Returns:
-        The condition number, the worst of the groups (a lower bound, usually within a few per cent,
-        if estimated), and ‖C − I‖_F/√in.
+        The condition number, the maximum over the groups, and ‖C − I‖_F/√in. An estimated condition
+        number is a lower bound, usually within a few per cent.
     """
     size = matrix.shape[-1]
     if size <= EXACT:

@@ -1,7 +1,7 @@
-"""One grouped layout for every layer, so that dense and convolutional layers are the same case.
+"""One grouped layout for every layer, so that the same code serves dense and convolutional layers.
 
-A weight is seen as `[groups, out, taps, in]`: `in` and `out` count features *per group*, `taps` are
-the positions of a kernel (1 for a dense layer). Activations are seen as `[groups, samples, in]`:
+A weight has the shape `[groups, out, taps, in]`: `in` and `out` count features *per group*, `taps`
+are the positions of a kernel (1 for a dense layer). Activations are `[groups, samples, in]`:
 every pixel of a feature map, or token of a sequence, is one sample (section 4.3 of the paper: "we
 treat pixels in a given feature map as independent samples"). Whitening then always acts on the last
 axis.
@@ -41,14 +41,14 @@ def to_grouped(
 def from_grouped(
     grouped: Float[Tensor, "groups out taps in"], shape: torch.Size, transposed: bool = False
 ) -> Float[Tensor, ...]:
-    """Undo `to_grouped`: give the weight back in the layer's own `shape`."""
+    """Undo `to_grouped`: return the weight in the layer's own `shape`."""
     if transposed:
         return grouped.permute(0, 3, 1, 2).reshape(shape)
     return grouped.transpose(2, 3).reshape(shape)
 
 
 def sampling_stride(positions: int, row: int, cap: int | None) -> int:
-    """Distance between the positions that are kept when an example has more than `cap` of them.
+    """Return the distance between used positions, if an example has more than `cap` of them.
 
     The stride shares no factor with the length `row` of the last axis, so that the samples do not
     all come from a few columns of a feature map.
@@ -64,7 +64,7 @@ def sampling_stride(positions: int, row: int, cap: int | None) -> int:
 def dense_samples(
     input: Float[Tensor, "*batch in"], cap: int | None
 ) -> tuple[Float[Tensor, "1 samples in"], int]:
-    """Samples of a dense layer's input, and the number of examples behind them.
+    """Return the samples of a dense layer's input, and the number of examples.
 
     Args:
         input: `[in]`, `[batch, in]` or `[batch, *shared, in]`.
@@ -75,7 +75,7 @@ def dense_samples(
         rows = input.reshape(1, -1, features)
         return rows, rows.shape[1]
     examples = input.shape[0]
-    # Not −1: a batch without examples leaves it open.
+    # reshape cannot infer −1 for a batch without examples.
     shared = input.reshape(examples, math.prod(input.shape[1:-1]), features)
     stride = sampling_stride(shared.shape[1], input.shape[-2], cap)
     return shared[:, ::stride].flatten(0, 1).unsqueeze(0), examples
@@ -84,13 +84,13 @@ def dense_samples(
 def convolution_samples(
     input: Float[Tensor, "*batch channels spatial"], groups: int, spatial: int, cap: int | None
 ) -> tuple[Float[Tensor, "groups samples in"], int]:
-    """Samples of a convolution's input: pixels are samples, channels are features.
+    """Return the samples of a convolution's input: pixels are samples, channels are features.
 
-    The input is taken before padding, so zeros at the border are never samples.
+    The input is not padded yet, so zeros at the border are never samples.
 
     Args:
         input: `[batch, channels, *spatial]`, or without the batch.
-        groups: channels are split into this many groups, each with moments of its own.
+        groups: number of groups of channels; each has its own moments.
         spatial: number of spatial axes, 1 to 3.
         cap: at most this many pixels are used per example (all if None).
     """

@@ -1,11 +1,11 @@
 """P = UᵀU = (Σ + εI)⁻¹, as a whole matrix or by the leading directions of Σ.
 
-With orthonormal directions Q_k and eigenvalues λ of Σ, those above a share of ε, and
-F = Q_k diag(λ/(λ + ε))^½,
+Let Q_k be the orthonormal eigenvectors of Σ whose eigenvalues λ exceed a given fraction of ε, and
+F = Q_k diag(λ/(λ + ε))^½. Then
 
     P = (Q_k diag(λ) Q_kᵀ + εI)⁻¹ = (I − F Fᵀ)/ε.
 
-Fᵀ F is diagonal with s = λ/(λ + ε) on it. Everything after is exact for this P.
+Fᵀ F is diagonal with the entries s = λ/(λ + ε). All further results are exact for this P.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def times(
     preconditioner: Float[Tensor, "groups in columns"],
     damping: Float[Tensor, " groups"] | None,
 ) -> Float[Tensor, "groups rows in"]:
-    """Rows times P, given by the tensors that a backward pass holds.
+    """Multiply rows by P, given by the tensors of a backward pass.
 
     Args:
-        rows: any rows of `in` numbers.
-        preconditioner: P itself, or with a damping its leading directions F.
+        rows: rows of `in` numbers.
+        preconditioner: P itself, or the leading directions F if `damping` is given.
         damping: ε of each group, or None where `preconditioner` is P.
     """
     if damping is None:
@@ -40,7 +40,7 @@ def times(
 
 @dataclass(frozen=True)
 class Dense:
-    """P itself.
+    """P as a whole matrix.
 
     Attributes:
         matrix: P, `[groups, in, in]`, symmetric.
@@ -50,7 +50,7 @@ class Dense:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the matrix."""
+        """The type of the matrix."""
         return self.matrix.dtype
 
     def to(self, dtype: torch.dtype) -> Dense:
@@ -71,7 +71,7 @@ class Dense:
         return torch.cholesky_solve(rows.transpose(1, 2), factor).transpose(1, 2)
 
     def effective_dimension(self, damping: Float[Tensor, " groups"]) -> Float[Tensor, ""]:
-        """Σ λ/(λ + ε) = tr(I − εP), over all groups."""
+        """Return Σ λ/(λ + ε) = tr(I − εP), summed over all groups."""
         trace = self.matrix.diagonal(dim1=1, dim2=2).sum(1)
         return self.matrix.shape[0] * self.matrix.shape[1] - (damping * trace).sum()
 
@@ -90,7 +90,7 @@ class LowRank:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the directions."""
+        """The type of the directions."""
         return self.directions.dtype
 
     def to(self, dtype: torch.dtype) -> LowRank:
@@ -108,9 +108,9 @@ class LowRank:
         return times(rows, self.directions, self.damping)
 
     def root_times(self, columns: Float[Tensor, "groups in n"]) -> Float[Tensor, "groups in n"]:
-        """P^½ times columns."""
+        """Return P^½ times columns."""
         gains = self.directions.square().sum(1).unsqueeze(-1)
-        # (1 − √(1 − s)) / s, written so that it is ½ at s = 0.
+        # (1 − √(1 − s)) / s, in a form that is ½ at s = 0.
         part = self.directions.transpose(1, 2) @ columns
         part = part / (1 + (1 - gains).clamp(min=0).sqrt())
         return (columns - self.directions @ part) * self.damping.rsqrt()[:, None, None]
@@ -122,7 +122,7 @@ class LowRank:
         return product * self.damping[:, None, None]
 
     def effective_dimension(self, damping: Float[Tensor, " groups"]) -> Float[Tensor, ""]:
-        """Σ λ/(λ + ε) over the directions of all groups."""
+        """Return Σ λ/(λ + ε) over the directions of all groups."""
         dimension: Tensor = self.directions.square().sum()
         return dimension
 
@@ -133,7 +133,7 @@ Preconditioner = Dense | LowRank
 def preconditioner_of(
     matrix: Float[Tensor, "groups in columns"], damping: Float[Tensor, " groups"] | None
 ) -> Preconditioner:
-    """P from the two tensors that a layer or a backward pass holds.
+    """Create P from the two tensors of a layer or of a backward pass.
 
     Args:
         matrix: P where `damping` is None, else F.
@@ -147,12 +147,12 @@ def weight_square(
     preconditioner: Preconditioner,
     inverse: Float[Tensor, "groups in in"] | None = None,
 ) -> Float[Tensor, ""]:
-    """tr(X P⁻¹ Xᵀ): ‖V‖² for the rows X of W, ‖g_V‖² for those of the natural gradient.
+    """Return tr(X P⁻¹ Xᵀ): ‖V‖² for the rows X of W, ‖g_V‖² for those of the natural gradient.
 
     Args:
         rows: X.
         preconditioner: P.
-        inverse: P⁻¹ of a whole P, if it is at hand; with leading directions it is never needed.
+        inverse: P⁻¹ of a whole P, if it is known; it is not needed with leading directions.
     """
     if isinstance(preconditioner, Dense):
         left = preconditioner.divided(rows) if inverse is None else rows @ inverse
@@ -164,6 +164,6 @@ def weight_square(
 
 
 def inner(left: Tensor, right: Tensor) -> Float[Tensor, ""]:
-    """⟨left, right⟩ over all entries, in float32 at least."""
+    """Return ⟨left, right⟩ over all entries, in float32 or wider."""
     dtype = torch.promote_types(left.dtype, torch.float32)
     return torch.dot(left.to(dtype).reshape(-1), right.to(dtype).reshape(-1))

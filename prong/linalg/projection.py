@@ -3,17 +3,17 @@
 Φ holds c, U and, for two-sided whitening (footnote 4), R. With h the input, a whitened layer
 computes
 
-    y = Rᵀ (V U (h − c) + d),   so   W = Rᵀ V U,   b = Rᵀ d − Σ_taps W c       (R = I in the paper's
-    PRONG)
+    y = Rᵀ (V U (h − c) + d),   so   W = Rᵀ V U,   b = Rᵀ d − Σ_taps W c,
 
-d lies inside Rᵀ, so that its Fisher block is whitened like V's. A kernel has several taps; all see
-the same −c, because the input is padded first and centred after. Parameters and velocities are
-*vectors* and follow these equations; gradients and sums of gradients are *covectors* and follow the
-transposed ones,
+with R = I in the paper's PRONG. d is multiplied by Rᵀ, so that its Fisher block is whitened like
+that of V. All taps of a kernel see the same −c, because the input is padded before it is centred.
+Parameters and velocities are *vectors* and follow these equations. Gradients and sums of gradients
+are *covectors* and follow the transposed ones,
 
     g_V = R (g_W − g_b cᵀ) Uᵀ,   g_d = R g_b.
 
-Everything is in the grouped layout: weights `[groups, out, taps, in]`, biases `[groups, out]`.
+All tensors have the grouped layout: weights `[groups, out, taps, in]`, biases `[groups, out]`.
+"Canonical" means the parameters (W, b).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Phi:
-    """The whitening coefficients Φ of one layer, with the inverses when they are known.
+    """The whitening coefficients Φ of one layer, with the inverses if they are known.
 
     Attributes:
         mean: c, `[groups, in]`.
@@ -51,11 +51,11 @@ class Phi:
     def divided(
         self, weight: Float[Tensor, "groups out taps in"]
     ) -> Float[Tensor, "groups out taps in"]:
-        """Give weight · U⁻¹ on the `in` axis."""
+        """Return weight · U⁻¹ on the `in` axis."""
         if self.inverse is not None:
             return _right(weight, self.inverse)
         solved: Tensor
-        # X U = weight, transposed so that a triangular U is solved by substitution.
+        # Solve X U = weight in transposed form, so that a triangular U is solved by substitution.
         flat = weight.flatten(1, 2)
         if bool((self.whitener.triu(1) == 0).all()):
             solved = torch.linalg.solve_triangular(self.whitener, flat, upper=False, left=False)
@@ -66,14 +66,14 @@ class Phi:
     def divided_by_transpose(
         self, weight: Float[Tensor, "groups out taps in"]
     ) -> Float[Tensor, "groups out taps in"]:
-        """Give weight · U⁻ᵀ on the `in` axis."""
+        """Return weight · U⁻ᵀ on the `in` axis."""
         if self.inverse is not None:
             return _right(weight, self.inverse.transpose(1, 2))
         solved = solve_left(self.whitener, weight.flatten(1, 2).transpose(1, 2))
         return solved.transpose(1, 2).reshape(weight.shape)
 
     def left_inverse(self) -> Float[Tensor, "groups out out"] | None:
-        """R⁻¹, computed if it is not at hand; None for R = I."""
+        """Return R⁻¹, and compute it if it is not known; None for R = I."""
         if self.output is None:
             return None
         return torch.linalg.inv(self.output) if self.output_inverse is None else self.output_inverse
@@ -82,14 +82,14 @@ class Phi:
 def _right(
     weight: Float[Tensor, "groups out taps in"], matrix: Float[Tensor, "groups in in"]
 ) -> Float[Tensor, "groups out taps in"]:
-    """Give weight · matrix on the `in` axis."""
+    """Return weight · matrix on the `in` axis."""
     return (weight.flatten(1, 2) @ matrix).reshape(weight.shape)
 
 
 def _left(
     matrix: Float[Tensor, "groups out out"] | None, array: Float[Tensor, "groups out ..."]
 ) -> Float[Tensor, "groups out ..."]:
-    """Give matrix · array on the `out` axis; the array itself for None."""
+    """Return matrix · array on the `out` axis; the array itself for None."""
     if matrix is None:
         return array
     return (matrix @ array.reshape(*array.shape[:2], -1)).reshape(array.shape)
@@ -102,7 +102,7 @@ def _transposed(matrix: Tensor | None) -> Tensor | None:
 def _shift(
     weight: Float[Tensor, "groups out taps in"], mean: Float[Tensor, "groups in"]
 ) -> Float[Tensor, "groups out"]:
-    """Σ_taps W c, the constant that centring takes away from every output."""
+    """Return Σ_taps W c, the constant that centring subtracts from every output."""
     return (weight.sum(2) @ mean.unsqueeze(-1)).squeeze(-1)
 
 
@@ -111,7 +111,7 @@ def to_canonical(
     bias: Float[Tensor, "groups out"] | None,
     phi: Phi,
 ) -> tuple[Float[Tensor, "groups out taps in"], Float[Tensor, "groups out"] | None]:
-    """P_Φ⁻¹: (V, d) → (W, b), line 7 of Algorithm 1. Linear, so it serves velocities too."""
+    """P_Φ⁻¹: (V, d) → (W, b), line 7 of Algorithm 1. It is linear, so it also maps velocities."""
     canonical = _left(_transposed(phi.output), _right(weight, phi.whitener))
     if bias is None:
         return canonical, None

@@ -1,12 +1,13 @@
 """Square roots of P = (Σ + εI)⁻¹: matrices U with UᵀU = P (Eq. 7 and its alternatives).
 
-Every root gives the same P, and so the same path under SGD. They differ in cost and, for optimizers
-that act on single coordinates (Adam) and for the per-batch D, in their basis:
+Every root gives the same P, and therefore the same path under SGD. The roots differ in cost and in
+their basis. The basis matters for optimizers that act on single coordinates (Adam) and for the
+per-batch D:
 
 - `pca`: U = diag(λ + ε)^−½ Qᵀ, eigenvectors as rows, largest variance first. The paper's Eq. 7.
 - `zca`: U = Q diag(λ + ε)^−½ Qᵀ, the symmetric root.
 - `cholesky`: Σ + εI = L Lᵀ, U = L⁻¹. By far the cheapest.
-- `newton-schulz`: the symmetric root by matrix products alone (Higham 1997), which suits
+- `newton-schulz`: the symmetric root by matrix products alone (Higham 1997), which are fast on
   accelerators.
 """
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 RootName = Literal["pca", "zca", "cholesky", "newton-schulz"]
 ROOTS: tuple[str, ...] = get_args(RootName)
 
-# A root may miss UΣUᵀ = I by this much (root mean square over the entries of a row) before another
-# is tried.
+# Largest accepted error of U(Σ + εI)Uᵀ = I (root mean square over the entries of a row). With a
+# larger error the next method is tried.
 TOLERANCE = 1e-3
 _ITERATIONS = 60
 
@@ -44,7 +45,7 @@ class Root:
     Attributes:
         whitener: U, `[groups, in, in]`.
         inverse: U⁻¹.
-        fallback: "" for the first attempt, "float64" if only the retry in float64 succeeded, "eigh"
+        fallback: "" if the first attempt succeeded, "float64" if the retry in float64 did, "eigh"
             if only the eigendecomposition with negative eigenvalues set to zero did.
     """
 
@@ -56,7 +57,7 @@ class Root:
 def spectrum(
     covariance: Float[Tensor, "groups in in"],
 ) -> tuple[Float[Tensor, "groups in"], Float[Tensor, "groups in in"]]:
-    """Eigenvalues, largest first and not negative, and eigenvectors as *rows*, with signs fixed.
+    """Return eigenvalues, largest first and not negative, and eigenvectors as *rows*.
 
     The entry of largest magnitude of every eigenvector is made positive, so that equal covariances
     give equal bases.
@@ -66,7 +67,7 @@ def spectrum(
     """
     try:
         values, vectors = torch.linalg.eigh(covariance)
-    except RuntimeError as error:  # LinAlgError is one; so are cuSOLVER's internal failures
+    except RuntimeError as error:  # LinAlgError, or an internal failure of cuSOLVER.
         raise RootFailure(str(error)) from error
     rows = vectors.transpose(1, 2).flip(1)
     largest = rows.abs().argmax(-1, keepdim=True)
@@ -89,14 +90,15 @@ def _zca(covariance: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def symmetrised(matrix: Float[Tensor, "groups in in"]) -> Float[Tensor, "groups in in"]:
-    """The symmetric part, equal to its transpose in every bit."""
+    """Return the symmetric part, bit-identical to its transpose."""
     return (matrix + matrix.transpose(1, 2)) / 2
 
 
 def _triangular(covariance: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
-    """The lower triangular root where Cholesky's factorisation does not get through."""
+    """Compute the lower triangular root where Cholesky's factorisation fails."""
     whitener, _ = _pca(covariance, damping)
-    # With J the reversal, W J = Q R gives WᵀW = (J R J)ᵀ(J R J), and J R J is lower triangular.
+    # With J the reversal of order, W J = Q R gives WᵀW = (J R J)ᵀ(J R J), and J R J is lower
+    # triangular.
     factor = torch.linalg.qr(whitener.flip(2), mode="r")[1].flip(1, 2)
     signs = torch.sign(factor.diagonal(dim1=1, dim2=2))
     lower = factor * torch.where(signs == 0, 1, signs).unsqueeze(-1)
@@ -107,7 +109,7 @@ def _triangular(covariance: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
 def damped(
     covariance: Float[Tensor, "groups in in"], damping: Float[Tensor, " groups"]
 ) -> Float[Tensor, "groups in in"]:
-    """Σ + εI."""
+    """Return Σ + εI."""
     result = covariance.clone()
     result.diagonal(dim1=1, dim2=2).add_(damping.to(covariance)[:, None])
     return result
@@ -125,7 +127,7 @@ def _cholesky(covariance: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
 def root_of_preconditioner(
     preconditioner: Float[Tensor, "groups in in"],
 ) -> Float[Tensor, "groups in in"]:
-    """The lower triangular U with UᵀU = P."""
+    """Return the lower triangular U with UᵀU = P."""
     # Reversing rows and columns turns P = UᵀU into a Cholesky factorisation L Lᵀ.
     factor = torch.linalg.cholesky(preconditioner.flip(1, 2))
     root: Tensor = factor.flip(1, 2).transpose(1, 2).contiguous()
@@ -151,7 +153,7 @@ def _newton_schulz(covariance: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]
 
 
 _METHODS = {"pca": _pca, "zca": _zca, "cholesky": _cholesky, "newton-schulz": _newton_schulz}
-# The last attempt, by eigenvalues, gives the same root as the first would have.
+# The last attempt uses eigenvalues, and gives the same root as the first method.
 _BY_EIGENVALUES = {"pca": _pca, "zca": _zca, "cholesky": _triangular, "newton-schulz": _zca}
 
 
@@ -161,11 +163,11 @@ def whitening_root(
     root: str,
     decomposition_dtype: torch.dtype,
 ) -> Root:
-    """U with UᵀU = (Σ + εI)⁻¹, for every group.
+    """Compute U with UᵀU = (Σ + εI)⁻¹, for every group.
 
-    A failure in `decomposition_dtype` is followed by a try in float64, then by the
-    eigendecomposition in float64 on the CPU. Whichever succeeds, "cholesky" gives a lower
-    triangular U, "zca" and "newton-schulz" one that equals its transpose in every bit.
+    If the attempt in `decomposition_dtype` fails, the method is tried in float64, and then the
+    eigendecomposition in float64 on the CPU. In each case "cholesky" gives a lower triangular U,
+    and "zca" and "newton-schulz" give a U that is bit-identical to its transpose.
 
     Args:
         covariance: Σ.
@@ -174,7 +176,7 @@ def whitening_root(
         decomposition_dtype: type of the first attempt.
 
     Raises:
-        RootFailure: if none of them whitens; the caller keeps the last good Φ.
+        RootFailure: if all attempts fail; the caller then keeps the last good Φ.
     """
     wide = wide_dtype(covariance.device)
     method = _METHODS[root]
@@ -198,7 +200,7 @@ def whitening_root(
 
 
 def _check(whitener: Tensor, matrix: Tensor) -> None:
-    """See by a few products with vectors, at a cost of N², that U A Uᵀ is the identity."""
+    """Check by a few products with vectors, at a cost of N², that U A Uᵀ is the identity."""
     if not bool(torch.isfinite(whitener).all()):
         raise RootFailure("the whitener is not finite")
     probes = fixed_signs(matrix.shape[-1], 4, matrix.dtype, matrix.device).expand(
@@ -207,11 +209,11 @@ def _check(whitener: Tensor, matrix: Tensor) -> None:
     missed = whitener @ (matrix @ (whitener.transpose(1, 2) @ probes)) - probes
     error = float(missed.square().mean().sqrt())
     if not error <= TOLERANCE:
-        raise RootFailure(f"the whitener misses the identity by {error:.1e}")
+        raise RootFailure(f"the error of U(Σ + εI)Uᵀ = I is {error:.1e}")
 
 
 def diagonal_root(covariance: Tensor, damping: Tensor) -> Root:
-    """U = diag(Σ_ii + ε)^−½: the diagonal version of PRONG (section 3.4)."""
+    """Return U = diag(Σ_ii + ε)^−½: the diagonal version of PRONG (section 3.4)."""
     scale = (
         covariance.diagonal(dim1=1, dim2=2).clamp(min=0) + damping.to(covariance)[:, None]
     ).sqrt()

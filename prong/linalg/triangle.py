@@ -1,8 +1,8 @@
-"""Triangles of square matrices as dense blocks: N(N + 1)/2 numbers instead of N², bit for bit.
+"""Triangles of square matrices as dense blocks of N(N + 1)/2 instead of N² numbers.
 
-The upper triangle of an N × N matrix fills a rectangle of h = ⌈N/2⌉ rows: its first h rows lie on
-the right, and the triangle that remains below them, transposed, in the corner that they leave free.
-Every number is copied, none is computed.
+The upper triangle of an N × N matrix fills a rectangle of h = ⌈N/2⌉ rows. Its first h rows are on
+the right of the rectangle. The remaining triangle is transposed and put into the free corner. All
+numbers are copied without rounding.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def triangle_size(size: int) -> int:
-    """N(N + 1)/2."""
+    """Return N(N + 1)/2."""
     return size * (size + 1) // 2
 
 
 def pack_upper(matrix: Float[Tensor, "groups in in"]) -> Float[Tensor, "groups packed"]:
-    """The upper triangle with its diagonal; what is below does not matter.
+    """Pack the upper triangle with the diagonal; the numbers below the diagonal are ignored.
 
     Args:
-        matrix: any matrices, in any memory layout.
+        matrix: square matrices, in any memory layout.
     """
     groups, size = matrix.shape[:2]
     rows, even = -(-size // 2), 1 - size % 2
@@ -40,12 +40,12 @@ def pack_upper(matrix: Float[Tensor, "groups in in"]) -> Float[Tensor, "groups p
 def unpack_upper(
     packed: Float[Tensor, "groups packed"], size: int, *, symmetric: bool
 ) -> Float[Tensor, "groups in in"]:
-    """The matrix whose upper triangle was packed.
+    """Restore the matrix from its packed upper triangle.
 
     Args:
-        packed: what `pack_upper` gave.
+        packed: a result of `pack_upper`.
         size: N.
-        symmetric: whether the lower triangle mirrors the upper; else it is zero.
+        symmetric: True mirrors the upper triangle into the lower one; else the lower one is zero.
     """
     rows, even = -(-size // 2), 1 - size % 2
     packed = packed.reshape(len(packed), rows, size + even)
@@ -64,7 +64,7 @@ def unpack_upper(
 
 
 def _corner(packed: Tensor, size: int) -> Tensor:
-    """The square that holds the second triangle, on and below its diagonal."""
+    """Return the square that holds the second triangle, on and below its diagonal."""
     odd, held = size % 2, size // 2
     return packed[:, odd:, :held]
 

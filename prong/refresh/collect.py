@@ -1,4 +1,4 @@
-"""Passes over data that only gather statistics: no gradients, no traces left in the model."""
+"""Passes over data that only gather statistics, without gradients or changes of the model."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ Forward = Callable[[nn.Module, Any], object]
 
 
 class _Reached(Exception):
-    """The forward pass came to the layer whose input was wanted."""
+    """Raised to stop a forward pass once all layers of interest were called."""
 
 
 def new_moments(layer: Whitened) -> Moments:
-    """Empty moments that fit a layer's input."""
+    """Create empty moments for a layer's input."""
     groups, features = layer.mean.shape
     return Moments(groups, features, dtype=layer.mean.dtype, device=layer.mean.device)
 
 
 def new_backward_moments(layer: Whitened) -> Moments:
-    """Empty moments that fit the gradient of a layer's output."""
+    """Create empty moments for the gradient of a layer's output."""
     assert layer.output_whitener is not None
     groups, features = layer.output_whitener.shape[:2]
     return Moments(groups, features, dtype=layer.mean.dtype, device=layer.mean.device)
 
 
 def default_forward(model: nn.Module, batch: Any) -> object:
-    """Run a model on a batch: a tensor, a sequence that starts with the input, or a mapping."""
+    """Run a model on a batch: a tensor, a sequence that begins with the input, or a mapping."""
     if isinstance(batch, Mapping):
         return model(**batch)
     if isinstance(batch, Sequence):
@@ -68,21 +68,21 @@ def _examples(batch: Any) -> int:
 def first_batches(
     batches: Iterable[Any], examples: int, device: torch.device, ranks: Ranks | None = None
 ) -> list[Any]:
-    """Move the first batches that hold `examples` examples to `device`; fewer if there are no more.
+    """Return the first batches that hold `examples` examples, moved to `device`.
 
-    Several ranks take equally many batches, one each at a time, until all of theirs together hold
-    so many examples or one of them has no more: what they take is what one process would take of
-    the batches put together.
+    All ranks take the same number of batches. They take one batch each at a time, until together
+    they hold `examples` examples or one rank has no more batches. One process would take the same
+    from the joined batches.
 
     Args:
-        batches: what to take from.
-        examples: how many are wanted, over all ranks.
-        device: where to.
-        ranks: those that decide together; None for a process that decides alone.
+        batches: the batches of this rank.
+        examples: number of examples needed, over all ranks.
+        device: the device to move them to.
+        ranks: the ranks that decide together; None for this process alone.
 
     Raises:
         TypeError: if a batch holds no tensor.
-        ValueError: if there is no batch, on one rank at least; it is raised on all.
+        ValueError: on all ranks, if at least one rank has no batch.
     """
     kept: list[Any] = []
     number, source = 0.0, iter(batches)
@@ -105,10 +105,10 @@ def first_batches(
 
 @contextmanager
 def _untouched(model: nn.Module, gathering: Sequence[Whitened] = ()) -> Iterator[None]:
-    """Training mode without gradients, which leaves no trace but the statistics of `gathering`.
+    """Run in training mode without gradients; only the statistics of `gathering` change.
 
-    Running averages and modes are put back afterwards. A model that is in training mode keeps its
-    modes: a batch normalisation that its user froze stays frozen.
+    Buffers (such as running averages) and modes are restored afterwards. If the model is already in
+    training mode, no mode is changed, so a batch normalisation in evaluation mode stays there.
     """
     others = [m for m in model.modules() if isinstance(m, Whitened)]
     held = [(layer, layer.moments, layer.variances, layer.aside) for layer in others]
@@ -144,15 +144,15 @@ def gather(
     *,
     only_these: bool = False,
 ) -> None:
-    """Fill fresh `moments` of `layers` from passes over `batches` in training mode.
+    """Replace the `moments` of `layers` by those of passes over `batches` in training mode.
 
     Args:
         model: the model that holds the layers.
-        layers: where to gather.
-        batches: what to run.
+        layers: the layers that gather statistics.
+        batches: the batches to run.
         forward: how to run a batch.
-        only_these: stop each pass once every one of `layers` has been called, to save the rest of
-            the model.
+        only_these: whether to stop each pass once all of `layers` were called, which saves the rest
+            of the pass.
     """
     for layer in layers:
         layer.moments = new_moments(layer)
@@ -165,7 +165,7 @@ def gather(
 
     handles = []
     if only_these:
-        # A post-hook, so that the layer has seen its input when the pass stops.
+        # A hook after the layer, so that the layer has observed its input when the pass stops.
         handles = [layer.register_forward_hook(lambda m, i, _: arrived(m, i)) for layer in layers]
     try:
         with _untouched(model, layers):
@@ -183,7 +183,7 @@ def gather(
 def call_order(
     model: nn.Module, layers: Sequence[Whitened], batch: Any, forward: Forward
 ) -> list[Whitened]:
-    """The layers in the order of a forward pass; those never called are left out."""
+    """Return the layers in the order of a forward pass, without those that are not called."""
     order: list[Whitened] = []
 
     def called(layer: nn.Module, _: Any) -> None:
@@ -207,17 +207,17 @@ def in_call_order(
     forward: Forward,
     ranks: Ranks,
 ) -> list[tuple[TiedLayers, list[Whitened]]]:
-    """Units in the order in which the first rank's forward pass calls them, never called ones last.
+    """Return units in the order of the first rank's forward pass; units that are not called last.
 
     Args:
         model: the model that holds the units.
-        units: all of them.
-        batch: what to run.
-        forward: how to run it.
-        ranks: those that have to agree.
+        units: all units of the model.
+        batch: the batch to run.
+        forward: how to run a batch.
+        ranks: the ranks, which all use the first rank's order.
 
     Returns:
-        Each unit with those of its layers that are called.
+        Each unit, with those of its layers that are called.
     """
     layers = [layer for unit in units for layer in unit.layers]
     order = call_order(model, layers, batch, forward)

@@ -1,14 +1,15 @@
-"""A reparametrisation shared by the ranks: each decomposes what it owns, all get its bytes.
+"""A reparametrisation shared by the ranks: each unit has an owner, which computes and sends Φ.
 
-Two machines may round differently, and ranks that differ in a bit drift apart: one rank decides for
-each unit. Three rounds, each the same sequence of collectives on every rank, whatever the data:
+Two machines may round differently, and ranks with different bits would drift apart. Therefore one
+rank, the owner, computes the result of each unit. There are three rounds. Each is the same sequence
+of collectives on every rank, independent of the data:
 
-1. counts and means of all units, in one small sum;
-2. each unit's scatter, summed as a triangle to the unit's owner;
-3. each unit's result, broadcast by its owner.
+1. a small sum of the counts and means of all units;
+2. for each unit, a sum of the scatter's triangle on the unit's owner;
+3. for each unit, a broadcast of the result from its owner.
 
-The last two are under way while units are packed and decomposed. Alone, every round does nothing,
-and the statistics are used where they lie.
+The collectives of the last two rounds run while other units are packed and decomposed. In a single
+process the rounds do nothing, and the statistics are used without a copy.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ KINDS = ("moments", "backward_moments")
 
 
 def assignment(units: Sequence[TiedLayers], whitening: SolveSettings, ranks: int) -> Assignment:
-    """Owners of all units of a model; a frozen one costs nothing."""
+    """Assign all units of a model to owners; a frozen unit has cost 0."""
     costs = []
     for unit in units:
         layer = unit.layer
@@ -71,7 +72,7 @@ def assignment(units: Sequence[TiedLayers], whitening: SolveSettings, ranks: int
 
 @dataclass
 class _Turn:
-    """One unit on its way through the rounds."""
+    """The state of one unit during the rounds."""
 
     unit: TiedLayers
     owner: int
@@ -83,16 +84,17 @@ class _Turn:
 
 
 class Refresh:
-    """New Φ for some units, their parameters and momentum rewritten in it (lines 7 to 10).
+    """Computes a new Φ for units, and transforms their parameters and momentum (lines 7 to 10).
 
     Args:
-        whitening: what to do.
+        whitening: the settings.
         ranks: the processes that share the statistics and the work.
-        optimizers: whose state is to follow the basis.
-        dampings: where the damping of each unit is written, `[groups]` by name, for the per-batch
-            D; None if nobody needs it.
-        control: the step control, which needs to know ‖V‖.
-        init: "preserve" keeps the function, "balanced" but for a gain, "whitened" the numbers in V.
+        optimizers: the optimizers whose state is transformed into the new basis.
+        dampings: a dict that receives the damping of each unit, `[groups]` by name, for the
+            per-batch D; None without D.
+        control: the step control, which receives ‖V‖.
+        init: "preserve" keeps the function, "balanced" keeps it up to a gain, and "whitened" keeps
+            the numbers in V.
     """
 
     def __init__(
@@ -104,26 +106,26 @@ class Refresh:
         control: StepControl,
         init: str = "preserve",
     ) -> None:
-        """Remember what to do."""
+        """Store the settings."""
         self.whitening, self.ranks, self.optimizers = whitening, ranks, optimizers
         self.dampings, self.control, self.init = dampings, control, init
-        # How many directions there are is known only when they are found.
+        # With leading directions the length of the result is known only after the decomposition.
         self._late = whitening.leading is not None
 
     @torch.no_grad()
     def __call__(
         self, units: Sequence[TiedLayers], owners: Assignment, everybody: Sequence[TiedLayers]
     ) -> tuple[dict[str, LayerReport], list[str]]:
-        """Reparametrise, and forget the statistics.
+        """Reparametrise, and delete the statistics.
 
         Args:
-            units: those whose turn it is.
-            owners: of all units of the model.
+            units: the units to reparametrise.
+            owners: the owners of all units of the model.
             everybody: all units, in the order of `owners`.
 
         Returns:
-            A report for each of `units`, and notes about optimizer state that could not follow;
-            the same on every rank.
+            A report for each of `units`, and notes about optimizer state that had to be reset; the
+            same on every rank, except for the seconds.
         """
         reports: dict[str, LayerReport] = {}
         turns: dict[int, _Turn] = {}
@@ -167,7 +169,7 @@ class Refresh:
         return _Turn(unit, owner, own, told, damping)
 
     def _merge(self, turns: Sequence[_Turn]) -> None:
-        """The first round, and the beginning of the second."""
+        """Run the first round, and start the second."""
         for turn in turns:
             layers = turn.unit.layers
             for kind in KINDS:
@@ -194,7 +196,7 @@ class Refresh:
         return None if merge is None else merge.moments()
 
     def _decide(self, turn: _Turn) -> None:
-        """The owner's work on a unit: everything that is decomposed, and what follows from it."""
+        """Do the owner's work on a unit: decompose, and compute all results."""
         unit, whitening = turn.unit, self.whitening
         moments, deltas = (self._moments(turn, kind) for kind in KINDS)
         start = time.perf_counter()
@@ -229,7 +231,7 @@ class Refresh:
         turn.told.put(result)
 
     def _tell(self, turn: _Turn) -> None:
-        """The third round, for what has a length that everybody knows."""
+        """Start the third round, for the parts whose length every rank knows."""
         if self.ranks.size == 1:
             return
         parts = [numbers_part(turn.told)]
@@ -238,7 +240,7 @@ class Refresh:
         self._send(turn, parts)
 
     def _tell_late(self, turn: _Turn) -> None:
-        """The rest of it, of units that have a result, once its length is known."""
+        """Start the third round for the other parts of updated units, once the length is known."""
         if self.ranks.size == 1 or not self._late:
             return
         turn.messages[0].finish(owner=turn.owner == self.ranks.index)
@@ -263,13 +265,13 @@ class Refresh:
         turn.messages.append(message)
 
     def _take_over(self, turn: _Turn) -> None:
-        """Wait for what the others found, and let go of what was sent."""
+        """Wait for the messages, and install the results of the other ranks."""
         mine = turn.owner == self.ranks.index
         for message in turn.messages:
             message.finish(owner=mine)
         for merge in turn.merges.values():
             merge.finish()
-        # The owner's, in every bit.
+        # All ranks use the owner's norm, so it is bit-identical.
         self.control.measured(turn.unit, turn.told.weight_norm)
         if not turn.told.result.updated:
             return
@@ -281,24 +283,23 @@ class Refresh:
 
 
 def balance(unit: TiedLayers, norm: Tensor, damping: float, drawn: Sequence[Tensor]) -> Tensor:
-    """Multiply the weight so that a deviation s below ¼ becomes √(s/4); give the gain.
+    """Multiply the weight so that a standard deviation s < ¼ becomes √(s/4); return the gain.
 
-    s² is the mean over outputs of E(W(h − c))², that is (‖V‖² − ε‖W‖²) ÷ outputs. What centring
-    moved into the biases is taken out again: the means of the pre-activations are the numbers drawn
-    for b.
+    s² is the mean over outputs of E(W(h − c))², that is (‖V‖² − ε‖W‖²) ÷ outputs. The biases get
+    their initial numbers back, without W c, so these become the means of the pre-activations.
 
     Args:
-        unit: the layers that share the weight, just reparametrised.
+        unit: the layers that share the weight, after their reparametrisation.
         norm: ‖V‖, a scalar.
         damping: ε, the mean over groups.
-        drawn: the biases of before.
+        drawn: the biases before the reparametrisation, one for each of `unit.biases`.
     """
     layer = unit.layer
     weight = unit.weight if layer.preconditioned else layer.fold()[0]
     undamped = norm.square() - damping * weight.to(norm.dtype).square().sum()
     deviation = (undamped.clamp(min=0) / layer.outputs).sqrt()
     gain = (BALANCED / deviation).sqrt().clamp(min=1)
-    # Of a constant input, or of a head that starts at zero, there is nothing to go by.
+    # A constant input, or a head that starts at zero, has no deviation to correct.
     gain = torch.where(deviation > 1e-6, gain, 1)
     unit.weight.mul_(gain.to(unit.weight.dtype))
     if unit.centred:

@@ -1,4 +1,4 @@
-"""How well a preconditioner P fits a covariance: C = U A Uᵀ measured by products with vectors."""
+"""Measures of how well P fits a covariance: C = U A Uᵀ, examined by products with vectors."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 _PROBES = 4
 _BEFORE = 4
 AFTER = 2
-"""Products with C once it is close to I, where its extremes show at once."""
+"""Number of block products if C is close to I, where few are enough for the extreme eigenvalues."""
 _TINY = 1e4
 
 
 class Frame:
-    """Σ + εI about the samples' own mean, factored once, and only if somebody asks for it."""
+    """Σ + εI about the samples' mean, with a Cholesky factor that is computed on first use."""
 
     def __init__(self, matrix: Float[Tensor, "groups in in"]) -> None:
-        """Hold the matrix."""
+        """Store the matrix."""
         self.matrix = matrix
 
     @cached_property
     def factor(self) -> Float[Tensor, "groups in in"]:
-        """L with L Lᵀ = Σ + εI; not finite where there is none."""
+        """L with L Lᵀ = Σ + εI; NaN where Σ + εI is not positive definite."""
         factor, info = torch.linalg.cholesky_ex(self.matrix)
         return torch.where((info == 0)[:, None, None], factor, torch.nan)
 
@@ -45,22 +45,23 @@ def fit(
     shift: Float[Tensor, "groups in"] | None,
     blocks: int = _BEFORE,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Condition number and whitening error of C = U A Uᵀ, from P = UᵀU by products with vectors.
+    """Estimate the condition number and the whitening error of C = U A Uᵀ, from P = UᵀU.
 
-    With A = Σ + εI + shift shiftᵀ. Leading directions give the symmetric U = P^½ at once. A whole P
-    takes A = K Kᵀ instead, K = [L, shift], and the symmetric Kᵀ P K with C's eigenvalues: K has one
-    column more than C, and so Kᵀ P K one eigenvalue 0 more, which does not count. Lanczos' method
-    bounds the extremes from inside, and probes estimate ‖C − I‖²_F = tr (C − I)².
+    Here A = Σ + εI + shift shiftᵀ, and only products with vectors are needed. Leading directions
+    give the symmetric U = P^½ directly. With a whole P, let A = K Kᵀ with K = [L, shift]. Then the
+    symmetric matrix Kᵀ P K has the eigenvalues of C, and one additional eigenvalue 0 that is left
+    out. Lanczos' method gives the extreme eigenvalues from inside the spectrum, and probes estimate
+    ‖C − I‖²_F = tr (C − I)².
 
     Args:
         preconditioner: P.
         frame: Σ + εI.
-        shift: the samples' mean minus c, or None for none.
-        blocks: products of C with as many vectors as there are probes; more bring the bound closer.
+        shift: the samples' mean minus c, or None if they are equal.
+        blocks: number of products of C with a block of `_PROBES` vectors; more give a closer bound.
 
     Returns:
-        The condition number (a lower bound; the worst of the groups) and ‖C − I‖_F/√in; not a
-        number where Σ + εI has no factor.
+        The condition number (a lower bound; the maximum over the groups) and ‖C − I‖_F/√in; NaN
+        where Σ + εI is not positive definite.
     """
     size = frame.matrix.shape[1]
     basis: list[Tensor] = []
@@ -91,7 +92,7 @@ def fit(
 
 
 def _columns(preconditioner: Preconditioner, vectors: Tensor) -> Tensor:
-    """P times columns."""
+    """Return P times columns."""
     return preconditioner.times(vectors.transpose(1, 2)).transpose(1, 2)
 
 
@@ -104,13 +105,14 @@ def _spectrum(
     like: Tensor,
     blocks: int,
 ) -> tuple[Tensor, Tensor]:
-    """Largest over smallest eigenvalue, and ‖C − I‖_F/√size, off the vectors in `basis`."""
+    """Largest over smallest eigenvalue and ‖C − I‖_F/√size, orthogonal to `basis`."""
     nothing = len(basis)
     probes = fixed_signs(columns, _PROBES, like.dtype, like.device).expand(groups, -1, -1)
     block, product = probes, operator(probes)
     total = (product - probes).square().sum(1).mean() - nothing
     error = (total.clamp(min=0) / size).sqrt()
-    # Block Krylov space, every product with a vector made once: W = C B for an orthonormal B.
+    # A block Krylov space with an orthonormal basis B. W = C B is stored, so that each product is
+    # computed once.
     kept = torch.cat(basis, 2) if basis else like.new_zeros(groups, columns, 0)
     images = operator(kept) if basis else kept
     smallest = _TINY * torch.finfo(like.dtype).eps
@@ -118,7 +120,7 @@ def _spectrum(
         if kept.shape[2] - nothing >= size:
             break
         block = block[..., : size + nothing - kept.shape[2]]
-        for _ in range(2):  # Once would leave rounding errors that look like new directions.
+        for _ in range(2):  # After one pass, rounding errors could look like new directions.
             block = block - kept @ (kept.transpose(1, 2) @ block)
         before = torch.linalg.vector_norm(block, dim=1).amax()
         block, corner = torch.linalg.qr(block)
@@ -129,7 +131,7 @@ def _spectrum(
         if step or nothing or block.shape[2] < product.shape[2]:
             block = block - kept @ (kept.transpose(1, 2) @ block)
             image = operator(block)
-        else:  # The probes themselves: their product is known.
+        else:  # The product with the probes is already known.
             image = torch.linalg.solve_triangular(corner, product, upper=True, left=False)
         kept, images = torch.cat([kept, block], 2), torch.cat([images, image], 2)
         block = image

@@ -1,8 +1,8 @@
-"""What a unit's owner tells the others: one flat message for each type of number.
+"""Messages from a unit's owner to the other ranks: one flat tensor for each type of number.
 
-Its length is the same on every rank and known before the owner has begun, so that everybody can
-wait for it at once. Symmetric and triangular matrices travel as triangles, and the owner reads them
-back as the others do: all hold the same bits.
+Every rank knows the length before the owner starts its work, so all can start to receive at once.
+Symmetric and triangular matrices are sent as triangles. The owner unpacks them as the others do, so
+all ranks hold the same bits.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ if TYPE_CHECKING:
     from prong.refresh.result import Told
     from prong.refresh.tied_layers import TiedLayers
 
-# What a fresh root looks like: see `roots.whitening_root`.
+# The form of a new root; see `roots.whitening_root`.
 FORMS = {"pca": "full", "zca": "symmetric", "cholesky": "lower", "newton-schulz": "symmetric"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a message.
+    """A part of a message.
 
     Attributes:
-        length: how many numbers.
-        dtype: of which type.
-        read: gives them, flat, on the owner.
-        write: takes them over, flat; None if nothing is to be done with them.
-        computed: whether the owner is to take them over as well, because reading may round.
+        length: number of numbers.
+        dtype: type of the numbers.
+        read: returns the owner's numbers.
+        write: installs the received numbers, given as a flat tensor; None to ignore them.
+        computed: whether the owner also calls `write`, because the sent numbers may differ from its
+            own.
     """
 
     length: int
@@ -51,17 +52,17 @@ class Part:
 
 
 class Message:
-    """Parts on their way from one rank to all."""
+    """A broadcast of parts from one rank to all."""
 
     def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
-        """Lay out the parts, by type."""
+        """Group the parts by type."""
         self.parts = list(parts)
         self._device = device
         self._dtypes = list(dict.fromkeys(part.dtype for part in self.parts))
         self._flat: dict[torch.dtype, Pending] = {}
 
     def start(self, ranks: Ranks, owner: int) -> None:
-        """Send on the owner, wait for it elsewhere; returns at once."""
+        """Start to send on the owner, and to receive on the others, without waiting."""
         for dtype in self._dtypes:
             mine = [part for part in self.parts if part.dtype == dtype]
             if ranks.index == owner:
@@ -73,7 +74,7 @@ class Message:
             self._flat[dtype] = ranks.broadcast(flat, owner)
 
     def finish(self, *, owner: bool) -> None:
-        """Wait, and take over what came; the owner, what it computed."""
+        """Wait, and install what was received; on the owner, only the parts with `computed`."""
         for dtype in self._dtypes:
             mine = [part for part in self.parts if part.dtype == dtype]
             flat = self._flat.pop(dtype).wait()
@@ -83,7 +84,7 @@ class Message:
 
 
 def numbers_part(told: Told) -> Part:
-    """The numbers of a report, which say whether the rest is to be taken over."""
+    """The numbers of a result, which show whether the other parts are installed."""
     return Part(len(told.numbers), told.numbers.dtype, lambda: told.numbers, told.take)
 
 
@@ -97,16 +98,16 @@ def unit_parts(
     own: bool,
     late: bool,
 ) -> list[Part]:
-    """Φ, V and d, what the optimizers remember of them, and the per-batch diagonal's ε.
+    """Return the parts for Φ, V and d, their optimizer state, and ε for the per-batch diagonal.
 
     Args:
         unit: the layers that share the Φ.
-        whitening: what is done; it tells which matrices are triangles.
-        optimizers: whose state follows the basis.
-        told: says, at the time of writing, what is new.
-        damping: room for ε of each group, or None.
-        own: whether P of a preconditioned unit was found without a root; else it is a whole matrix.
-        late: whether the numbers are known already: P has as many columns as they say.
+        whitening: the settings, which determine the matrices that are sent as triangles.
+        optimizers: the optimizers whose state is transformed into the new basis.
+        told: the result; when a part is written, it shows what is new.
+        damping: tensor for ε of each group, or None.
+        own: whether P of a preconditioned unit was computed without a root; if not, P is whole.
+        late: whether the result is already known, and with it the number of columns of P.
     """
     layer = unit.layer
     whole = not (late and own)
@@ -132,7 +133,8 @@ def unit_parts(
         def held() -> Tensor:
             found = layer.preconditioner
             if not isinstance(found, Dense):
-                # Nothing new, as the numbers say, and directions of before: the length must fit.
+                # The unit was not updated and still has leading directions. The receivers ignore
+                # this part, but its length must be that of a whole P.
                 return layer.mean.new_zeros(groups, features, features)
             return found.matrix
 
@@ -158,7 +160,7 @@ def unit_parts(
 
 
 def _plain(tensors: Sequence[Tensor], told: Told) -> Part:
-    """The first of some equal tensors."""
+    """Return the part for the first of several equal tensors; `write` fills all of them."""
     first = tensors[0]
 
     def write(flat: Tensor) -> None:
@@ -170,7 +172,7 @@ def _plain(tensors: Sequence[Tensor], told: Told) -> Part:
 
 
 def _directions(unit: TiedLayers, columns: int) -> list[Part]:
-    """P by its leading directions, or whole where the owner found that cheaper (−1)."""
+    """Return the part for P by `columns` leading directions, or for a whole P if it is −1."""
     layer = unit.layer
     groups, features = layer.mean.shape
     dtype = layer.mean.dtype
@@ -203,7 +205,7 @@ def _directions(unit: TiedLayers, columns: int) -> list[Part]:
 def _matrix(
     read: Callable[[], Tensor], like: Tensor, form: str, put: Callable[[Tensor], None]
 ) -> Part:
-    """A square matrix of the groups and features of `like`, as the numbers that its form has."""
+    """Return the part for square matrices of the size of `like`, packed according to `form`."""
     groups, size = like.shape[:2]
     if form == "full":
         return Part(

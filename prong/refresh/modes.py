@@ -1,11 +1,12 @@
-"""The three ways to run a whitened layer, and exact conversion between them.
+"""The three modes of a whitened layer, and the conversion between them, exact up to rounding.
 
 - `fold`: V and d are the parameters; W = V U is formed in every forward pass, 2 M N² multiply-adds.
-- `activations`: the same parameters; U (h − c) is formed instead wherever the batch has fewer rows
-  than the weight has outputs (times taps), 2 B N².
-- `preconditioned`: W and d are the parameters and the backward pass gives the natural gradient,
-  min(B, M) N². Only for `torch.optim.SGD`, whose path does not depend on the coordinates.
-- `auto`: `preconditioned` where it is allowed, else `activations`.
+- `activations`: the same parameters; where the batch has fewer rows (B) than the weight has outputs
+  times taps (M), U (h − c) is formed instead, 2 B N².
+- `preconditioned`: W and d are the parameters, and the backward pass returns the natural gradient,
+  min(B, M) N². It is only for `torch.optim.SGD`, whose path does not depend on the coordinates.
+
+"auto" stands for `preconditioned` where it is allowed, else for `activations`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MODES = ("auto", "fold", "activations", "preconditioned")
 def refusal(
     optimizers: Sequence[Optimizer], batch_diagonal: bool, two_sided: TwoSided | None
 ) -> str:
-    """Why layers cannot run preconditioned; empty if they can."""
+    """Return why layers cannot run preconditioned; empty if they can."""
     for optimizer in optimizers:
         if type(optimizer) is not torch.optim.SGD:
             return f"{type(optimizer).__name__} is not torch.optim.SGD: its path depends on U"
@@ -42,17 +43,17 @@ def refusal(
 
 
 def chosen_mode(mode: str, reason: str) -> str:
-    """What "auto" stands for.
+    """Return the mode, with "auto" replaced by its choice.
 
     Args:
         mode: one of `MODES`.
-        reason: what `refusal` gave.
+        reason: the result of `refusal`.
 
     Raises:
         ValueError: if `mode` is unknown, or preconditioned although there is a reason against it.
     """
     if mode == "canonical":
-        raise ValueError("mode='canonical': it is called 'preconditioned' now")
+        raise ValueError("mode='canonical': its name is now 'preconditioned'")
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: allowed are {', '.join(MODES)}")
     if mode == "auto":
@@ -66,15 +67,15 @@ def chosen_mode(mode: str, reason: str) -> str:
 
 @torch.no_grad()
 def convert(unit: TiedLayers, mode: str, optimizers: Sequence[Optimizer] = ()) -> None:
-    """Let a unit run in another mode; its function and its momentum stay, to rounding.
+    """Change the mode of a unit; function and momentum stay the same up to rounding.
 
     Args:
         unit: the layers that share a weight.
         mode: "fold", "activations" or "preconditioned".
-        optimizers: those whose momentum of the weight is to follow.
+        optimizers: the optimizers whose momentum of the weight is converted.
 
     Raises:
-        ValueError: if the unit is whitened on two sides and `mode` is preconditioned.
+        ValueError: if `mode` is "preconditioned" and the unit has two-sided whitening.
     """
     layer = unit.layer
     wanted = mode == "preconditioned"
@@ -108,13 +109,13 @@ def convert(unit: TiedLayers, mode: str, optimizers: Sequence[Optimizer] = ()) -
 
 
 def recoordinated(weight: Tensor, phi: Phi, preconditioned: bool) -> Tensor:
-    """V U or, the other way, W U⁻¹: a vector in the other coordinates."""
+    """Convert a vector to the other coordinates: V U if `preconditioned`, else W U⁻¹."""
     carry = to_canonical if preconditioned else from_canonical
     return carry(weight, None, phi)[0]
 
 
 def _precision(whitener: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """P = UᵀU; no direction and ε = 1 where it is the identity, as before the first statistics."""
+    """Return P = UᵀU; for the identity (as at the start) no leading direction, and ε = 1."""
     groups, features = whitener.shape[:2]
     identity = torch.eye(features, dtype=whitener.dtype, device=whitener.device)
     if bool((whitener == identity).all()):

@@ -1,12 +1,13 @@
-"""Narrow preconditioned layers, many at a time: one product with P for all layers of one shape.
+"""Narrow preconditioned layers, processed together: one product with P for all of one shape.
 
-Arithmetic is nothing in a layer of 16 inputs, and every operation counts. Such a layer runs as
-y = W (h − c) + d by torch's own operations, so that backward leaves gᵀ(h − c), the gradient of V
-times U⁻ᵀ, in `.grad`. Before the optimizer's step these are stacked, multiplied by the stacked P
-and written back: from then on `.grad` is the natural gradient, as in every preconditioned layer.
+In a layer of 16 inputs the time depends on the number of operations, not on their size. Such a
+layer computes y = W (h − c) + d with ordinary operations, and the backward pass leaves gᵀ(h − c),
+the gradient of V times U⁻ᵀ, in `.grad`. Before the optimizer's step these gradients are stacked,
+multiplied by the stacked P and written back. From then on `.grad` is the natural gradient, as in
+every preconditioned layer.
 
-Inputs that are to be counted are put aside in the forward pass, centred by the old c, and added to
-the moments at the end of the step, all layers of one shape together.
+The forward pass stores the inputs that count for the statistics, minus the old c. At the end of the
+step they are added to the moments, for all layers of one shape together.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ FEWEST = 4
 
 
 class Pack:
-    """Layers of one shape, moved by one optimizer."""
+    """Layers of one shape that belong to one optimizer."""
 
     def __init__(self, optimizer: Optimizer, units: Sequence[TiedLayers]) -> None:
-        """Stack their P."""
+        """Stack the P of the layers."""
         self.optimizer, self.units = optimizer, list(units)
         self.place = {unit.name: index for index, unit in enumerate(units)}
         self.preconditioner = torch.stack([_dense(unit.layer) for unit in units])
@@ -43,44 +44,44 @@ class Pack:
         self._memory: torch.UntypedStorage | None = None
 
     def update(self, unit: TiedLayers) -> None:
-        """Take over a unit's new P."""
+        """Copy a unit's new P into the stack."""
         self.preconditioner[self.place[unit.name]] = _dense(unit.layer)
 
     def work(self) -> tuple[Sequence[TiedLayers], Tensor] | None:
-        """Turn the gradients into natural ones; give the units that have one, and ‖g_V‖²."""
+        """Make the gradients natural; return the units that have a gradient, and ‖g_V‖²."""
         found = [(u, u.weight.grad) for u in self.units if u.weight.grad is not None]
         if not found:
             return None
         having, gradients = [unit for unit, _ in found], [gradient for _, gradient in found]
         first = gradients[0]
         if self._written == (first.data_ptr(), first._version):
-            return None  # The same gradients again: they are natural already.
+            return None  # These gradients were processed before and are already natural.
         preconditioner = self.preconditioner
         if len(having) < len(self.units):
             preconditioner = preconditioner[[self.place[unit.name] for unit in having]]
         stacked = torch.stack(gradients)
         natural = torch.bmm(stacked, preconditioner)
         torch._foreach_copy_(gradients, list(natural.unbind()))
-        # Held, so that no other gradient can come to lie at this place.
+        # Keep the memory, so that no other gradient can get this address.
         self._written, self._memory = (first.data_ptr(), first._version), first.untyped_storage()
         return having, (stacked * natural).sum((1, 2))
 
 
 class SmallLayers:
-    """Sees to it that narrow layers are worked on together.
+    """Finds the narrow layers of a model and processes them together.
 
-    Only a process that trains alone does so: ranks must not round a product each for itself.
+    It is used only in a single process, because several ranks could round the products differently.
     """
 
     def __init__(
         self, units: Sequence[TiedLayers], optimizers: Sequence[Optimizer], *, alone: bool
     ) -> None:
-        """Find the layers; `arrange` lets them run."""
+        """Store the units and optimizers; `arrange` chooses the layers."""
         self._units, self._optimizers, self._alone = list(units), list(optimizers), alone
         self.packs: list[Pack] = []
 
     def arrange(self) -> None:
-        """Decide anew which layers run in batches, and take over their P."""
+        """Choose the layers that are processed together, and stack their P."""
         self.release()
         holder = {
             id(parameter): optimizer
@@ -103,7 +104,7 @@ class SmallLayers:
                 unit.layer.aside = Aside()
 
     def release(self) -> None:
-        """Let every layer run by itself."""
+        """Let every layer run by itself again."""
         self.settle()
         self.packs = []
         for unit in self._units:
@@ -111,7 +112,7 @@ class SmallLayers:
                 layer.aside = None
 
     def settle(self) -> None:
-        """Add what was put aside to the moments."""
+        """Add the stored inputs to the moments."""
         for pack in self.packs:
             waiting: dict[tuple[Any, ...], list[Whitened]] = {}
             for unit in pack.units:
@@ -127,12 +128,12 @@ class SmallLayers:
                 _add(layers)
 
     def work(self, optimizer: Optimizer) -> list[tuple[Sequence[TiedLayers], Tensor]]:
-        """Turn the gradients that an optimizer is about to use into natural ones; give ‖g_V‖²."""
+        """Make the gradients of an optimizer's narrow layers natural; return units and ‖g_V‖²."""
         found = [pack.work() for pack in self.packs if pack.optimizer is optimizer]
         return [each for each in found if each is not None]
 
     def updated(self, units: Sequence[TiedLayers]) -> None:
-        """Take over the P of units that were reparametrised."""
+        """Copy the P of units that were reparametrised."""
         for pack in self.packs:
             for unit in units:
                 if unit.name in pack.place:
@@ -154,7 +155,7 @@ def _dense(layer: Whitened) -> Tensor:
 
 
 def _add(layers: Sequence[Whitened]) -> None:
-    """Add the inputs that equally many calls have put aside in several layers."""
+    """Add the stored inputs of several layers, which all hold the same number of inputs."""
     shared = torch.stack([layer.mean[0] for layer in layers]).unsqueeze(1)
     moments = [held for layer in layers if (held := layer.moments) is not None]
     asides = [aside for layer in layers if (aside := layer.aside) is not None]

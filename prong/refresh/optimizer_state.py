@@ -1,12 +1,12 @@
-"""Optimizer state across a change of basis.
+"""Transformation of the optimizer's state when the basis changes.
 
-When Φ changes, V and d change with it, and whatever the optimizer remembers about them is written
-in coordinates that no longer exist. The paper starts over ("reset"). Exact
-transport is possible for state that is linear in the gradients ("gradient"): momentum is a sum of
-gradients, a covector, so m_V′ = (m_V U⁻ᵀ − m_d (c′ − c)ᵀ) U′ᵀ and m_d′ = m_d.
+When Φ changes, V and d change, but the optimizer's state still refers to the old coordinates. The
+paper resets the state ("reset"). State that is linear in the gradients can be transformed exactly
+("gradient"). Momentum is a sum of gradients, a covector, so m_V′ = (m_V U⁻ᵀ − m_d (c′ − c)ᵀ) U′ᵀ
+and m_d′ = m_d.
 
-Second moments (Adam's, RMSprop's) have no exact transport: they are carried by the squared entries
-of the change of basis, which is exact if the gradient's coordinates are uncorrelated.
+Second moments (of Adam, RMSprop) have no exact transformation. They are multiplied by the squared
+entries of the change of basis, which is exact if the gradient's coordinates are uncorrelated.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ SQUARED = ("exp_avg_sq", "square_avg", "sum", "max_exp_avg_sq")
 def carry_state(
     optimizers: Sequence[Optimizer], unit: TiedLayers, old: Phi, new: Phi, rule: str
 ) -> list[str]:
-    """Let the optimizers' state of one unit follow from the old Φ to the new, in place.
+    """Transform the optimizers' state of one unit from the old Φ to the new, in place.
 
     Args:
-        optimizers: those that may hold state of the unit's parameters.
+        optimizers: the optimizers that may hold state of the unit's parameters.
         unit: the layers that share the Φ.
-        old: Φ that the state was written in.
-        new: Φ that it is to be written in.
+        old: Φ before the change.
+        new: Φ after the change.
         rule: one of `MOMENTUM_RULES`.
 
     Returns:
-        Notes about state that could only be reset, although `rule` asks for transport.
+        Notes about state that was reset because no rule can transform it.
     """
     for optimizer in optimizers:
         if rule == "reset":
@@ -70,18 +70,18 @@ def carry_state(
 
 
 def lost_state(optimizers: Sequence[Optimizer], unit: TiedLayers, rule: str) -> list[str]:
-    """The notes that `carry_state` gives, on a rank that was sent its result."""
+    """Return the notes of `carry_state` on a rank that received the result."""
     return [] if rule == "reset" else [note for note, _ in _lost(optimizers, unit)]
 
 
 def _names(optimizer: Optimizer, unit: TiedLayers) -> set[str]:
-    """Names of the tensors that an optimizer holds for a unit."""
+    """Return the names of an optimizer's state tensors for a unit."""
     states = [optimizer.state[p] for p in unit.parameters if p in optimizer.state]
     return {key for state in states for key, value in state.items() if torch.is_tensor(value)}
 
 
 def _lost(optimizers: Sequence[Optimizer], unit: TiedLayers) -> list[tuple[str, Tensor]]:
-    """State that no rule carries, with a note about each tensor."""
+    """Return the state tensors that no rule can transform, with a note about each."""
     return [
         (f"{unit.name}: optimizer state {key!r} was reset", value)
         for optimizer in optimizers
@@ -93,7 +93,7 @@ def _lost(optimizers: Sequence[Optimizer], unit: TiedLayers) -> list[tuple[str, 
 
 
 def carried_tensors(optimizers: Sequence[Optimizer], unit: TiedLayers) -> list[Tensor]:
-    """The state tensors that `carry_state` may have written, in a fixed order."""
+    """Return the state tensors that `carry_state` may have changed, in a fixed order."""
     return [
         value
         for optimizer in optimizers
@@ -105,19 +105,19 @@ def carried_tensors(optimizers: Sequence[Optimizer], unit: TiedLayers) -> list[T
 
 
 def reset_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
-    """Start over for these parameters, as the paper does."""
+    """Reset the state of these parameters, as the paper does."""
     for parameter in parameters:
         if parameter in optimizer.state:
             _reset(optimizer, parameter)
 
 
 def _reset(optimizer: Optimizer, parameter: nn.Parameter) -> None:
-    """Back to the state of an optimizer that has not stepped yet."""
+    """Set the state to that of an optimizer before its first step."""
     state = optimizer.state[parameter]
     for key, value in list(state.items()):
         if key == "momentum_buffer" and isinstance(optimizer, torch.optim.SGD):
-            # Not zeros: with dampening, SGD treats its first step differently, and so does the
-            # paper's reset.
+            # Delete it instead of writing zeros: with dampening, SGD treats its first step
+            # differently, as does the paper's reset.
             del state[key]
         elif torch.is_tensor(value) and (value.shape == parameter.shape or key == "step"):
             value.zero_()
@@ -143,12 +143,12 @@ def _carry_linear(optimizer: Optimizer, unit: TiedLayers, old: Phi, new: Phi, ke
         layer.TRANSPOSED,
     )
     if layer.preconditioned:
-        # W's momentum is V's times U.
+        # The momentum of W is that of V times U.
         grouped, _ = from_canonical(grouped, None, old)
     outer = [None if b is None else b.to(dtype).reshape(groups, -1) for b in biases]
     present = [bias for bias in outer if bias is not None]
-    # The shared V collects −g_b cᵀ from every layer that uses it, so their biases' momenta add
-    # up.
+    # The gradient of a shared V contains −g_b cᵀ of every layer that uses it, so the momenta of
+    # their biases are added.
     total = torch.stack(present).sum(0) if present else None
     middle = gradient_to_canonical(grouped, total, old)
     moved, _ = gradient_from_canonical(*middle, new)

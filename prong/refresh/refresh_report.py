@@ -1,4 +1,4 @@
-"""What a reparametrisation did, layer by layer."""
+"""The report of a reparametrisation, layer by layer."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer, or one set of layers that share a weight and so a whitener.
+    """The report of one layer, or of several layers that share a weight and therefore a whitener.
 
     The condition number and the whitening error are those of C = U(E[(h − c)(h − c)ᵀ] + εI)Uᵀ, the
-    input's factor of the layer's damped Fisher block: before, with the old (c, U); after, with the
-    new. C = I is the aim. They measure how far the activations drifted since the last
-    reparametrisation.
+    input's factor of the layer's damped Fisher block. "Before" means with the old (c, U), "after"
+    with the new. The aim is C = I. The values before show how far the activations have drifted
+    since the last reparametrisation.
 
     Attributes:
         name: qualified name of the layer (of the first, for a shared weight).
         updated: whether Φ was replaced.
-        reason: why it was not; empty if it was.
-        examples: examples behind the statistics.
-        samples: samples behind them; pixels and tokens count one by one.
-        rejected: batches kept out because they held a NaN or an infinity.
+        reason: why Φ was not replaced; empty if it was.
+        examples: number of examples in the statistics.
+        samples: number of samples in the statistics; each pixel or token is one sample.
+        rejected: number of batches that were left out because they held a NaN or an infinity.
         condition_before: condition number of C before.
         condition_after: condition number of C after.
         whitening_error_before: ‖C − I‖_F/√in before.
         whitening_error: ‖C − I‖_F/√in after.
-        effective_dimension: Σ λ/(λ + ε), the expected ‖U(h − c)‖²; summed over groups.
+        effective_dimension: Σ λ/(λ + ε), the expected ‖U(h − c)‖², summed over groups.
         damping: ε in the units of the covariance (the mean over groups).
-        fallback: "" if the first attempt succeeded; "float64" or "eigh" if only that one did;
-            "kept" if none did and the last good Φ was kept.
+        fallback: "" if the first attempt succeeded; "float64" or "eigh" if a later one did; "kept"
+            if all attempts failed and the last good Φ was kept.
         output_condition: condition number of E[δδᵀ] + γI, for two-sided whitening; else NaN.
-        seconds: wall-clock time that its rank spent on this layer.
-        rank: which rank of the process group did this layer's work.
+        seconds: wall-clock time that the layer's rank spent on it.
+        rank: the rank of the process group that computed this layer.
     """
 
     name: str
@@ -56,13 +56,13 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class RefreshReport:
-    """One reparametrisation of the whole model; the same on all ranks, but for `seconds`.
+    """The report of one reparametrisation; the same on all ranks, except for `seconds`.
 
     Attributes:
-        step: number of optimizer steps made before it.
+        step: number of optimizer steps before it.
         seconds: wall-clock time of the reparametrisation on this rank, waiting included.
-        layers: what happened to each layer, by name.
-        notes: optimizer state that could not follow the basis and was reset, and the like.
+        layers: the report of each layer, by name.
+        notes: notes, for example about optimizer state that had to be reset.
     """
 
     step: int
@@ -72,16 +72,16 @@ class RefreshReport:
 
     @property
     def fallbacks(self) -> int:
-        """How many layers needed another decomposition than the first, or found none."""
+        """Number of layers where the first decomposition failed."""
         return sum(layer.fallback != "" for layer in self.layers.values())
 
     @property
     def kept(self) -> int:
-        """How many layers kept their last good Φ."""
+        """Number of layers that kept their last good Φ."""
         return sum(not layer.updated for layer in self.layers.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and dicts, for JSON or a tracker."""
+        """Return plain numbers, strings and dicts, for JSON or experiment tracking."""
         return {
             **dataclasses.asdict(self),
             "fallbacks": self.fallbacks,
@@ -89,7 +89,7 @@ class RefreshReport:
         }
 
     def __str__(self) -> str:
-        """A table with one line per layer."""
+        """Return a table with one line per layer."""
         width = max([len(name) for name in self.layers] + [5])
         lines = [
             f"step {self.step}: {len(self.layers) - self.kept} of {len(self.layers)} layers, "

@@ -1,4 +1,4 @@
-"""Reparametrisations of some units of a model, from the statistics at hand or from batches."""
+"""Reparametrisation of units of a model, from gathered statistics or from batches."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 
 class Refresher:
-    """What reparametrisations of one model have in common.
+    """Reparametrises units of one model.
 
     Args:
         model: the whitened model.
-        units: all of its whitened layers.
-        settings: what to do.
+        units: all units of the model.
+        settings: the settings.
         ranks: the processes that share the statistics and the work.
-        optimizers: whose state is to follow the basis.
-        control: the step control, which needs to know ‖V‖.
-        small: the narrow layers, which take over their P.
-        samples: N_s, examples behind an estimate.
+        optimizers: the optimizers whose state is transformed into the new basis.
+        control: the step control, which receives ‖V‖.
+        small: the narrow layers, which receive their new P.
+        samples: N_s, number of examples of an estimate.
         forward: how to run a batch.
     """
 
@@ -53,7 +53,7 @@ class Refresher:
         samples: int,
         forward: Forward,
     ) -> None:
-        """Remember them."""
+        """Store the arguments."""
         self.model, self.units, self.settings, self.ranks = model, units, settings, ranks
         self.optimizers, self.control, self.small = optimizers, control, small
         self.samples, self.forward = samples, forward
@@ -62,11 +62,12 @@ class Refresher:
     def gathered(
         self, units: Sequence[TiedLayers], init: str = "preserve"
     ) -> tuple[dict[str, LayerReport], list[str]]:
-        """Reparametrise units from what their layers have gathered; reports by name, and notes."""
+        """Reparametrise units from gathered statistics; return reports by name, and notes."""
         refresh = Refresh(
             self.settings, self.ranks, self.optimizers, self.dampings, self.control, init
         )
-        # Over all units also where a few are due: layers that take turns share out the period.
+        # Assign all units even if only a few are due, so that the work of a whole period is
+        # distributed evenly when layers take turns.
         owners = assignment(self.units, self.settings, self.ranks.size)
         self.small.settle()
         found = refresh(units, owners, self.units)
@@ -74,18 +75,21 @@ class Refresher:
         return found
 
     def collect(self, units: Sequence[TiedLayers], batches: Iterable[Any]) -> None:
-        """Let units gather from batches with the present parameters; frozen layers keep their Φ."""
+        """Gather statistics of units from batches; frozen layers gather none and keep their Φ."""
         layers = [layer for unit in units if unit.weight.requires_grad for layer in unit.layers]
         gather(self.model, layers, self._first(batches), self.forward)
 
     def layer_by_layer(
         self, batches: Iterable[Any], init: str
     ) -> tuple[dict[str, LayerReport], list[str]]:
-        """Reparametrise in the order of the forward pass: each layer sees what those before give.
+        """Reparametrise units in the order of the forward pass, each with updated inputs.
 
         Args:
-            batches: as many are used as hold N_s examples.
+            batches: the first batches that hold N_s examples are used.
             init: "balanced" or "whitened".
+
+        Returns:
+            Reports by name, and notes.
         """
         taken = self._first(batches)
         layers: dict[str, LayerReport] = {}
@@ -106,10 +110,10 @@ class Refresher:
 def checked(
     model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]
 ) -> tuple[nn.Module, list[Optimizer], list[TiedLayers]]:
-    """The model without its wrappers, the optimizers as a list, and the whitened layers.
+    """Return the model without its wrappers, the optimizers as a list, and the units.
 
     Raises:
-        TypeError: if `optimizer` is none.
+        TypeError: if `optimizer` is not an optimizer or a sequence of optimizers.
         ValueError: if the model is not whitened, a whitened layer is sharded, or the optimizers
             hold none of its weights.
     """

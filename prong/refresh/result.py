@@ -1,4 +1,4 @@
-"""What came out of a reparametrisation of one set of tied layers."""
+"""The result of a reparametrisation of one unit."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _WORDS = {"reason": REASONS, "fallback": FALLBACKS}
 
 @dataclass
 class Result:
-    """Φ is replaced or it is not, and the figures of the report.
+    """Whether Φ is replaced, and the figures of the report.
 
-    Figures may be scalar tensors on the layers' device, so that none is read back before all are.
-    For those of the report see `LayerReport`.
+    Figures may be scalar tensors on the layers' device, so that all can be read in one transfer.
+    `LayerReport` describes the fields that have the same name there.
 
     Attributes:
         output_fresh: whether R was replaced too.
-        columns: how many leading directions P is made of; −1 for a whole P, or none.
+        columns: number of leading directions of P; −1 if P is whole or the layer has no P.
         weight_norm: ‖V‖ afterwards.
     """
 
@@ -56,12 +56,12 @@ class Result:
     weight_norm: Tensor | float = _NAN
 
     def refuse(self, reason: str, fallback: str = "") -> Result:
-        """Keep the old Φ, for one of `REASONS`; the result itself."""
+        """Keep the old Φ, for one of `REASONS`; return this result."""
         self.updated, self.reason, self.fallback = False, reason, fallback
         return self
 
     def report(self, name: str) -> LayerReport:
-        """What a user sees of it."""
+        """Return the report for the user."""
         return LayerReport(
             name=name,
             updated=self.updated,
@@ -86,37 +86,37 @@ LENGTH = len(fields(Result))
 
 
 class Told:
-    """A result on its way to every rank, as numbers.
+    """A result that is sent to every rank as numbers.
 
     Attributes:
-        numbers: a number for each field of `Result`; not a number before they are there.
+        numbers: a number for each field of `Result`; NaN until they are known.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Hold nothing yet."""
+        """Start without a result."""
         self.numbers = torch.full((LENGTH,), _NAN, dtype=wide_dtype(device), device=device)
         self._result: Result | None = None
 
     def put(self, result: Result) -> None:
-        """Write a result's fields."""
+        """Store the fields of a result as numbers."""
         for index, field in enumerate(fields(Result)):
             value = getattr(result, field.name)
             self.numbers[index] = _WORDS[field.name].index(value) if field.name in _WORDS else value
         self._result = None
 
     def take(self, numbers: Tensor) -> None:
-        """Take over the numbers that the owner sent."""
+        """Copy the numbers that the owner sent."""
         self.numbers.copy_(numbers)
         self._result = None
 
     @property
     def weight_norm(self) -> Tensor:
-        """‖V‖, a scalar in the numbers' type, the owner's in every bit."""
+        """‖V‖, a scalar in the numbers' type, with the owner's bits."""
         return self.numbers[LENGTH - 1]
 
     @property
     def result(self) -> Result:
-        """The result that the numbers stand for, the same on every rank."""
+        """The result as decoded from the numbers, the same on every rank."""
         if self._result is None:
             found = dict(zip((f.name for f in fields(Result)), self.numbers.tolist(), strict=True))
             words = {name: known[int(found[name])] for name, known in _WORDS.items()}

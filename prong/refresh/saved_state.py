@@ -1,4 +1,4 @@
-"""What a resumed run needs besides the model and the optimizer: counts, statistics, norms."""
+"""The state of a `Reparametrizer` for a resumed run: counts, statistics and norms."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def pack_state(
     dampings: Mapping[str, Tensor] | None,
     counts: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The state of a `Reparametrizer`: `{"meta": plain numbers, "tensors": tensors by name}`.
+    """Return the state of a `Reparametrizer`: `{"meta": numbers, "tensors": tensors by name}`.
 
     Args:
-        units: all of the model.
-        gathering: where the window of statistics stands.
-        control: ‖V‖ of every unit, and the highest rates so far.
-        dampings: ε of each group by unit, of the per-batch D; None without.
+        units: all units of the model.
+        gathering: the state of the window of statistics.
+        control: the step control, with ‖V‖ of every unit and the highest learning rates so far.
+        dampings: ε of each group by unit name, for the per-batch D; None without D.
         counts: further numbers.
     """
     tensors = pack_moments(_owners(units))
@@ -63,17 +63,17 @@ def unpack_state(
     *,
     empirical: bool,
 ) -> tuple[dict[str, int], dict[str, Tensor]]:
-    """Give `gathering`, `control` and the layers what `pack_state` took.
+    """Restore `gathering`, `control` and the layers from a result of `pack_state`.
 
     Args:
-        state: what it gave.
-        units: all of the model.
-        gathering: takes over its window.
-        control: takes over its norms and rates.
+        state: the result of `pack_state`.
+        units: all units of the model.
+        gathering: receives its window.
+        control: receives its norms and learning rates.
         empirical: whether gradients of the loss count for two-sided whitening.
 
     Returns:
-        `steps` and `fallbacks`, and ε by unit of the per-batch D.
+        `steps` and `fallbacks`, and ε by unit name for the per-batch D.
 
     Raises:
         ValueError: if the state is of another version or of another model.
@@ -104,12 +104,12 @@ def unpack_state(
 
 
 def _owners(units: Sequence[TiedLayers]) -> dict[str, Whitened]:
-    """Layers by a name that is unique also where several share a weight."""
+    """Return the layers by a unique name, also where several share a weight."""
     return {f"{unit.name}.{i}": layer for unit in units for i, layer in enumerate(unit.layers)}
 
 
 def pack_moments(layers: Mapping[str, Whitened]) -> dict[str, Tensor]:
-    """Copies of the moments of every layer, named `layer.kind.tensor`."""
+    """Return copies of the moments of every layer, named `layer.kind.tensor`."""
     tensors = {}
     for owner, layer in layers.items():
         for kind in KINDS:
@@ -123,10 +123,10 @@ def pack_moments(layers: Mapping[str, Whitened]) -> dict[str, Tensor]:
 def unpack_moments(
     layers: Mapping[str, Whitened], tensors: Mapping[str, Tensor], *, gradients_wanted: bool
 ) -> None:
-    """Give the layers what `pack_moments` took, and no moments where there were none.
+    """Restore the layers' moments from `pack_moments`; layers without moments there get None.
 
     Raises:
-        ValueError: if a name belongs to none of the layers; nothing is changed then.
+        ValueError: if a name belongs to none of the layers. Then nothing is changed.
     """
     found: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -147,18 +147,19 @@ def unpack_moments(
 
 
 def merge_moments(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The union of moments of several ranks, exactly (Chan et al. 1983).
+    """Merge the moments of several ranks exactly (Chan et al. 1983).
 
     Args:
-        parts: of each rank, the "tensors" of `Reparametrizer.state_dict`; the same names, shapes
-            and types everywhere.
+        parts: the "tensors" of each rank's `Reparametrizer.state_dict`, with the same names, shapes
+            and types.
 
     Returns:
-        The same names: counts added up, means `[groups, in]` and centred sums of squares `[groups,
-        in, in]` of all samples together. What is not a moment is the first rank's.
+        Tensors by the same names: added counts, and the means `[groups, in]` and centred sums of
+        squares `[groups, in, in]` of all samples. Tensors that are not moments are taken from the
+        first rank.
 
     Raises:
-        KeyError: if a rank lacks a name that the first one has.
+        KeyError: if a rank lacks a name of the first rank.
     """
     merged = {name: value.clone() for name, value in parts[0].items()}
     for stem in sorted(_stems(merged)):
@@ -171,20 +172,21 @@ def merge_moments(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def shared_moments(parts: Sequence[Mapping[str, Tensor]], rank: int) -> dict[str, Tensor]:
-    """One rank's tensors after the number of ranks changed.
+    """Return one rank's tensors after a change of the number of ranks.
 
-    The first takes the union of all moments, the others moments of no sample: merged, they are what
-    they were. What is not a moment (a damping, the norm of a weight) is the same on every rank.
+    Rank 0 gets the merged moments, and the other ranks get moments of no sample, so the merged
+    moments stay the same. Other tensors (a damping, the norm of a weight) are the same on every
+    rank.
 
     Args:
         parts: as in `merge_moments`.
-        rank: the index of the rank that asks, among the new ones.
+        rank: the new index of the rank that loads the tensors.
 
     Returns:
-        The "tensors" for its `Reparametrizer.load_state_dict`.
+        The "tensors" for `Reparametrizer.load_state_dict` on this rank.
 
     Raises:
-        KeyError: if a rank lacks a name that the first one has.
+        KeyError: if a rank lacks a name of the first rank.
     """
     union = merge_moments(parts)
     if rank == 0:
@@ -197,7 +199,7 @@ def shared_moments(parts: Sequence[Mapping[str, Tensor]], rank: int) -> dict[str
 
 
 def _stems(tensors: Mapping[str, Tensor]) -> set[str]:
-    """The names of moments, `layer.kind`."""
+    """Return the names of the moments, `layer.kind`."""
     return {name.rpartition(".")[0] for name in tensors if name.endswith(".scatter")}
 
 

@@ -1,4 +1,4 @@
-"""When the layers are reparametrised, and from which steps their statistics come."""
+"""The steps at which the units are reparametrised."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ FIRST = 10
 
 @dataclass(frozen=True)
 class Schedule:
-    """Every unit once in `period` steps, in turns or all together; at first more often.
+    """Every unit is reparametrised once in `period` steps, and more often in the first period.
 
-    The first covariances age fastest. With `early`, all units are reparametrised at steps 10, 20,
-    40, 80 and so on, as long as that is before the first period's end.
+    The covariances change fastest at the beginning. With `early`, all units are therefore also
+    reparametrised at steps 10, 20, 40, 80 and so on, before the end of the first period.
 
     Attributes:
         period: T, steps between two reparametrisations of a unit.
-        units: how many units there are.
-        spread: whether they take turns, the last one's at multiples of T.
-        early: whether there are more reparametrisations in the first period.
+        units: number of units.
+        spread: whether the units take turns; the last unit's turn is at multiples of T.
+        early: whether there are additional reparametrisations in the first period.
     """
 
     period: int
@@ -35,13 +35,13 @@ class Schedule:
         return tuple(FIRST << power for power in range(math.ceil(math.log2(self.period / FIRST))))
 
     def remaining(self, unit: int, steps: int) -> int:
-        """Steps from `steps` until the next reparametrisation of a unit: 1 or more."""
+        """Return the number of steps (at least 1) until a unit's next reparametrisation."""
         ahead = [step - steps for step in self.early_steps if step > steps]
         turn = self.period
         if self.spread:
             turn = self.period * (unit + 1) // self.units
         if self.early_steps and steps < self.period:
-            # Turns begin once the first period is over.
+            # The units take turns only after the first period.
             first = self.period if turn == self.period else self.period + turn
             ahead.append(first - steps)
         else:
@@ -49,5 +49,5 @@ class Schedule:
         return min(ahead)
 
     def due(self, unit: int, steps: int) -> bool:
-        """Whether a unit is reparametrised after so many steps."""
+        """Return whether a unit is reparametrised after `steps` steps."""
         return steps > 0 and self.remaining(unit, steps - 1) == 1

@@ -1,4 +1,4 @@
-"""One reparametrisation of one unit: statistics to Φ, with every failure contained."""
+"""The reparametrisation of one unit: from statistics to Φ. A failure keeps the old Φ."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ BALANCED = 0.25
 
 
 def group_damping(moments: Moments, whitening: SolveSettings) -> Tensor:
-    """ε of each group in the units of Σ, `[groups]`."""
+    """Return ε of each group in the units of Σ, `[groups]`."""
     return torch.full_like(moments.mean[:, 0], whitening.damping)
 
 
 def find_phi(
     unit: TiedLayers, moments: Moments, whitening: SolveSettings, deltas: Moments | None = None
 ) -> tuple[Result, Phi | None]:
-    """New c and U for one unit (line 9 of Algorithm 1).
+    """Compute new c and U for one unit (line 9 of Algorithm 1).
 
-    c is the mean and Σ the centred covariance where a bias can take up −W c; else c = 0 and Σ =
-    E[hhᵀ].
+    If a bias can take up −W c, then c is the mean and Σ the centred covariance. If not, c = 0 and
+    Σ = E[hhᵀ].
 
     Args:
         unit: the layers that share the Φ.
-        moments: of all their inputs, over all ranks.
-        whitening: what to do.
-        deltas: of all their outputs' gradients, for two-sided whitening.
+        moments: moments of all inputs of the unit, over all ranks.
+        whitening: the settings.
+        deltas: moments of the gradients of all outputs of the unit, for two-sided whitening.
 
     Returns:
-        The result, and the new Φ if the old one is not to be kept.
+        The result, and the new Φ (None to keep the old one).
     """
     whitening = whitening.for_layer(unit.layer.mean.dtype)
     result = begun(moments)
@@ -57,7 +57,7 @@ def find_phi(
     covariance = moments.second_moment(mean)
     covariance = (covariance + covariance.transpose(1, 2)) / 2
     damping = group_damping(moments, whitening)
-    # Also below the smallest normal number of float32, where U = ε^−½ would leave its range.
+    # ε must also be a normal number of float32. For a smaller one, U = ε^−½ may leave the range.
     if bool((damping < torch.finfo(torch.float32).tiny).any()):
         return result.refuse(DAMPING_TOO_SMALL), None
     old = unit.wide_phi()
@@ -86,7 +86,7 @@ def find_phi(
 
 
 def begun(moments: Moments) -> Result:
-    """A result that knows what was seen, and nothing else yet."""
+    """Create a result with the counts of the statistics only."""
     return Result(
         examples=moments.examples.squeeze(),
         samples=moments.count.squeeze(),
@@ -95,7 +95,7 @@ def begun(moments: Moments) -> Result:
 
 
 def put_in(unit: TiedLayers, old: Phi, new: Phi, init: str, result: Result) -> None:
-    """Install Φ: keep the function ("preserve", "balanced") or the numbers in V."""
+    """Install Φ; keep the function ("preserve", "balanced") or the numbers in V ("whitened")."""
     if init not in ("preserve", "balanced"):
         unit.keep_numbers(old, new)
     elif not unit.move(old, new):
@@ -103,7 +103,7 @@ def put_in(unit: TiedLayers, old: Phi, new: Phi, init: str, result: Result) -> N
 
 
 def _output_root(deltas: Moments | None, whitening: SolveSettings, result: Result) -> Root | None:
-    """R from the second moment of δ; None where there is nothing to go by, and R stays."""
+    """Compute R from the second moment of δ; None, to keep R, if that is missing or zero."""
     if deltas is None or whitening.two_sided is None or not float(deltas.count) > 0:
         return None
     moment = deltas.second_moment(torch.zeros_like(deltas.mean))
@@ -111,7 +111,7 @@ def _output_root(deltas: Moments | None, whitening: SolveSettings, result: Resul
     scale = moment.diagonal(dim1=1, dim2=2).mean(1)
     if not bool((scale > 0).all()):
         return None
-    # In units of the mean eigenvalue: δ² may be tiny, and the scale of the loss must not matter.
+    # Divide by the mean eigenvalue: δ² may be tiny, and the loss's scale must have no effect.
     moment = moment / scale[:, None, None]
     damping = torch.full_like(scale, whitening.two_sided.damping)
     root = whitening_root(moment, damping, whitening.root, whitening.decomposition_dtype)
@@ -127,7 +127,7 @@ def _output_root(deltas: Moments | None, whitening: SolveSettings, result: Resul
 def _effective_dimension(
     covariance: Tensor, damping: Tensor, whitener: Tensor, kind: str
 ) -> Tensor:
-    """E‖U(h − c)‖² = tr(U Σ Uᵀ); for a full root in − ε‖U‖², without a matrix product."""
+    """Return E‖U(h − c)‖² = tr(U Σ Uᵀ). For a full root it is in − ε‖U‖², without a product."""
     if kind == "full":
         lost = (damping * whitener.square().sum((1, 2))).sum()
         return covariance.shape[0] * covariance.shape[1] - lost

@@ -1,8 +1,8 @@
-"""A reparametrisation of a preconditioned layer: P = (Σ + εI)⁻¹ itself, without a root.
+"""The reparametrisation of a preconditioned unit: P = (Σ + εI)⁻¹, without a root.
 
-W stays as it is, whatever P is, so nothing here can change the function but d, which takes up the
-new mean, d′ = d + Σ_taps W (c′ − c). That is why the parameters' own precision is enough for P.
-Momentum in W's coordinates is m = (m_W − m_b cᵀ) P and follows as
+W does not change with P. The only change of a parameter is d′ = d + Σ_taps W (c′ − c), for the new
+mean. An error of P therefore does not change the function, and the type of the parameters is
+precise enough for P. The momentum in the coordinates of W is m = (m_W − m_b cᵀ) P, and becomes
 
     m′ = (m P⁻¹ − m_d (c′ − c)ᵀ) P′.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _PROBES = 4
 _FIRST = 32
 _SPARE = 8
-_SHARE = 3  # With more than in/3 directions, 2 k products an input row cost about what P does.
+_SHARE = 3  # With more than in/3 directions, 2 k · in per row are about as expensive as a whole P.
 
 
 def leading(
@@ -45,19 +45,19 @@ def leading(
     share: float,
     start: Float[Tensor, "groups in k"] | None,
 ) -> LowRank | None:
-    """P = (Σ_k + εI)⁻¹, with the k directions of Σ whose eigenvalues exceed `share` · ε.
+    """Compute P = (Σ_k + εI)⁻¹ from the k directions of Σ whose eigenvalues exceed `share` · ε.
 
-    Σ_k is what it says, k Ritz pairs of Σ found by subspace iteration: everything after is exact
-    for this P. A direction left out, of eigenvalue λ, is scaled by 1/ε instead of 1/(λ + ε).
+    Σ_k consists of k Ritz pairs of Σ from subspace iteration. All further results are exact for
+    this P. A direction with eigenvalue λ that is left out is scaled by 1/ε instead of 1/(λ + ε).
 
     Args:
         covariance: Σ.
         damping: ε.
-        share: how small an eigenvalue may be left out, in units of ε.
-        start: directions of before, which one iteration brings up to date; None for none.
+        share: eigenvalues up to `share` · ε are left out.
+        start: the last directions, which are updated by one iteration; None to start without.
 
     Returns:
-        None where so many directions are needed that P itself is cheaper.
+        P, or None if it needs so many directions that a whole P is cheaper.
     """
     groups, size = covariance.shape[:2]
     most = size // _SHARE
@@ -91,15 +91,15 @@ def leading(
 def find_preconditioner(
     unit: TiedLayers, moments: Moments, whitening: SolveSettings
 ) -> tuple[Result, Preconditioner | None, Tensor]:
-    """New P and c of one preconditioned unit, full whitening.
+    """Compute new P and c for one preconditioned unit with full whitening.
 
     Args:
         unit: the layers that share P.
-        moments: of all their inputs, over all ranks.
-        whitening: what to do; its root does not matter, since all give this P.
+        moments: moments of all inputs of the unit, over all ranks.
+        whitening: the settings; the root has no effect, because all roots give the same P.
 
     Returns:
-        The result, P (None if the old one is to be kept), and c.
+        The result, P (None to keep the old one), and c.
     """
     layer, held = unit.layer, unit.layer.preconditioner
     assert held is not None
@@ -135,7 +135,7 @@ def find_preconditioner(
 def _found(
     old: Preconditioner, covariance: Tensor, damping: Tensor, whitening: SolveSettings
 ) -> tuple[Preconditioner, str]:
-    """P by its leading directions where they were asked for and are few, else whole."""
+    """Compute P by its leading directions if the settings say so and they are few, else whole."""
     if whitening.leading is not None:
         start = old.directions if isinstance(old, LowRank) else None
         few = leading(covariance, damping, whitening.leading, start)
@@ -146,10 +146,10 @@ def _found(
 
 
 def inverse(covariance: Tensor, damping: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
-    """(Σ + εI)⁻¹ by Cholesky's factorisation in `dtype`; failing that, by roots in float64.
+    """Compute (Σ + εI)⁻¹ by Cholesky's factorisation in `dtype`; if it fails, by a root in float64.
 
     Raises:
-        RootFailure: if nothing inverts it.
+        RootFailure: if all attempts fail.
     """
     matrix = damped(covariance.to(dtype), damping.to(dtype))
     factor, info = torch.linalg.cholesky_ex(matrix)
@@ -171,10 +171,10 @@ def install(
     optimizers: Sequence[Optimizer],
     rule: str,
 ) -> bool:
-    """Put in P′ and c′, and let d and the momentum follow.
+    """Install P′ and c′, and transform d and the momentum.
 
     Returns:
-        False, with nothing changed, if a bias or a momentum would not be finite.
+        False, without any change, if a bias or a momentum would not be finite.
     """
     layer, old = unit.layer, unit.layer.preconditioner
     assert old is not None

@@ -1,23 +1,24 @@
-"""Step control: how far one gradient may change a layer's pre-activations, and how far it does.
+"""Step control: a bound on the change that one gradient makes in a layer's pre-activations.
 
-Whitened inputs have unit variance, so ‖V_j‖² is the variance of pre-activation j, and η²(‖g_Vj‖² +
-g_dj²) the mean squared change that one gradient makes in it. Each unit's gradient is scaled by
-itself, before momentum, so that
+Whitened inputs have unit variance. Therefore ‖V_j‖² is the variance of pre-activation j, and one
+gradient changes it by η²(‖g_Vj‖² + g_dj²) in mean square. The gradient of each unit is scaled
+separately, before momentum, so that
 
     η ‖(g_V, g_d)‖ ≤ ρ ‖V‖.
 
-A gradient whose step is a share r < 1 of that bound gets the share r^0.3. Gradients shrink with the
-loss, as fast as the curvature in a layer's outputs, which whitened inputs leave out. A constant
-rate would then slow down long before the end, and a step of the full length (r⁰) would never come
-to rest on batches that differ.
+Let r be the step's length divided by this bound. A step with r < 1 is scaled to r^0.3 of the bound.
+As the loss falls, gradients shrink as fast as the curvature with respect to a layer's outputs,
+which the whitening of inputs does not correct. With unscaled gradients (r¹) training would slow
+down long before the end. With steps of the full length (r⁰) it would not converge on batches that
+differ.
 
-The bound knows nothing of the loss's scale or reduction, of width or depth. Two things lower ρ: it
-falls with the learning rate, in proportion to the highest rate so far, and as 1/√(1 + t/50) with
-the steps t made, because a bound that binds at every step leaves noise of a constant size.
+The bound does not depend on the loss's scale or reduction, or on width or depth. Two factors reduce
+ρ. The first is the learning rate divided by the highest rate so far. The second is 1/√(1 + t/50)
+after t steps, because a constant bound that limits every step leaves noise of a constant size.
 
-‖V‖ is that of the last reparametrisation, the same in every mode: in a preconditioned layer ‖V‖² =
-tr(W P⁻¹ Wᵀ). Where it is less than 0.1 for each pre-activation (a head that starts at zero), 0.1
-takes its place: such a layer must be able to leave zero.
+‖V‖ is measured at the last reparametrisation and is the same in every mode. In a preconditioned
+layer ‖V‖² = tr(W P⁻¹ Wᵀ). For each pre-activation it counts as at least 0.1, so that a layer that
+starts at zero can leave zero.
 """
 
 from __future__ import annotations
@@ -46,13 +47,14 @@ SMALLEST = 0.1
 
 
 class _Watched:
-    """What one optimizer moves of the whitened units, laid out once.
+    """The parameters of units that one optimizer holds.
 
     Attributes:
-        units: the units that it holds something of, by their index among all.
-        entries: parameter, its unit's place in `units`, its group's index.
-        deciding: for each of `units`, the group whose rate lowers the bound: its weight's, if held.
-        smallest: the least ‖V‖ that counts, `[units]`.
+        units: the units of which the optimizer holds parameters.
+        entries: for each parameter, its unit's place in `units` and its parameter group's index.
+        deciding: for each of `units`, the group whose learning rate reduces the bound. It is the
+            weight's group if the optimizer holds the weight.
+        smallest: the lower limit of ‖V‖, `[units]`.
     """
 
     def __init__(self, optimizer: Optimizer, units: Sequence[TiedLayers]) -> None:
@@ -84,20 +86,20 @@ class _Watched:
 
 
 def _layout(optimizer: Optimizer, units: Sequence[TiedLayers]) -> tuple[torch.device, list[int]]:
-    """What changes when parameters are added, or the model is moved."""
+    """Return values that change if parameters are added or the model is moved."""
     return units[0].weight.device, [len(group["params"]) for group in optimizer.param_groups]
 
 
 class StepControl:
-    """Scales the gradients of whitened units that an optimizer is about to use.
+    """Scales the gradients of units just before an optimizer's step.
 
-    By then they have been summed over micro-batches and ranks, and unscaled. On a GPU nothing is
-    read back.
+    At that time gradients are summed over micro-batches and ranks, and unscaled. No number is read
+    back from a GPU.
 
     Attributes:
-        limit: ρ, a share; None lets every step pass.
-        steps: t, the optimizer steps made.
-        scales: by unit name, what the gradients were last multiplied by, scalar tensors.
+        limit: ρ; None for no step control.
+        steps: t, the number of optimizer steps so far.
+        scales: by unit name, the last factors of the gradients, scalar tensors.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class StepControl:
         optimizers: Sequence[Optimizer],
         ranks: Ranks,
     ) -> None:
-        """Watch the parameters of `units`."""
+        """Find the parameters of `units` in `optimizers`."""
         self.limit, self.ranks, self.optimizers = limit, ranks, list(optimizers)
         self.steps = 0
         self.scales: dict[str, Tensor] = {}
@@ -126,7 +128,7 @@ class StepControl:
 
     @property
     def norms(self) -> dict[str, Tensor]:
-        """By unit name, ‖V‖ where it is known, scalar tensors."""
+        """‖V‖ by unit name, scalar tensors; only for units where it is known."""
         return {n: self._norms[i] for n, i in self._index.items() if n not in self._missing}
 
     @torch.no_grad()
@@ -136,8 +138,8 @@ class StepControl:
         """Scale the gradients that `optimizer` is about to use.
 
         Args:
-            optimizer: one of those watched.
-            known: units for which somebody has ‖g_V‖² already, and the squares, `[units]`.
+            optimizer: one of the optimizers.
+            known: units whose ‖g_V‖² is already known, with these squares, `[units]`.
         """
         if self.limit is None:
             return
@@ -151,7 +153,7 @@ class StepControl:
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         squares = self._squares(watched, rates, known)
         lengths = self.ranks.sum_(squares).sqrt()
-        # Fused optimizers unscale inside their kernel: here the gradients are still times the loss
+        # Fused optimizers unscale in their kernel, so here the gradients still contain the loss
         # scale.
         loss_scale = getattr(optimizer, "grad_scale", None)
         if loss_scale is not None:
@@ -163,7 +165,7 @@ class StepControl:
         self.scales = {**self.scales, **dict(zip(watched.place, scales.unbind(), strict=True))}
         held = [(p.grad, place) for p, place, _ in watched.entries if p.grad is not None]
         if scales.device.type == "cpu":
-            # Reading is free there, and one call does all.
+            # On a CPU, reading costs nothing, and one call scales all gradients.
             values = scales.tolist()
             if held:
                 factors = [values[place] for _, place in held]
@@ -173,30 +175,30 @@ class StepControl:
                 gradient.mul_(scales[place])
 
     def measured(self, unit: TiedLayers, norm: Tensor) -> None:
-        """Take over ‖V‖, a scalar, of a unit that was reparametrised."""
+        """Store ‖V‖, a scalar, of a unit that was reparametrised."""
         self._norms[self._index[unit.name]] = norm
         self._missing.discard(unit.name)
 
     def forget(self) -> None:
-        """Measure every ‖V‖ again before the next step."""
+        """Discard every ‖V‖; they are measured again before the next step."""
         self._missing = set(self._index)
 
     def state(self) -> dict[str, Any]:
-        """Plain numbers that a resumed run needs, besides `norms`."""
+        """Return the plain numbers that a resumed run needs besides `norms`."""
         return {"highest_rates": [list(rates) for rates in self._highest]}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave; a shape that does not fit is left out."""
+        """Load a result of `state`; values with another shape are ignored."""
         given = state.get("highest_rates", [])
         if [len(rates) for rates in given] == [len(rates) for rates in self._highest]:
             self._highest = [[float(rate) for rate in rates] for rates in given]
 
     def tensors(self) -> list[Tensor]:
-        """What is held for gradients that did not come from a single backward pass."""
+        """Return the cached inverses, which serve gradients of several backward passes."""
         return [inverse for _, _, inverse in self._inverses.values()]
 
     def _allowed(self, watched: _Watched, which: int, rates: Sequence[float]) -> Tensor:
-        """ρ_t ‖V‖ of each unit, `[units]`."""
+        """Return ρ_t ‖V‖ of each unit, `[units]`."""
         assert self.limit is not None
         highest = self._highest[which]
         highest += [0.0] * (len(rates) - len(highest))
@@ -220,7 +222,7 @@ class StepControl:
         rates: Sequence[float],
         known: Sequence[tuple[Sequence[TiedLayers], Tensor]],
     ) -> Tensor:
-        """η²‖(g_V, g_d)‖² of each unit, this rank's part of it, `[units]`."""
+        """Return this rank's part of η²‖(g_V, g_d)‖² of each unit, `[units]`."""
         having = {unit.name for units, _ in known for unit in units}
         gradients: list[Tensor] = []
         factors: list[float] = []
@@ -263,7 +265,7 @@ class StepControl:
         return squares
 
     def _natural_square(self, unit: TiedLayers, natural: Tensor) -> Tensor:
-        """‖g_V‖² = ⟨n P⁻¹, n⟩ of a preconditioned unit; on several ranks, of this rank's rows."""
+        """Return ‖g_V‖² = ⟨n P⁻¹, n⟩ of a preconditioned unit; of several ranks, one's part."""
         taken = [each.last_pass.take(natural) for each in unit.layers if each.last_pass is not None]
         if len(taken) == 1 and taken[0] is not None:
             return taken[0]
@@ -275,26 +277,26 @@ class StepControl:
         rows = to_grouped(natural.to(dtype), groups, layer.TRANSPOSED).flatten(1, 2)
         size, index = self.ranks.size, self.ranks.index
         if size > 1:
-            # The ranks hold the same gradients: each takes its share of the work.
+            # The ranks hold the same gradients, so each computes only a part of the rows.
             rows = rows[:, index * rows.shape[1] // size : (index + 1) * rows.shape[1] // size]
         return weight_square(rows, held.to(dtype), self._inverse(unit, dtype))
 
     def _inverse(self, unit: TiedLayers, dtype: torch.dtype) -> Tensor | None:
-        """P⁻¹ of a whole P, computed once per reparametrisation."""
+        """Return P⁻¹ of a whole P, computed once per reparametrisation."""
         preconditioner = unit.layer.preconditioner
         if not isinstance(preconditioner, Dense):
             self._inverses.pop(unit.name, None)
             return None
         matrix = preconditioner.matrix
         held = self._inverses.get(unit.name)
-        # By identity: memory of a tensor that was let go may hold another one.
+        # Compare by identity: a new tensor may have the address of one that was freed.
         if held is None or held[0] is not matrix or held[1] != matrix._version:
             inverse = torch.linalg.inv(matrix.to(dtype))
             held = self._inverses[unit.name] = (matrix, matrix._version, inverse)
         return held[2].to(dtype)
 
     def _measure_weights(self) -> None:
-        """‖V‖ of units that have not been reparametrised since there was a weight to measure."""
+        """Measure ‖V‖ of the units where it is not known."""
         device = self._units[0].weight.device
         if self._norms.device != device:
             self._norms = self._norms.to(device)
@@ -302,21 +304,21 @@ class StepControl:
         if not missing:
             return
         norms = torch.stack([weight_norm(unit) for unit in missing])
-        # Two machines may round differently, and ranks must stay equal in every bit.
+        # Two machines may round differently, and ranks must stay bit-identical.
         self.ranks.broadcast_([norms])
         for unit, norm in zip(missing, norms, strict=True):
             self.measured(unit, norm)
 
 
 def weight_norm(unit: TiedLayers) -> Tensor:
-    """‖V‖ of a unit, a scalar in float64 (float32 on Apple's GPUs)."""
+    """Return ‖V‖ of a unit, a scalar in float64 (float32 on Apple's GPUs)."""
     layer = unit.layer
     dtype = wide_dtype(unit.weight.device)
     held = layer.preconditioner
     if held is None:
         norm: Tensor = torch.linalg.vector_norm(unit.weight.detach(), dtype=dtype)
         return norm
-    # Φ's own precision is enough: this is a bound's reference.
+    # The type of Φ is precise enough, because this only sets a bound.
     narrow = layer.mean.dtype
     rows = layer.grouped_weight(narrow).detach().flatten(1, 2)
     return weight_square(rows, held.to(narrow)).to(dtype).sqrt()

@@ -1,4 +1,4 @@
-"""Hooks that run just before an optimizer's step, on the gradients that it is about to use."""
+"""Hooks that run just before an optimizer's step, when its gradients are complete."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ if TYPE_CHECKING:
 
 
 def before_step(optimizer: Optimizer, work: Callable[[Optimizer], None]) -> RemovableHandle:
-    """Let `work` see the gradients of every step: at its begin, or after its closure ran.
+    """Call `work` in every step of an optimizer: at the beginning, or after the closure ran.
 
     Args:
-        optimizer: whose steps are watched.
-        work: is given the optimizer.
+        optimizer: the optimizer.
+        work: a function of the optimizer, called when the gradients are complete.
+
+    Returns:
+        A handle that removes the hook.
     """
 
     def hook(
         optimizer: Optimizer, arguments: tuple[Any, ...], keywords: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        # torch hands over the optimizer as the first of the arguments.
+        # torch passes the optimizer as the first of the arguments.
         closure = arguments[1] if len(arguments) > 1 else keywords.get("closure")
         if closure is None:
             work(optimizer)
@@ -42,7 +45,7 @@ def before_step(optimizer: Optimizer, work: Callable[[Optimizer], None]) -> Remo
 
 
 def optimizers_of(optimizer: Optimizer | Sequence[Optimizer]) -> list[Optimizer]:
-    """One optimizer or several, as a list; TypeError for anything else."""
+    """Return one optimizer or several as a list; raise TypeError for anything else."""
     several = list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
     for each in several:
         if not isinstance(each, torch.optim.Optimizer):

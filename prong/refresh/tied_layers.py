@@ -1,4 +1,4 @@
-"""A unit: the layers that share one weight, and therefore one Φ."""
+"""A unit: the layers that share one weight, and therefore one Φ. Nearly always it is one layer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TiedLayers:
-    """Whitened layers with the same weight tensor: one V needs one (c, U) in all of them.
+    """A unit: the whitened layers with the same weight tensor. One V requires one (c, U) in all.
 
     Attributes:
         name: qualified name of the first layer.
-        layers: the layers; nearly always one.
+        layers: the layers; nearly always only one.
     """
 
     name: str
@@ -42,7 +42,7 @@ class TiedLayers:
 
     @property
     def weight(self) -> nn.Parameter:
-        """V."""
+        """V, or W in a preconditioned unit."""
         return self.layer.weight
 
     @property
@@ -53,7 +53,7 @@ class TiedLayers:
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
-        """V and the distinct d."""
+        """The weight and the distinct d."""
         return (self.weight, *self.biases)
 
     @property
@@ -62,7 +62,7 @@ class TiedLayers:
         return all(layer.centred for layer in self.layers)
 
     def wide_phi(self) -> Phi:
-        """A copy of Φ in the widest type of the device."""
+        """Return a copy of Φ in the widest type of the device."""
         layer = self.layer
         dtype = wide_dtype(layer.weight.device)
         output = layer.output_whitener
@@ -78,12 +78,12 @@ class TiedLayers:
         )
 
     def moments(self, kind: str = "moments", *, widened: bool = True) -> Moments | None:
-        """Moments of all layers together; None if none are gathered.
+        """Return the merged moments of all layers; None if none are gathered.
 
         Args:
             kind: "moments" of the inputs or "backward_moments" of the outputs' gradients.
-            widened: whether in the widest type and a copy; else a single layer's own are given,
-                settled.
+            widened: True returns a copy in the widest type; False returns a single layer's own
+                moments, after all batches were added.
         """
         if not widened and len(self.layers) == 1:
             only: Moments | None = getattr(self.layer, kind)
@@ -102,16 +102,16 @@ class TiedLayers:
 
     @torch.no_grad()
     def move(self, old: Phi, new: Phi) -> bool:
-        """Write the parameters in the new Φ and install it; the function stays (lines 7 and 10).
+        """Install a new Φ and transform the parameters; the function stays (lines 7 and 10).
 
         Returns:
-            False, with nothing changed, if the new parameters would not be finite.
+            False, without any change, if the new parameters would not be finite.
         """
         layer, dtype = self.layer, new.whitener.dtype
         grouped = layer.grouped_weight(dtype)
         moved: list[tuple[nn.Parameter, Tensor]] = []
         if layer.preconditioned:
-            # W is the parameter: only d takes up what the new mean takes away.
+            # W is the parameter and stays. Only d changes, for the new mean.
             shift = grouped.sum(2) @ (new.mean - old.mean).unsqueeze(-1)
             for bias in self.biases:
                 outer = bias.to(dtype).reshape(layer.feature_groups, -1) + shift.squeeze(-1)
@@ -136,7 +136,7 @@ class TiedLayers:
 
     @torch.no_grad()
     def keep_numbers(self, old: Phi, new: Phi) -> None:
-        """Install Φ and keep the numbers in V: a preconditioned layer's W = V U follows U."""
+        """Install Φ and keep the numbers in V; in a preconditioned unit W = V U changes with U."""
         if self.layer.preconditioned:
             grouped = self.layer.grouped_weight(new.whitener.dtype)
             whitened, _ = from_canonical(grouped, None, old)
@@ -147,7 +147,7 @@ class TiedLayers:
 
     @torch.no_grad()
     def install(self, new: Phi) -> None:
-        """Replace Φ and leave the parameters as they are."""
+        """Replace Φ without changing the parameters."""
         for layer in self.layers:
             layer.mean.copy_(new.mean)
             if layer.precision_matrix is None:
@@ -160,7 +160,7 @@ class TiedLayers:
 
 
 def tied_layers_of(model: nn.Module) -> list[TiedLayers]:
-    """The units of a whitened model, in the order of its modules."""
+    """Return the units of a whitened model, in the order of its modules."""
     shared: dict[int, list[tuple[str, Whitened]]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Whitened):
@@ -172,12 +172,12 @@ def tied_layers_of(model: nn.Module) -> list[TiedLayers]:
 
 
 def check_held(optimizers: Sequence[Optimizer], units: Sequence[TiedLayers]) -> None:
-    """Refuse a model without whitened layers, and optimizers that were made for another model."""
+    """Raise ValueError if the model has no whitened layer or the optimizers hold none of them."""
     if not units:
         raise ValueError("model: it has no whitened layer; call prong.whiten first")
     held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
     if not any(id(unit.weight) in held for unit in units):
         raise ValueError(
             "optimizer: it holds none of the model's whitened weights; "
-            "make it from the parameters of this model"
+            "create it from the parameters of this model"
         )

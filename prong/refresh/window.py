@@ -1,4 +1,4 @@
-"""The window of training steps whose forward passes are sampled before a reparametrisation."""
+"""The window of training steps before a reparametrisation whose inputs give the statistics."""
 
 from __future__ import annotations
 
@@ -25,43 +25,43 @@ PER_FEATURE = 32
 
 
 def start_gathering(layers: Sequence[Whitened], two_sided: TwoSided | None) -> None:
-    """Let layers take statistics of their inputs, and for two-sided whitening of their δ."""
+    """Let layers gather statistics of their inputs, and of δ for two-sided whitening."""
     for layer in layers:
         layer.moments = new_moments(layer)
         if two_sided is not None:
             layer.backward_moments = new_backward_moments(layer)
-            # Sampled δ come from a backward pass of their own; the loss's must not count.
+            # Sampled δ come from a separate backward pass; the gradients of the loss do not count.
             layer.gradients_wanted = two_sided.statistics == "empirical"
 
 
 def stop_gathering(layers: Sequence[Whitened]) -> None:
-    """Forget all statistics and free their memory."""
+    """Delete all statistics and free their memory."""
     for layer in layers:
         layer.moments = layer.backward_moments = None
 
 
 @dataclass(frozen=True)
 class BatchesSeen:
-    """What a training step shows to the layers, over all ranks.
+    """The size of a training step's batch, over all ranks.
 
     Attributes:
-        examples: B, the examples that the layer sees which sees fewest.
-        samples: by unit name, the samples (pixels, tokens) of one example; 1 where none was seen.
+        examples: B, the number of examples of a step; the smallest number over all layers.
+        samples: by unit name, the number of samples (pixels, tokens) of one example; 1 if unknown.
     """
 
     examples: float
     samples: dict[str, float]
 
     def window(self, unit: TiedLayers, most: int, period: int) -> int:
-        """Steps that hold as many examples as a unit's estimate needs: 1 to `period`.
+        """Return how many steps hold enough examples for a unit's estimate: 1 to `period`.
 
-        A covariance of N features from 32 N samples is off by about √(N/32 N), a sixth, in every
-        direction; more would cost and change little. Pixels of one image are alike, so it is never
-        of fewer than `FEWEST` examples, unless `most` is.
+        With 32 N samples, a covariance of N features has a relative error of about √(N/32 N), one
+        sixth, in every direction. More samples would cost time and change little. Pixels of one
+        image are correlated, so at least `FEWEST` examples are used, or `most` if that is less.
 
         Args:
             unit: the layers that share a weight.
-            most: N_s, examples.
+            most: N_s, the largest number of examples.
             period: T, steps.
         """
         features = unit.layer.mean.shape[1]
@@ -70,12 +70,12 @@ class BatchesSeen:
 
 
 def batches_seen(units: Sequence[TiedLayers], ranks: Ranks, steps: int) -> BatchesSeen | None:
-    """What the steps that were gathered have shown.
+    """Compute the size of a step's batch from the gathered statistics.
 
     Args:
-        units: units whose layers have gathered.
-        ranks: the processes whose examples add up.
-        steps: number of steps gathered.
+        units: the units whose layers have gathered statistics.
+        ranks: the processes whose examples are added.
+        steps: number of steps with statistics.
 
     Returns:
         None if no layer has seen an example.
@@ -99,12 +99,12 @@ def batches_seen(units: Sequence[TiedLayers], ranks: Ranks, steps: int) -> Batch
 
 
 class Gathering:
-    """Lets each layer take statistics in the training steps just before its reparametrisation.
+    """Turns the statistics of each layer on in the steps just before its reparametrisation.
 
     Attributes:
-        schedule: when that is.
-        seen: what a step shows to the layers; None until a step was gathered.
-        steps: how many steps were gathered since nothing was.
+        schedule: the steps of the reparametrisations.
+        seen: the size of a step's batch; None before the first step with statistics.
+        steps: number of consecutive steps with statistics.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Gathering:
         *,
         from_training: bool,
     ) -> None:
-        """Gather N_s = `samples` examples at most; nothing unless `from_training`."""
+        """Gather at most N_s = `samples` examples; gather nothing unless `from_training`."""
         self.schedule = schedule
         self.seen: BatchesSeen | None = None
         self.steps = 0
@@ -126,21 +126,21 @@ class Gathering:
 
     @property
     def active(self) -> bool:
-        """Whether some layer takes statistics now."""
+        """Whether any layer gathers statistics now."""
         return any(layer.moments is not None for unit in self._units for layer in unit.layers)
 
     def window(self, unit: TiedLayers) -> int:
-        """How many steps before a unit's reparametrisation are sampled; T while B is unknown."""
+        """Return how many steps of statistics a unit needs; T while B is unknown."""
         period = self.schedule.period
         return period if self.seen is None else self.seen.window(unit, self._samples, period)
 
     def learn(self) -> None:
-        """See from what was gathered how many examples a step has."""
+        """Set `seen` from the gathered statistics."""
         if self.seen is None and self.steps:
             self.seen = batches_seen(self._units, self._ranks, self.steps)
 
     def plan(self, steps: int) -> None:
-        """Turn the gathering on or off for the step after `steps`."""
+        """Turn the statistics of each unit on or off for the step after `steps`."""
         if not self._from_training:
             return
         self.learn()
@@ -155,7 +155,7 @@ class Gathering:
                 stop_gathering(unit.layers)
 
     def stop(self) -> None:
-        """Forget all statistics."""
+        """Delete all statistics."""
         for unit in self._units:
             stop_gathering(unit.layers)
         self.steps = 0

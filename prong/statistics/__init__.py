@@ -1,1 +1,1 @@
-"""Means and covariances of what layers see, kept so that they merge exactly."""
+"""Means and covariances of layers' inputs, in a form that can be merged exactly."""

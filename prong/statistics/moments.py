@@ -1,12 +1,12 @@
-"""First and second moments of a layer's input, kept so that they merge exactly.
+"""First and second moments of a layer's input, in a form that can be merged exactly.
 
 The triple (count n, mean μ, centred sum of squares S = Σ (h − μ)(h − μ)ᵀ) of two sets of samples
 gives that of their union without loss (Chan et al. 1983), with δ = μ₂ − μ₁ and n = n₁ + n₂:
 
     μ = μ₁ + δ n₂/n        S = S₁ + S₂ + δδᵀ n₁n₂/n
 
-Micro-batches, ranks and resumed runs therefore agree with one pass over all samples, up to
-rounding.
+Micro-batches, ranks and resumed runs therefore give the same moments as one pass over all samples,
+up to rounding.
 """
 
 from __future__ import annotations
@@ -25,20 +25,23 @@ if TYPE_CHECKING:
 
 
 class GatheringStream(Protocol):
-    """Where batches may be added beside the current stream (`prong.extensions.side_stream`)."""
+    """A side stream on which batches are added to moments (`prong.extensions.side_stream`)."""
 
     def add(self, moments: Moments, samples: Tensor, examples: int, source: Tensor) -> None:
         """Add a batch to moments."""
 
     def join(self, device: torch.device | None = None) -> None:
-        """Let the current stream wait for what was added."""
+        """Let the current stream wait for the side stream."""
 
 
-_NARROWEST = 96  # Thinner products run at a fraction of the processor's speed.
+_NARROWEST = 96  # Products of narrower matrices use only a fraction of the processor's speed.
 
 
 def _stripes(size: int) -> list[tuple[int, int]]:
-    """Up to four stripes of rows of a symmetric matrix: 5/8 of it lies right of their diagonals."""
+    """Split the rows of a symmetric matrix into at most four stripes, as pairs (start, end).
+
+    With four stripes, the parts from their diagonal blocks to the right are 5/8 of the matrix.
+    """
     width = max(_NARROWEST, -(-size // 4))
     return [(start, min(start + width, size)) for start in range(0, size, width)]
 
@@ -47,14 +50,14 @@ class Moments:
     """Moments of samples `[groups, samples, in]`, accumulated on the samples' device.
 
     Attributes:
-        count: number of samples (pixels count one by one), `[1]`.
-        examples: number of examples behind them, `[1]`.
-        rejected: number of batches kept out because a value was NaN or infinite, `[1]`.
-        mean: `[groups, in]`.
-        scatter: `[groups, in, in]`, the centred sum of squares. Only its stripes from the diagonal
-            to the right are kept up; `covariance` mirrors them.
-        beside: the side stream that the last batches were added on, or None. Its work may still be
-            under way: call `settle` before reading the tensors themselves.
+        count: number of samples (each pixel is one sample), `[1]`.
+        examples: number of examples, `[1]`.
+        rejected: number of batches left out because a value was NaN or infinite, `[1]`.
+        mean: μ, `[groups, in]`.
+        scatter: S, `[groups, in, in]`, the centred sum of squares. Only its stripes from the
+            diagonal to the right are valid; `covariance` mirrors them.
+        beside: the side stream on which the last batches were added, or None. Its work may still
+            run: call `settle` before reading the tensors directly.
     """
 
     TENSORS = ("count", "examples", "rejected", "mean", "scatter")
@@ -64,7 +67,8 @@ class Moments:
     ) -> None:
         """Start from no samples, with `mean` and `scatter` in `dtype` on `device`."""
         self.beside: GatheringStream | None = None
-        # One element and not none: torch.compile loses in-place changes of scalar float64 tensors.
+        # Shape [1] instead of a scalar: torch.compile loses in-place changes of scalar float64
+        # tensors.
         counts = wide_dtype(device)
         self.count = torch.zeros(1, dtype=counts, device=device)
         self.examples = torch.zeros(1, dtype=counts, device=device)
@@ -79,12 +83,12 @@ class Moments:
         mean: Float[Tensor, "groups in"],
         scatter: Float[Tensor, "groups in in"],
     ) -> Moments:
-        """Moments that hold these tensors themselves.
+        """Create moments that refer to the given `mean` and `scatter`, without a copy.
 
         Args:
-            counts: samples, examples and rejected batches.
-            mean: `mean`.
-            scatter: `scatter`, in the type of `mean`.
+            counts: number of samples, examples and rejected batches; it is copied.
+            mean: μ.
+            scatter: S, in the type of `mean`.
         """
         made = cls(len(mean), 0, dtype=mean.dtype, device=mean.device)
         made.count, made.examples, made.rejected = torch.split(counts.clone(), 1)
@@ -92,23 +96,23 @@ class Moments:
         return made
 
     def settle(self) -> Moments:
-        """Let the current stream wait until every batch has been added; the moments themselves."""
+        """Let the current stream wait until all batches are added; return the object itself."""
         if not torch.compiler.is_compiling() and self.beside is not None:
             self.beside.join(self.mean.device)
         return self
 
     def __getstate__(self) -> dict[str, object]:
-        """Be copied or stored with every batch added."""
+        """Wait until all batches are added, before a copy or storage."""
         self.settle()
         return self.__dict__.copy()
 
     @torch.no_grad()
     def add(self, samples: Float[Tensor, "groups samples in"], examples: int) -> None:
-        """Add a batch; one with a NaN or an infinity is kept out whole, an empty one adds nothing.
+        """Add a batch. A batch with a NaN or an infinity is left out and counted in `rejected`.
 
         Args:
-            samples: the batch in the grouped layout, of any floating type.
-            examples: how many examples the batch holds.
+            samples: the batch in the grouped layout, of any floating type; it may be empty.
+            examples: number of examples in the batch.
         """
         if samples.shape[1] == 0:
             return
@@ -117,13 +121,14 @@ class Moments:
             number = samples.shape[1]
             values = samples.detach().to(product_dtype(samples.dtype, samples.device))
             total = self.count + number
-            # Rows about a point between the old mean and the batch's, so chosen that their product
-            # holds δδᵀ n₁n₂/n besides the batch's own scatter: no term of its own, no copy.
+            # The rows are centred about a point between the old mean and that of the batch. It is
+            # chosen so that their product contains the term δδᵀ n₁n₂/n besides the scatter of the
+            # batch, so this term needs no separate operation and no copy.
             share = (1 - (self.count / total).sqrt()).to(self.mean.dtype)
             shift = values.mean(1).to(self.mean.dtype) - self.mean
             rows = values - (self.mean + share * shift).unsqueeze(1).to(values.dtype)
-            # Decided on the device: reading the answer back would make the GPU wait at every batch.
-            # NaN and inf survive the norm, and so does a square that leaves the type's range.
+            # The decision stays on the device, because the host would have to wait for the GPU to
+            # read it. The norm shows a NaN, an infinity, and a square outside the type's range.
             good = torch.isfinite(torch.linalg.vector_norm(rows).square())
             rows = rows.masked_fill_(~good, 0)
             added = good.to(self.count.dtype) * number
@@ -141,7 +146,7 @@ class Moments:
             self.rejected.add_((~good).to(self.count.dtype))
 
     def widened(self) -> Moments:
-        """A copy in the widest type of the device."""
+        """Return a copy in the widest type of the device."""
         self.settle()
         groups, features = self.mean.shape
         wide = Moments(
@@ -152,7 +157,7 @@ class Moments:
         return wide
 
     def merge(self, other: Moments) -> None:
-        """Add another set of samples, given by its moments."""
+        """Merge the moments of another set of samples into these."""
         self.settle()
         other.settle()
         total = (self.count + other.count).clamp(min=1)
@@ -167,7 +172,7 @@ class Moments:
         self.rejected.add_(other.rejected)
 
     def covariance(self) -> Float[Tensor, "groups in in"]:
-        """Centred covariance Σ = S/n; zero without samples."""
+        """Return the centred covariance Σ = S/n; zero without samples."""
         self.settle()
         covariance = self.scatter / self.count.clamp(min=1).to(self.scatter.dtype)
         for start, end in _stripes(covariance.shape[1]):
@@ -175,24 +180,24 @@ class Moments:
         return covariance
 
     def second_moment(self, centre: Float[Tensor, "groups in"]) -> Float[Tensor, "groups in in"]:
-        """Second moment about `centre`: Σ + (μ − centre)(μ − centre)ᵀ."""
+        """Return the second moment about `centre`: Σ + (μ − centre)(μ − centre)ᵀ."""
         self.settle()
         shift = self.mean - centre.to(self.mean)
         return self.covariance() + shift.unsqueeze(2) * shift.unsqueeze(1)
 
     def to(self, device: torch.device) -> None:
-        """Move every tensor to `device`, in place of the old ones."""
+        """Replace every tensor by its copy on `device`."""
         self.settle()
         for name in self.TENSORS:
             setattr(self, name, getattr(self, name).to(device))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state, by name; the tensors are copies."""
+        """Return copies of the tensors, by name."""
         self.settle()
         return {name: getattr(self, name).clone() for name in self.TENSORS}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take over a state that `tensors` gave."""
+        """Load a result of `tensors`."""
         self.settle()
         for name in self.TENSORS:
             getattr(self, name).copy_(tensors[name])
@@ -202,12 +207,12 @@ class Moments:
 def add_stacked(
     several: Sequence[Moments], samples: Float[Tensor, "several samples in"], examples: int
 ) -> None:
-    """`Moments.add` for several narrow inputs of one group each, at the price of one.
+    """Call `Moments.add` for several narrow inputs at once, with stacked operations.
 
     Args:
-        several: moments of one group, all of one shape and type.
-        samples: a batch for each of them.
-        examples: how many examples each batch holds.
+        several: moments with one group each, all of one shape and type.
+        samples: a batch for each of `several`.
+        examples: number of examples in each batch.
     """
     number = samples.shape[1]
     if number == 0:
@@ -235,5 +240,5 @@ def add_stacked(
 
 
 def _each(stacked: Tensor) -> list[Tensor]:
-    """The parts along the first axis, which stays."""
+    """Split along the first axis, which stays with length 1."""
     return list(torch.split(stacked, 1))

@@ -1,4 +1,4 @@
-"""Variances of whitened units over the batches of one step, for the per-batch diagonal."""
+"""Variances of whitened units over the batches of one step, for the per-batch diagonal D."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 class UnitVariances:
     """Count, sum and sum of squares of z = U(h − c) over one optimizer step's batches.
 
-    z has mean near 0 and variance near 1, so plain sums lose nothing to cancellation.
+    z has mean near 0 and variance near 1, so plain sums suffer no cancellation.
 
     Attributes:
-        count: samples, `[1]`.
+        count: number of samples, `[1]`.
         total: Σ z, `[groups, in]`.
         squares: Σ z², `[groups, in]`.
     """
@@ -35,7 +35,13 @@ class UnitVariances:
         mean: Float[Tensor, "groups in"],
         whitener: Float[Tensor, "groups in in"],
     ) -> None:
-        """Add a batch; one with a NaN or an infinity is kept out whole."""
+        """Add a batch; a batch with a NaN or an infinity is left out.
+
+        Args:
+            samples: the batch in the grouped layout.
+            mean: c.
+            whitener: U.
+        """
         if samples.shape[1] == 0:
             return
         with torch.autocast(samples.device.type, enabled=False):
@@ -48,6 +54,6 @@ class UnitVariances:
             self.count.add_(good.to(self.count.dtype) * samples.shape[1])
 
     def clear(self) -> None:
-        """Forget every sample."""
+        """Delete all samples."""
         for tensor in (self.count, self.total, self.squares):
             tensor.zero_()

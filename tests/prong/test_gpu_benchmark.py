@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import gpu
 
-ROOT = Path(__file__).parents[2]
 
-
-def test_without_a_device_it_says_so_once_and_prints_no_table():
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("--device = 'cuda': there is no CUDA device here; allowed: cpu")
-    assert done.stderr.count("\n") == 1
+def test_without_a_device_it_says_so_once_and_prints_no_table(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("--device = 'cuda': there is no CUDA device here; allowed: cpu")
+    assert err.count("\n") == 1
 
 
 # What the compiler does with an autograd function of anyone's.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_every_row_is_in_the_table(capsys):
+@pytest.mark.parametrize(
+    "settings",
+    [("float32", "bf16"), pytest.param(gpu.SETTINGS, marks=pytest.mark.slow)],
+    ids=["eager", "all"],
+)
+def test_every_row_is_in_the_table(settings, capsys):
     options = ["--device", "cpu", "--model", "tiny", "--steps", "3", "--rounds", "2"]
+    options += ["--settings", *settings]
     torch._dynamo.reset()
     assert gpu.main([*options, "--backend", "aot_eager", "--batch", "8", "--calls", "3"]) == 0
     text = capsys.readouterr().out
@@ -42,7 +36,7 @@ def test_every_row_is_in_the_table(capsys):
     rows = [tuple(row[:3]) for row in cells if row[0].removeprefix("| ") in gpu.SETTINGS]
     expected = [
         (f"| {setting}", name, beside)
-        for setting in gpu.SETTINGS
+        for setting in settings
         for name in ("sgd", *gpu.ROWS)
         for beside in (["–"] if name == "sgd" else ["off", "on"])
         if setting != "compiled" or beside != "on"

@@ -138,7 +138,7 @@ def test_include_and_exclude_by_name_pattern_and_predicate():
     [
         ({"include": "nope"}, ValueError, "include='nope'"),
         ({"exclude": [3]}, TypeError, "exclude=3"),
-        ({"exclude": "*"}, ValueError, "nothing in it can be whitened"),
+        ({"exclude": "*"}, ValueError, "no layer can be whitened"),
     ],
 )
 def test_bad_selections_are_refused(selection, error, words):
@@ -150,9 +150,9 @@ def test_bad_models_are_refused():
     with pytest.raises(TypeError, match="model=3"):
         prong.whiten(3)
     model = prong.whiten(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="whitened already"):
+    with pytest.raises(ValueError, match="already whitened"):
         prong.whiten(model)
-    with pytest.raises(ValueError, match="nothing in it can be whitened"):
+    with pytest.raises(ValueError, match="no layer can be whitened"):
         prong.whiten(nn.BatchNorm1d(3))
 
 
@@ -262,20 +262,3 @@ def test_moving_between_devices_takes_phi_along():
     model.to("meta")
     assert model[0].whitener.device.type == "meta"
     assert model[0].mean.device.type == "meta"
-
-
-def test_import_loads_torch_and_nothing_else_heavy():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, torch; before = set(sys.modules); import prong; "
-        "print({m.split('.')[0] for m in set(sys.modules) - before})"
-    )
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-    extra = eval(output)
-    assert "matplotlib" not in extra
-    assert "jaxtyping" not in extra
-    assert {name for name in extra if name not in sys.stdlib_module_names} <= {"prong", "torch"}
