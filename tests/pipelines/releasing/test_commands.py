@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
+from finished_checkout import FinishedCheckout
 from test_release import MODEL
 
 from pipelines.core.paths import Layout
@@ -19,7 +19,7 @@ from pipelines.release import promote as promotion
 from pipelines.release import register as release
 
 SOURCE = Path(__file__).parents[3]
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
 def prong(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
+from finished_checkout import FinishedCheckout
 from test_release import MODEL, aliases, stored
 
 from pipelines.core.errors import UserError
@@ -21,7 +21,7 @@ from pipelines.release import register as release
 from pipelines.release import transaction
 from pipelines.systems import mlflow as tracking
 
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 LOCK = "schema: '2.0'\nstages:\n  prepare:\n    outs:\n    - path: data/prepared\n      md5: {}\n"
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from checkout import Checkout, prepare_digits
-from sabotage import MODEL, again, exchange, register, reweigh, sign_again, stored
+from finished_checkout import FinishedCheckout, prepare_digits
+from faulty_versions import MODEL, again, exchange, register, reweigh, sign_again, stored
 
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.files import sha256_file
@@ -32,18 +32,18 @@ from pipelines.release.best_champions import best_champions
 from pipelines.release.hold_to_gates import hold_to_gates, show
 from pipelines.systems import mlflow as tracking
 
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
-def version(made: Checkout, number: int) -> Version:
+def version(made: FinishedCheckout, number: int) -> Version:
     return registry.get_version(tracking.connect(made.layout), MODEL, number)
 
 
-def stored_version(made: Checkout, number: int) -> StoredVersion:
+def stored_version(made: FinishedCheckout, number: int) -> StoredVersion:
     return StoredVersion(made.layout, version(made, number))
 
 
-def judged(made: Checkout, number: int, champion: int | None = None) -> dict[str, Finding]:
+def judged(made: FinishedCheckout, number: int, champion: int | None = None) -> dict[str, Finding]:
     old = None if champion is None else stored_version(made, champion)
     found = judge(made.layout, made.params, stored_version(made, number), old)
     assert [finding.gate for finding in found] == list(GATES)
@@ -200,7 +200,7 @@ def test_the_champion_is_loaded_and_scored_once(
     made = checkout()
     release.register(made.layout, made.params, None)
     assert promotion.promote(made.layout, made.params, 1).promoted
-    Checkout.make(made.layout, 100.0, 0)
+    FinishedCheckout.make(made.layout, 100.0, 0)
     release.register(made.layout, made.params, None)
     loaded: list[Path] = []
     begin = Contender.__init__
@@ -215,7 +215,7 @@ def test_the_champion_is_loaded_and_scored_once(
     assert len(loaded) == 2
 
 
-def best(made: Checkout, champions: list[Version] | None = None) -> float | None:
+def best(made: FinishedCheckout, champions: list[Version] | None = None) -> float | None:
     """The lowest error of any champion, where version 2 is the present one."""
     rows = registry.list_versions(made.layout, MODEL) if champions is None else champions
     past = [StoredVersion(made.layout, found) for found in best_champions(rows)]
@@ -229,7 +229,7 @@ def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path
     made = checkout()
     release.register(made.layout, made.params, None)
     first = promotion.promote(made.layout, made.params, 1)
-    second = Checkout.make(made.layout, 100.0, 0)
+    second = FinishedCheckout.make(made.layout, 100.0, 0)
     release.register(made.layout, made.params, None)
     wide = replace(made.params.gates, margin=1.0, class_margin=1.0, robustness=1.0)
     assert promotion.promote(made.layout, replace(made.params, gates=wide), 2).promoted
@@ -254,7 +254,7 @@ def test_the_ratchet_blocks_what_is_as_good_as_a_champion_that_slid(checkout: Ma
     made = checkout()
     release.register(made.layout, made.params, None)
     promotion.promote(made.layout, made.params, 1)
-    Checkout.make(made.layout, 100.0, 0)
+    FinishedCheckout.make(made.layout, 100.0, 0)
     release.register(made.layout, made.params, None)
     gates = replace(made.params.gates, margin=1.0, class_margin=1.0, robustness=1.0)
     wide = replace(made.params, gates=gates)

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
+from finished_checkout import FinishedCheckout
 
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file, write_text
 from pipelines.provenance.lineage import commit, dirty, is_dirty, lineage
 
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
 def git(root: Path, *arguments: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkout import Checkout, write_model
+from finished_checkout import FinishedCheckout, write_model
 from test_release import MODEL, aliases, forget, stored
 
 from pipelines.core.errors import Failed, UserError
@@ -24,7 +24,7 @@ from pipelines.release.decision import Decision
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.onnx.runtime import OnnxModel
 
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
 @dataclass(frozen=True)

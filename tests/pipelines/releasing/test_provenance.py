@@ -12,7 +12,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
+from finished_checkout import FinishedCheckout
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
@@ -33,7 +33,7 @@ from pipelines.systems import mlflow as tracking
 
 ROOT = Path(__file__).parents[3]
 MODEL = "prong-digits"
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
 def run(root: Path, *arguments: str) -> str:
@@ -42,7 +42,7 @@ def run(root: Path, *arguments: str) -> str:
 
 
 @pytest.fixture
-def made(checkout: Make) -> Checkout:
+def made(checkout: Make) -> FinishedCheckout:
     """A checkout in a repository, with the lock and the parameters its stages leave."""
     made = checkout()
     root = made.layout.root
@@ -64,12 +64,12 @@ def folder_of(layout: Layout, number: int) -> Path:
     return Path(where.removeprefix("file://"))
 
 
-def registered(made: Checkout) -> registry.Version:
+def registered(made: FinishedCheckout) -> registry.Version:
     done = release.register(made.layout, made.params, "flow-1")
     return registry.find_version(made.layout, MODEL, str(done.version))
 
 
-def test_a_bill_of_materials_that_the_schema_takes_lists_what_was_there(made: Checkout) -> None:
+def test_a_bill_of_materials_that_the_schema_takes_lists_what_was_there(made: FinishedCheckout) -> None:
     version = registered(made)
     text = (folder_of(made.layout, 1) / "bom.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
@@ -93,7 +93,7 @@ def test_a_bill_of_materials_that_the_schema_takes_lists_what_was_there(made: Ch
     assert locks["dvc.lock"] == sha256_file(made.layout.root / "dvc.lock")
 
 
-def test_the_card_says_what_the_reports_say(made: Checkout) -> None:
+def test_the_card_says_what_the_reports_say(made: FinishedCheckout) -> None:
     version = registered(made)
     text = (folder_of(made.layout, 1) / "card.md").read_text()
     test = read_json(made.layout.reports / "evaluation.json")
@@ -101,7 +101,7 @@ def test_the_card_says_what_the_reports_say(made: Checkout) -> None:
         assert said in text
 
 
-def test_what_lies_beside_depends_on_nothing_but_the_model(made: Checkout, tmp_path: Path) -> None:
+def test_what_lies_beside_depends_on_nothing_but_the_model(made: FinishedCheckout, tmp_path: Path) -> None:
     from pipelines.provenance.attachments import write_attachments
     from pipelines.provenance.lineage import lineage
 
@@ -119,7 +119,7 @@ def test_what_lies_beside_depends_on_nothing_but_the_model(made: Checkout, tmp_p
     assert found[0] == found[1]
 
 
-def test_each_release_is_kept_on_a_branch_and_nothing_else_is_touched(made: Checkout) -> None:
+def test_each_release_is_kept_on_a_branch_and_nothing_else_is_touched(made: FinishedCheckout) -> None:
     root = made.layout.root
     before = run(root, "status", "--porcelain"), run(root, "rev-parse", "HEAD")
     registered(made)
@@ -137,7 +137,7 @@ def test_each_release_is_kept_on_a_branch_and_nothing_else_is_touched(made: Chec
     assert run(root, "fsck", "--strict") == ""
 
 
-def test_writers_at_once_lose_no_commit(made: Checkout) -> None:
+def test_writers_at_once_lose_no_commit(made: FinishedCheckout) -> None:
     root = made.layout.root
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: releases.keep(made.layout, MODEL, n, ""), range(12)))
@@ -154,11 +154,11 @@ def test_without_a_repository_the_copies_in_the_registry_do(checkout: Make) -> N
     assert kept.read_text() == "stages: {}\n"
 
 
-def links(made: Checkout, version: registry.Version) -> dict[str, Verdict]:
+def links(made: FinishedCheckout, version: registry.Version) -> dict[str, Verdict]:
     return {link.name: link.verdict for link in ancestry.walk(made.layout, version)}
 
 
-def test_every_link_of_a_sound_version_holds(made: Checkout) -> None:
+def test_every_link_of_a_sound_version_holds(made: FinishedCheckout) -> None:
     found = links(made, registered(made))
     # The parameters here are the project's own, the model's metadata those of the fixture.
     assert {name for name, verdict in found.items() if verdict is not Verdict.HOLDS} <= {
@@ -169,7 +169,7 @@ def test_every_link_of_a_sound_version_holds(made: Checkout) -> None:
     assert {"data_hash", "code_hash", "dvc.lock", "lock → bytes", "commit", "run"} <= set(found)
 
 
-def test_tags_that_lie_are_found(made: Checkout) -> None:
+def test_tags_that_lie_are_found(made: FinishedCheckout) -> None:
     registered(made)
     client = tracking.connect(made.layout)
     lies = {
@@ -186,7 +186,7 @@ def test_tags_that_lie_are_found(made: Checkout) -> None:
     assert found["commit"] is Verdict.UNKNOWN  # it may be in another clone
 
 
-def test_files_that_do_not_fit_are_found(made: Checkout) -> None:
+def test_files_that_do_not_fit_are_found(made: FinishedCheckout) -> None:
     version, folder = registered(made), folder_of(made.layout, 1)
     run(made.layout.root, "branch", "-D", releases.BRANCH)
     out = {"path": "models/model.onnx", "md5": "0" * 32}
@@ -199,7 +199,7 @@ def test_files_that_do_not_fit_are_found(made: Checkout) -> None:
 
 
 def test_a_version_can_be_signed_anew_and_only_if_its_bytes_are_right(
-    made: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: FinishedCheckout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = registered(made)
     old = version_files.signer(made.layout, version)

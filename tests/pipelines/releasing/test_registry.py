@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from checkout import Checkout
+from finished_checkout import FinishedCheckout
 from test_release import forget, stored
 
 from pipelines.cli.versions_table import show_versions
@@ -17,7 +17,7 @@ from pipelines.release import register as release
 from pipelines.systems import mlflow as tracking
 
 MODEL = "prong-digits"
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
 def test_without_a_model_it_is_said_how_to_get_one(layout: Layout, checkout: Make) -> None:

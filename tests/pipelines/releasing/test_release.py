@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkout import Checkout, write_model
+from finished_checkout import FinishedCheckout, write_model
 from mlflow.entities.model_registry import ModelVersion
 
 from pipelines.core.config import Params
@@ -30,7 +30,7 @@ from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.runtime import OnnxModel
 
 MODEL = "prong-digits"
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
 def stored(layout: Layout, number: int) -> Path:
@@ -297,7 +297,7 @@ def test_a_champion_of_another_input_blocks(checkout: Make) -> None:
     assert "registry.model" in done.reason
 
 
-def register_foreign(made: Checkout, weight: np.ndarray, card: OnnxMetadata) -> None:
+def register_foreign(made: FinishedCheckout, weight: np.ndarray, card: OnnxMetadata) -> None:
     """Register a model made for other data than the checkout's, as another checkout would."""
     from safetensors.numpy import load_file, save_file
 
@@ -351,7 +351,7 @@ def test_registrations_at_once_give_distinct_versions(checkout: Make, tmp_path: 
     for seed in (1, 1):  # two of the three hold the same bytes
         root = tmp_path / f"clone-{len(roots)}"
         shutil.copytree(first.layout.root, root, ignore=shutil.ignore_patterns(".prong"))
-        Checkout.make(Layout(root), 30.0, seed)
+        FinishedCheckout.make(Layout(root), 30.0, seed)
         roots.append(root)
     here = Path(__file__).parent
     env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{database}", "PYTHONPATH": str(here)}

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
+from finished_checkout import FinishedCheckout
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import given, settings
@@ -26,7 +26,7 @@ from pipelines.release import register as release
 from pipelines.systems import mlflow as tracking
 
 MODEL = "prong-digits"
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
 @pytest.fixture(autouse=True)
@@ -203,7 +203,7 @@ def test_an_exchanged_model_with_fitting_tags_is_still_refused(checkout: Make) -
     made = checkout()
     release.register(made.layout, made.params, None)
     stored = folder_of(made.layout, 1) / version_files.MODEL_FILE
-    Checkout.make(made.layout, 30.0, 1)  # another model, sound in itself
+    FinishedCheckout.make(made.layout, 30.0, 1)  # another model, sound in itself
     shutil.copy(made.layout.onnx, stored)
     client = tracking.connect(made.layout)
     forged = signing.hashlib.sha256(stored.read_bytes()).hexdigest()

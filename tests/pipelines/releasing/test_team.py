@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
+from finished_checkout import FinishedCheckout
 from object_store import ObjectStore
 from PIL import Image
 from postgres import Postgres
@@ -23,7 +23,7 @@ from pipelines.serving.predict import predict
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.onnx.runtime import OnnxModel
 
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from pipelines.evaluation.scoring import error
 from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.runtime import OnnxModel
 
-_ALL = params_file.load(Path(__file__).parents[3] / "params.yaml")
+_ALL = params_file.load(Path(__file__).parents[2] / "params.yaml")
 # 64 gate images show less than 519, and a model of microseconds is timed less well than a network.
 PARAMS = replace(_ALL, gates=replace(_ALL.gates, margin=0.08, latency=4.0))
 HISTORY = """\
@@ -74,7 +74,7 @@ def write_model(path: Path, weight: NDArray[np.float32], card: OnnxMetadata) -> 
 
 
 @dataclass(frozen=True)
-class Checkout:
+class FinishedCheckout:
     """A checkout in which all stages have run.
 
     Attributes:
@@ -90,7 +90,7 @@ class Checkout:
     gate_errors: int
 
     @classmethod
-    def make(cls, layout: Layout, noise: float, seed: int) -> Checkout:
+    def make(cls, layout: Layout, noise: float, seed: int) -> FinishedCheckout:
         """Train a nearest-mean classifier, worse the more noise, and leave what stages leave."""
         data_card, train = load_card(layout.prepared), load_split(layout.prepared, "train")
         pixels = train.images.reshape(len(train.images), -1).astype(np.float32)

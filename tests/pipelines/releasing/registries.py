@@ -1,4 +1,4 @@
-"""A registry in a known situation, copied for each test in no time: on sqlite or PostgreSQL."""
+"""Registries in known situations, copied for each test: on sqlite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
-from checkout import Checkout
-from nursery import Ended, Nursery
+import fork_server
+import release_commands
+from finished_checkout import FinishedCheckout
+from fork_server import Ended, Forked
 from postgres import Postgres
 
 from pipelines.core.paths import Layout
@@ -60,25 +62,48 @@ class Registry:
 
     Attributes:
         env: The settings that lead to it.
+        roots: Model → a checkout that holds it.
+        leaves: Directory for what commands print and return.
     """
 
     env: Mapping[str, str]
     roots: Mapping[str, Path]
-    hatch: Nursery
+    leaves: Path
+
+    def start(
+        self,
+        model: str,
+        command: str,
+        fault: str = "",
+        lasts: float | None = None,
+        **options: Any,
+    ) -> Forked:
+        """Start a command in the checkout of a model.
+
+        Args:
+            model: Which.
+            command: One of `release_commands.COMMANDS`.
+            fault: A point at which it is to die.
+            lasts: Seconds that a lease lasts, if not as long as everywhere.
+            options: Arguments of the command.
+        """
+        return fork_server.start(
+            release_commands.run,
+            *(self.roots[model], command, lasts, options),
+            leaves=self.leaves,
+            cwd=self.roots[model],
+            env={**self.env, "PRONG_FAULT": fault},
+        )
 
     def call(self, model: str, command: str, fault: str = "", **options: Any) -> Ended:
-        """Run a command in the checkout of a model, to die at a point if one is given."""
-        env = {**self.env, "PRONG_FAULT": fault}
-        return self.hatch.call(self.roots[model], env, command, **options)
+        """Run a command to its end."""
+        return self.start(model, command, fault, **options).wait()
 
     def told(self, model: str, command: str, **options: Any) -> Any:
         """Run a command that must succeed; return what it returned."""
-        return self.hatch.told(self.roots[model], self.env, command, **options)
-
-    def start(self, model: str, command: str, fault: str = "", **options: Any) -> int:
-        """Start a command; return its process id."""
-        env = {**self.env, "PRONG_FAULT": fault}
-        return self.hatch.start(self.roots[model], env, command, **options)
+        ended = self.call(model, command, **options)
+        assert ended.code == 0, ended.said
+        return ended.said
 
     def look(self) -> Any:
         """Say how the registry stands, changing nothing."""
@@ -88,17 +113,17 @@ class Registry:
 SITUATIONS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
     "empty": (),
     "registered": (("A", "register", {}),),
-    "one": (("A", "release_all", {}),),
-    "challenged": (("A", "release_all", {}), ("B", "register", {})),
-    "two": (("A", "release_all", {}), ("B", "release_all", {})),
+    "one": (("A", "release_model", {}),),
+    "challenged": (("A", "release_model", {}), ("B", "register", {})),
+    "two": (("A", "release_model", {}), ("B", "release_model", {})),
     "three": (
-        ("A", "release_all", {}),
-        ("B", "release_all", {}),
-        ("C", "release_all", {}),
+        ("A", "release_model", {}),
+        ("B", "release_model", {}),
+        ("C", "release_model", {}),
     ),
     "returned": (
-        ("A", "release_all", {}),
-        ("B", "release_all", {}),
+        ("A", "release_model", {}),
+        ("B", "release_model", {}),
         ("B", "rollback", {}),
         ("C", "register", {}),
     ),
@@ -107,29 +132,28 @@ SITUATIONS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
 
 
 @dataclass
-class Stage:
+class Registries:
     """Makes registries in situations.
 
     Attributes:
         databases: Where they are kept.
         artifacts: Folder or address of all artifacts.
         roots: Model → a checkout that holds it.
-        hatch: Runs the commands.
+        leaves: Directory for what commands print and return.
     """
 
     databases: Databases
     artifacts: str
     roots: Mapping[str, Path]
-    hatch: Nursery
-    settings: Mapping[str, str] = field(default_factory=dict)
+    leaves: Path
     _made: set[str] = field(default_factory=set)
     _count: Iterator[int] = field(default_factory=lambda: count(1))
 
     def _registry(self, uri: str) -> Registry:
         env = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_DEFAULT_ARTIFACT_ROOT": self.artifacts}
-        return Registry({**env, **self.settings}, self.roots, self.hatch)
+        return Registry(env, self.roots, self.leaves)
 
-    def registry(self, situation: str) -> Registry:
+    def at(self, situation: str) -> Registry:
         """Return a new registry in a situation; its database is made by copying."""
         if situation not in self._made:
             uri = self.databases.copy(f"at-{situation}", "migrated")
@@ -148,7 +172,7 @@ def checkouts(folder: Path, digits: Path) -> dict[str, Path]:
         layout = Layout(folder / name)
         layout.state.mkdir(parents=True)
         shutil.copytree(digits, layout.prepared)
-        Checkout.make(layout, float(seed), seed)
+        FinishedCheckout.make(layout, float(seed), seed)
         if found:  # who shares a registry shares the key
             shutil.copytree(Layout(found["A"]).state / "keys", layout.state / "keys")
         else:

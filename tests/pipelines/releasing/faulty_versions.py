@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from checkout import Checkout
+from finished_checkout import FinishedCheckout
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
@@ -27,14 +27,14 @@ from pipelines.systems.onnx.runtime import OnnxModel
 MODEL = "prong-digits"
 
 
-def stored(made: Checkout, number: int) -> Path:
+def stored(made: FinishedCheckout, number: int) -> Path:
     """The file of a version as the store holds it."""
     client = tracking.connect(made.layout)
     where = client.get_model_version_download_uri(MODEL, str(number))
     return Path(where.removeprefix("file://")) / version_files.MODEL_FILE
 
 
-def register(made: Checkout, change: Callable[[ModelProto], None], *, rescore: bool = True) -> int:
+def register(made: FinishedCheckout, change: Callable[[ModelProto], None], *, rescore: bool = True) -> int:
     """Change the checkout's model and register it as any other; return the version.
 
     Args:
@@ -54,7 +54,7 @@ def register(made: Checkout, change: Callable[[ModelProto], None], *, rescore: b
     return release.register(made.layout, made.params, None).version
 
 
-def exchange(made: Checkout, number: int, change: Callable[[ModelProto], None]) -> int:
+def exchange(made: FinishedCheckout, number: int, change: Callable[[ModelProto], None]) -> int:
     """Put another model in a version's place, its hashes (and its signature) with it.
 
     For what registering itself would refuse: as one could who may write to the registry.
@@ -70,13 +70,13 @@ def exchange(made: Checkout, number: int, change: Callable[[ModelProto], None]) 
     return number
 
 
-def sign_again(made: Checkout, number: int) -> None:
+def sign_again(made: FinishedCheckout, number: int) -> None:
     """Sign a version whose file was exchanged, as the holder of the key could."""
     path = stored(made, number)
     signing.sign(made.layout, path, path.with_name(version_files.SIGNATURE))
 
 
-def again(made: Checkout) -> int:
+def again(made: FinishedCheckout) -> int:
     """Register a version like the first, told apart by a name in the graph."""
     versions = registry.list_versions(made.layout, MODEL)
 
@@ -243,15 +243,15 @@ def other_input(model: ModelProto) -> None:
 # Changes of a version.
 
 
-def add_pickle(made: Checkout, number: int) -> None:
+def add_pickle(made: FinishedCheckout, number: int) -> None:
     (stored(made, number).parent / "python_model.pkl").write_bytes(pickle.dumps({"run": "me"}))
 
 
-def add_disguised_pickle(made: Checkout, number: int) -> None:
+def add_disguised_pickle(made: FinishedCheckout, number: int) -> None:
     (stored(made, number).parent / "notes.txt").write_bytes(pickle.dumps({"run": "me"}))
 
 
-def tamper(made: Checkout, number: int) -> None:
+def tamper(made: FinishedCheckout, number: int) -> None:
     """Change one byte of the stored weights."""
     path = stored(made, number)
     content = bytearray(path.read_bytes())
@@ -259,17 +259,17 @@ def tamper(made: Checkout, number: int) -> None:
     path.write_bytes(content)
 
 
-def forget_lineage(made: Checkout, number: int) -> None:
+def forget_lineage(made: FinishedCheckout, number: int) -> None:
     client = tracking.connect(made.layout)
     client.delete_model_version_tag(MODEL, str(number), f"{LINEAGE}code_hash")
 
 
-def remove_signature(made: Checkout, number: int) -> None:
+def remove_signature(made: FinishedCheckout, number: int) -> None:
     for path in stored(made, number).parent.glob("*.sig"):
         path.unlink()
 
 
-def exchange_signature(made: Checkout, number: int) -> None:
+def exchange_signature(made: FinishedCheckout, number: int) -> None:
     """Put the first version's signature beside this one's file."""
     for path in stored(made, 1).parent.glob("*.sig"):
         shutil.copy(path, stored(made, number).parent / path.name)
