@@ -12,8 +12,9 @@ from typing import Any
 # All that the commands need is imported here, by the server that forks them.
 import mlflow.store.model_registry.sqlalchemy_store
 import mlflow.store.tracking.sqlalchemy_store
+import model_signing  # noqa: F401
 import psycopg2  # noqa: F401
-from finished_checkout import PARAMS
+from finished_checkout import PARAMS, list_few_packages
 
 from pipelines.core.paths import Layout
 from pipelines.gates import judging  # noqa: F401
@@ -100,6 +101,7 @@ def run(root: Path, command: str, lasts: float | None, options: Mapping[str, Any
         lasts: Seconds that a lease lasts, if not as long as everywhere.
         options: Arguments by name.
     """
+    list_few_packages()
     if lasts is not None:
         leases.LASTS = lasts
     return COMMANDS[command](Layout(root), **options)

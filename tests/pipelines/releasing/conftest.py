@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from finished_checkout import FinishedCheckout, prepare_digits
+from finished_checkout import FinishedCheckout, list_few_packages, prepare_digits
 from object_store import object_store
 from postgres import Postgres, postgres
 from registries import PostgresDatabases, Registries, Registry, SqliteFiles, checkouts
@@ -13,6 +13,11 @@ from registries import PostgresDatabases, Registries, Registry, SqliteFiles, che
 from pipelines.core.paths import Layout
 
 __all__ = ["object_store", "postgres"]  # fixtures
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_packages() -> None:
+    list_few_packages()
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, sha256_file, write_text
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
+from pipelines.provenance import bom
 from pipelines.provenance import release_branch as releases
 from pipelines.provenance import signing
 from pipelines.registry import version_files
@@ -69,7 +70,10 @@ def registered(made: FinishedCheckout) -> registry.Version:
     return registry.find_version(made.layout, MODEL, str(done.version))
 
 
-def test_a_bill_of_materials_that_the_schema_takes_lists_what_was_there(made: FinishedCheckout) -> None:
+def test_a_bill_of_materials_that_the_schema_takes_lists_what_was_there(
+    made: FinishedCheckout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bom, "distributions", distributions)  # all of them
     version = registered(made)
     text = (folder_of(made.layout, 1) / "bom.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
