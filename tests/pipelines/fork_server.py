@@ -29,6 +29,7 @@ from pipelines.core.waiting import wait_until
 IMPORTED = ("pytest", "torch", "pipelines.training.loop", "pipelines.training.checkpoint",
             "pipelines.training.events", "rank_processes", "release_commands")  # fmt: skip
 KILLED = -signal.SIGKILL
+OUTPUT = ("out", "err")
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,19 @@ class Ended:
     Attributes:
         code: Exit code; of a signal, the number below zero.
         said: What its function returned, or the error it ended with; None if it was killed.
-        output: What it printed.
+        out: What it printed.
+        err: What it wrote to stderr.
     """
 
     code: int
     said: Any
-    output: str
+    out: str
+    err: str
+
+    @property
+    def output(self) -> str:
+        """Both that it printed and that it wrote to stderr."""
+        return self.out + self.err
 
 
 class Forked:
@@ -67,8 +75,12 @@ class Forked:
         self._process.kill()
 
     def output(self) -> str:
-        """Return what it has printed so far."""
-        return (self._folder / "output").read_text()
+        """Return what it has printed so far, and after it what it wrote to stderr."""
+        return "".join(self._read())
+
+    def _read(self) -> tuple[str, str]:
+        out, err = ((self._folder / name).read_text() for name in OUTPUT)
+        return out, err
 
     def wait(self, seconds: float = 240) -> Ended:
         """Wait for its end.
@@ -82,7 +94,7 @@ class Forked:
             raise TimeoutError(f"process {self.pid} has not ended: {self.output()}")
         result = self._folder / "result"
         said = json.loads(result.read_text()) if result.exists() else None
-        return Ended(code, said, self.output())
+        return Ended(code, said, *self._read())
 
 
 def start(
@@ -100,13 +112,15 @@ def start(
         arguments: What it is called with.
         leaves: Directory for what it prints and returns.
         cwd: The process's working directory.
-        env: Environment variables beside those of the present process.
+        env: All its environment variables, if not those of the present process.
         exits: Whether the function returns the exit code, and not a value to hand back.
     """
     _start_server()
     leaves.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="forked-", dir=leaves))
-    whole = {**os.environ, **(env or {})}
+    whole = dict(os.environ if env is None else env)
+    for name in OUTPUT:
+        (folder / name).touch()
     process = multiprocessing.get_context("forkserver").Process(
         target=_call, args=(function, arguments, cwd, whole, exits, folder), daemon=True
     )
@@ -148,8 +162,8 @@ def _call(
     folder: Path,
 ) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
-    os.dup2(os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-    os.dup2(1, 2)
+    for number, name in enumerate(OUTPUT, 1):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_APPEND), number)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -93,6 +94,7 @@ class RankProcesses:
 
     def _start(self, path: Path, rank: int, port: int) -> Forked:
         env = {
+            **os.environ,
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
             "WORLD_SIZE": str(self.ranks),
@@ -106,9 +108,9 @@ class RankProcesses:
 
     def supervised(self) -> Forked:
         """Start a process that supervises the ranks under torchrun, as the stage does."""
-        arguments = (self.write_job(), self.restarts)
+        arguments, env = (self.write_job(), self.restarts), {**os.environ, **self.more}
         return fork_server.start(
-            run_supervisor, *arguments, leaves=self.leaves, cwd=ROOT, env=self.more, exits=True
+            run_supervisor, *arguments, leaves=self.leaves, cwd=ROOT, env=env, exits=True
         )
 
     def run(self, seconds: float = 240) -> list[int]:
@@ -230,4 +232,3 @@ def _leave_hash(folder: Path) -> None:
             (folder / f"hash-{loop.ranks.rank}").write_text(digest.hexdigest())
 
     AfterStep.save = and_hash  # type: ignore[method-assign]
-

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 # All that the commands need is imported here, by the server that forks them.
-import mlflow.store.model_registry.sqlalchemy_store
-import mlflow.store.tracking.sqlalchemy_store
 import model_signing  # noqa: F401
 import psycopg2  # noqa: F401
 from finished_checkout import PARAMS, list_few_packages

@@ -40,7 +40,7 @@ def outcomes(done: Done) -> dict[str, str]:
 
 
 def versions(checkout: Checkout) -> list[dict[str, object]]:
-    done = checkout.prong("models", "--json")
+    done = checkout.forked("models", "--json")
     assert done.code == 0, done.err
     found: list[dict[str, object]] = json.loads(done.out)
     return found
@@ -134,6 +134,12 @@ def test_a_difference_over_its_limit_fails_the_run(checkout: Checkout, first: Do
     assert outcomes(mended)["export"] == "cached"
 
 
+def test_a_mistake_ends_the_process_with_one_message(checkout: Checkout) -> None:
+    done = checkout.prong("run", "--set", "train.epoch=3")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -151,7 +157,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     checkout: Checkout, first: Done, arguments: tuple[str, ...], words: list[str]
 ) -> None:
     before = (checkout.root / "params.yaml").read_bytes()
-    done = checkout.prong(*arguments)
+    done = checkout.forked(*arguments)
     assert done.code == 2, done.out + done.err
     assert "Traceback" not in done.err
     for word in words:

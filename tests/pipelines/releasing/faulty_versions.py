@@ -34,7 +34,9 @@ def stored(made: FinishedCheckout, number: int) -> Path:
     return Path(where.removeprefix("file://")) / version_files.MODEL_FILE
 
 
-def register(made: FinishedCheckout, change: Callable[[ModelProto], None], *, rescore: bool = True) -> int:
+def register(
+    made: FinishedCheckout, change: Callable[[ModelProto], None], *, rescore: bool = True
+) -> int:
     """Change the checkout's model and register it as any other; return the version.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ class Registry:
             *(self.roots[model], command, lasts, options),
             leaves=self.leaves,
             cwd=self.roots[model],
-            env={**self.env, "PRONG_FAULT": fault},
+            env={**os.environ, **self.env, "PRONG_FAULT": fault},
         )
 
     def call(self, model: str, command: str, fault: str = "", **options: Any) -> Ended:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import faulty_versions as wrong
 import numpy as np
 import pytest
-import faulty_versions as wrong
-from finished_checkout import FinishedCheckout
 from faulty_versions import MODEL, again, exchange, register
+from finished_checkout import FinishedCheckout
 
 from pipelines.core.files import read_json, write_json
 from pipelines.core.paths import Layout
@@ -156,7 +156,9 @@ def with_champion(
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_faulty_candidate_is_refused_by_its_gate(with_champion: FinishedCheckout, name: str) -> None:
+def test_a_faulty_candidate_is_refused_by_its_gate(
+    with_champion: FinishedCheckout, name: str
+) -> None:
     case = CASES[name]
     made = FinishedCheckout.make(with_champion.layout, 0.0, 0)
     number = case.make(made)

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from finished_checkout import FinishedCheckout, prepare_digits
 from faulty_versions import MODEL, again, exchange, register, reweigh, sign_again, stored
+from finished_checkout import FinishedCheckout, prepare_digits
 
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.files import sha256_file

@@ -147,7 +147,9 @@ def test_nobody_who_slept_changes_anything_on_sqlite(on_sqlite: Registries, poin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ASLEEP)
-def test_nobody_who_slept_changes_anything_on_postgresql(on_postgres: Registries, point: str) -> None:
+def test_nobody_who_slept_changes_anything_on_postgresql(
+    on_postgres: Registries, point: str
+) -> None:
     sleep_and_wake(on_postgres, point)
 
 

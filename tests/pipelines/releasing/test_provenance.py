@@ -12,17 +12,16 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
-from finished_checkout import FinishedCheckout
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from finished_checkout import FinishedCheckout
 
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, sha256_file, write_text
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
-from pipelines.provenance import bom
+from pipelines.provenance import bom, signing
 from pipelines.provenance import release_branch as releases
-from pipelines.provenance import signing
 from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release import audit as ancestry
@@ -105,7 +104,9 @@ def test_the_card_says_what_the_reports_say(made: FinishedCheckout) -> None:
         assert said in text
 
 
-def test_what_lies_beside_depends_on_nothing_but_the_model(made: FinishedCheckout, tmp_path: Path) -> None:
+def test_what_lies_beside_depends_on_nothing_but_the_model(
+    made: FinishedCheckout, tmp_path: Path
+) -> None:
     from pipelines.provenance.attachments import write_attachments
     from pipelines.provenance.lineage import lineage
 
@@ -123,7 +124,9 @@ def test_what_lies_beside_depends_on_nothing_but_the_model(made: FinishedCheckou
     assert found[0] == found[1]
 
 
-def test_each_release_is_kept_on_a_branch_and_nothing_else_is_touched(made: FinishedCheckout) -> None:
+def test_each_release_is_kept_on_a_branch_and_nothing_else_is_touched(
+    made: FinishedCheckout,
+) -> None:
     root = made.layout.root
     before = run(root, "status", "--porcelain"), run(root, "rev-parse", "HEAD")
     registered(made)

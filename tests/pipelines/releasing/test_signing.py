@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from finished_checkout import FinishedCheckout
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from finished_checkout import FinishedCheckout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -39,28 +39,36 @@ def _spread(one: Tensors, other: Tensors) -> float:
 
 
 def _same_bits(training: RankProcesses) -> None:
-    """Each rank left a hash of weights, Φ and momentum; see `training`."""
+    """Each rank left a hash of weights, Φ and momentum; see `rank_processes`."""
     found = sorted(training.folder.glob("hash-*"))
     assert len(found) == training.ranks
     assert len({path.read_text() for path in found}) == 1
 
 
-@pytest.mark.parametrize("method", ["prong+", pytest.param("prong", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("method", "counts"),
+    [
+        ("prong+", [2]),
+        pytest.param("prong+", [4], marks=pytest.mark.slow),
+        pytest.param("prong", [2, 4], marks=pytest.mark.slow),
+    ],
+)
 def test_float64_agrees_over_50_steps(
-    train: TrainConfig, prepared: Path, tmp_path: Path, method: Method
+    train: TrainConfig, prepared: Path, tmp_path: Path, method: Method, counts: list[int]
 ) -> None:
     """At the tuned rate; 400 digits, 10 epochs of 5 batches."""
     settings = replace(
         train, method=method, width=8, hidden=32, epochs=10, period=10,
         batch=48, samples=240,
     )  # fmt: skip
-    training = RankProcesses(prepared, tmp_path / "1", settings, options=("float64", "every", "hash"))
-    training.train()
-    one, losses = _network(training), _losses(training)
+    options = ("float64", "every", "hash")
+    alone = RankProcesses(prepared, tmp_path / "1", settings, options=options)
+    alone.train()
+    one, losses = _network(alone), _losses(alone)
     assert len(losses) == 50
     assert one["head.1.weight"].dtype == torch.float64
-    for ranks in (2, 4):
-        several = training.another(str(ranks), ranks=ranks)
+    for ranks in counts:
+        several = alone.another(str(ranks), ranks=ranks)
         several.train()
         _same_bits(several)
         assert _spread(one, _network(several)) <= 1e-10
@@ -133,7 +141,9 @@ def test_three_ranks_resume_to_the_bit(
 ) -> None:
     """Three: where the order of a sum shows."""
     settings = replace(small, batch_norm=batch_norm)
-    training = RankProcesses(prepared, tmp_path / "whole", settings, ranks=3, checkpoint=4, options=("hash",))
+    training = RankProcesses(
+        prepared, tmp_path / "whole", settings, ranks=3, checkpoint=4, options=("hash",)
+    )
     weights = training.train()
     _same_bits(training)
     killed = training.another("killed", more={"PRONG_FAULT": "train.step@1#10"})
@@ -156,7 +166,9 @@ def test_another_number_of_ranks_goes_on_within_rounding(
     small: TrainConfig, prepared: Path, tmp_path: Path, before: int, after: int
 ) -> None:
     """In mid-window: what the ranks had gathered is merged exactly."""
-    training = RankProcesses(prepared, tmp_path / "whole", small, options=("float64", "hash"), checkpoint=13)
+    training = RankProcesses(
+        prepared, tmp_path / "whole", small, options=("float64", "hash"), checkpoint=13
+    )
     training.train()
     killed = training.another(
         "killed", ranks=before, more={"PRONG_FAULT": f"train.step@{before - 1}#14"}

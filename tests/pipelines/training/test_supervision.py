@@ -28,7 +28,9 @@ RANKS = [pytest.param(1, marks=pytest.mark.slow), 2]
 @pytest.fixture
 def training(small: TrainConfig, prepared: Path, tmp_path: Path) -> RankProcesses:
     """One that would train for minutes."""
-    return RankProcesses(prepared, tmp_path / "watched", replace(small, epochs=5000), checkpoint=10**6)
+    return RankProcesses(
+        prepared, tmp_path / "watched", replace(small, epochs=5000), checkpoint=10**6
+    )
 
 
 @contextmanager
@@ -85,7 +87,9 @@ def test_an_end_from_outside_ends_every_rank_with_a_checkpoint(
     assert {end["step"] for end in heartbeat.ends(training.paths.signs).values()} == {saved.step}
 
 
-def test_one_rank_that_is_told_to_end_ends_all_and_says_how_to_go_on(training: RankProcesses) -> None:
+def test_one_rank_that_is_told_to_end_ends_all_and_says_how_to_go_on(
+    training: RankProcesses,
+) -> None:
     training = replace(training, ranks=2)
     with _at_work(training) as (process, signs):
         signs[1].send(signal.SIGTERM)
@@ -109,7 +113,9 @@ def test_a_killed_rank_ends_the_run_and_is_named(training: RankProcesses, ranks:
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_a_failed_rank_is_in_front(training: RankProcesses, ranks: int) -> None:
-    training = replace(training, ranks=ranks, more={"PRONG_FAULT": f"train.step@{ranks - 1}#20:raise"})
+    training = replace(
+        training, ranks=ranks, more={"PRONG_FAULT": f"train.step@{ranks - 1}#20:raise"}
+    )
     ended = training.supervised().wait(60)
     said = ended.output
     assert ended.code == 1
@@ -203,7 +209,9 @@ def test_a_lack_of_memory_says_what_to_lower(
 def test_a_full_disk_is_one_message_and_the_training_goes_on_later(
     small: TrainConfig, prepared: Path, tmp_path: Path
 ) -> None:
-    training = RankProcesses(prepared, tmp_path / "full", small, checkpoint=4, options=("little disk",))
+    training = RankProcesses(
+        prepared, tmp_path / "full", small, checkpoint=4, options=("little disk",)
+    )
     assert training.run() == [2]
     (end,) = heartbeat.ends(training.paths.signs).values()
     assert end["kind"] == "user"
