@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fork_server
+from git_commands import commit_all, git
 
 SOURCE = Path(__file__).parents[2]
 SMALL = (
@@ -76,12 +77,12 @@ class Checkout:
         ).wait()
         return Done(ended.code, ended.out, ended.err)
 
-    def run(self, *command: str) -> Done:
+    def run(self, *command: str, **more: str) -> Done:
         """Run another program in the checkout."""
         done = subprocess.run(
             command,
             cwd=self.root,
-            env=self.environment(),
+            env=self.environment(**more),
             capture_output=True,
             text=True,
             check=False,
@@ -136,11 +137,6 @@ def make(root: Path) -> Checkout:
 
     params_file.edit(root / "params.yaml", list(SMALL))
     checkout = Checkout(root)
-    for arguments in (
-        ("init", "-q"),
-        ("add", "-A"),
-        ("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start"),
-    ):
-        done = checkout.run("git", *arguments)
-        assert done.code == 0, done.err
+    git(root, "init", "-q")
+    commit_all(root, "start")
     return checkout

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from small_checkout import Checkout, Done, make
 
+from pipelines.core import params_file
 from pipelines.data.prepared import load_split
 
 STAGES = ("prepare", "train", "evaluate", "export", "verify")
@@ -100,6 +101,19 @@ def test_the_champion_answers(checkout: Checkout, first: Done, tmp_path: Path) -
     assert all(0 <= answer["probability"] <= 1 for answer in said["answers"])
 
 
+def test_an_export_parameter_is_a_change_of_export_alone(checkout: Checkout, first: Done) -> None:
+    """Of what follows DVC sees later that its input changed."""
+    path = checkout.root / "params.yaml"
+    before = path.read_bytes()
+    params_file.edit(path, ["export.opset=19"])
+    status = checkout.run("dvc", "status", "--json")
+    path.write_bytes(before)
+    assert status.code == 0, status.err
+    changed = {"changed deps": {"params.yaml": {"export.opset": "modified"}}}
+    assert json.loads(status.out) == {"export": [changed]}
+
+
+@pytest.mark.slow
 def test_an_export_parameter_reruns_export_and_what_follows(
     checkout: Checkout, first: Done
 ) -> None:

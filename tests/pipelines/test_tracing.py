@@ -10,25 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.data.prepared import load_split
-from pipelines.export.to_onnx import export
 from pipelines.training.network import load
 from pipelines.verification.trace import trace
 
 if TYPE_CHECKING:
-    from networks import Trained
+    from networks import Exported, Trained
 
 pytest_plugins = ["networks"]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def onnx(trained: Trained, prepared: Path, small: Params, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
-    out: Path = tmp_path_factory.mktemp("exported") / "model.onnx"
-    export(trained("prong+"), prepared, small, ROOT, out)
-    return out
+def onnx(exported: Exported) -> Path:
+    return exported("prong+")
 
 
 def test_every_layer_is_shown_and_the_fold_changes_none(

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from finished_checkout import FinishedCheckout
+from git_commands import git
 from test_release import MODEL, aliases, stored
 
 from pipelines.core.errors import UserError
@@ -23,11 +23,6 @@ from pipelines.systems import mlflow as tracking
 
 Make = Callable[..., FinishedCheckout]
 LOCK = "schema: '2.0'\nstages:\n  prepare:\n    outs:\n    - path: data/prepared\n      md5: {}\n"
-
-
-def git(root: Path, *arguments: str) -> None:
-    who = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", *who, *arguments], cwd=root, check=True, capture_output=True)
 
 
 @pytest.fixture

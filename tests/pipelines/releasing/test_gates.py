@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +13,7 @@ import onnx
 import pytest
 from faulty_versions import MODEL, again, exchange, register, reweigh, sign_again, stored
 from finished_checkout import FinishedCheckout, prepare_digits
+from small_checkout import SOURCE, Checkout
 
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.files import sha256_file
@@ -77,22 +75,13 @@ def test_any_version_can_be_held_to_the_gates(
 def test_the_command_says_why_and_exits_with_one(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    root = Path(__file__).parents[3]
     for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(root / name, made.layout.root / name)
+        shutil.copy(SOURCE / name, made.layout.root / name)
     tracking.connect(made.layout).delete_model_version_tag(MODEL, "1", "lineage.torch")
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli.app", "gates", "1", "--json"],
-        cwd=made.layout.root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert done.returncode == 1, done.stderr
-    assert json.loads(done.stdout)["blocked_by"] == ["lineage"]
-    assert done.stderr == ""
+    done = Checkout(made.layout.root).forked("gates", "1", "--json")
+    assert done.code == 1, done.err
+    assert json.loads(done.out)["blocked_by"] == ["lineage"]
+    assert done.err == ""
     with pytest.raises(UserError, match="version 7: does not exist; there are: 1"):
         hold_to_gates(made.layout, made.params, MODEL, 7)
 

@@ -1,26 +1,18 @@
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from finished_checkout import FinishedCheckout
+from git_commands import commit_all, git
 
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file, write_text
 from pipelines.provenance.lineage import commit, dirty, is_dirty, lineage
 
 Make = Callable[..., FinishedCheckout]
-
-
-def git(root: Path, *arguments: str) -> str:
-    who = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(
-        ["git", *who, *arguments], cwd=root, check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
 
 
 @pytest.fixture
@@ -31,8 +23,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root.mkdir(parents=True)
     write_text(root / "params.yaml", "a: 1\n")
     git(root.parent, "init", "-q")
-    git(root.parent, "add", "-A")
-    git(root.parent, "commit", "-q", "-m", "first")
+    commit_all(root.parent)
     return root
 
 

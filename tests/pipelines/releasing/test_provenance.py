@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distributions
@@ -15,6 +14,7 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from finished_checkout import FinishedCheckout
+from git_commands import commit_all, git
 
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, sha256_file, write_text
@@ -28,17 +28,12 @@ from pipelines.release import audit as ancestry
 from pipelines.release import register as release
 from pipelines.release.audit import Verdict
 from pipelines.release.sign import sign_version
-from pipelines.systems import git
+from pipelines.systems import git as repositories
 from pipelines.systems import mlflow as tracking
 
 ROOT = Path(__file__).parents[3]
 MODEL = "prong-digits"
 Make = Callable[..., FinishedCheckout]
-
-
-def run(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True)
-    return done.stdout
 
 
 @pytest.fixture
@@ -51,10 +46,8 @@ def made(checkout: Make) -> FinishedCheckout:
     md5 = hashlib.md5(made.layout.onnx.read_bytes(), usedforsecurity=False).hexdigest()
     out = {"path": "models/model.onnx", "hash": "md5", "md5": md5}
     write_text(root / "dvc.lock", json.dumps({"schema": "2.0", "stages": {"e": {"outs": [out]}}}))
-    run(root, "init", "-q")
-    run(root, "add", "-A")
-    who = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
-    run(root, *who, "commit", "-qm", "first")
+    git(root, "init", "-q")
+    commit_all(root)
     return made
 
 
@@ -128,28 +121,28 @@ def test_each_release_is_kept_on_a_branch_and_nothing_else_is_touched(
     made: FinishedCheckout,
 ) -> None:
     root = made.layout.root
-    before = run(root, "status", "--porcelain"), run(root, "rev-parse", "HEAD")
+    before = git(root, "status", "--porcelain"), git(root, "rev-parse", "HEAD")
     registered(made)
-    assert (run(root, "status", "--porcelain"), run(root, "rev-parse", "HEAD")) == before
+    assert (git(root, "status", "--porcelain"), git(root, "rev-parse", "HEAD")) == before
     for name in releases.FILES:
         kept = releases.kept(made.layout, MODEL, 1, name)
         assert kept == (root / name).read_bytes()
-    tip = git.tip(root, releases.BRANCH)
+    tip = repositories.tip(root, releases.BRANCH)
     assert releases.keep(made.layout, MODEL, 1, "") == tip  # again: no second commit
     write_text(root / "dvc.lock", "stages: {}\n")
     releases.keep(made.layout, MODEL, 2, "")
-    assert run(root, "ls-tree", "-r", "--name-only", releases.BRANCH).split() == [
+    assert git(root, "ls-tree", "-r", "--name-only", releases.BRANCH).split() == [
         f"{MODEL}-v{number}/{name}" for number in (1, 2) for name in releases.FILES
     ]
-    assert run(root, "fsck", "--strict") == ""
+    assert git(root, "fsck", "--strict") == ""
 
 
 def test_writers_at_once_lose_no_commit(made: FinishedCheckout) -> None:
     root = made.layout.root
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: releases.keep(made.layout, MODEL, n, ""), range(12)))
-    assert len(run(root, "ls-tree", "-r", "--name-only", releases.BRANCH).split()) == 24
-    assert int(run(root, "rev-list", "--count", releases.BRANCH)) == 12
+    assert len(git(root, "ls-tree", "-r", "--name-only", releases.BRANCH).split()) == 24
+    assert int(git(root, "rev-list", "--count", releases.BRANCH)) == 12
 
 
 def test_without_a_repository_the_copies_in_the_registry_do(checkout: Make) -> None:
@@ -195,7 +188,7 @@ def test_tags_that_lie_are_found(made: FinishedCheckout) -> None:
 
 def test_files_that_do_not_fit_are_found(made: FinishedCheckout) -> None:
     version, folder = registered(made), folder_of(made.layout, 1)
-    run(made.layout.root, "branch", "-D", releases.BRANCH)
+    git(made.layout.root, "branch", "-D", releases.BRANCH)
     out = {"path": "models/model.onnx", "md5": "0" * 32}
     write_text(folder / "dvc.lock", json.dumps({"stages": {"e": {"outs": [out]}}}))
     assert links(made, version)["lock → bytes"] is Verdict.BROKEN

@@ -24,6 +24,7 @@ from mlflow.utils.validation import _validate_metric_name
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.files import write_text
 from pipelines.core.paths import Layout
+from pipelines.core.waiting import wait_until
 from pipelines.systems import liveness
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.mlflow.leases import leased
@@ -103,9 +104,7 @@ def test_points_are_seen_while_training(layout: Layout) -> None:
     client = tracking.connect(layout)
     with tracking.training_run(layout, experiment="e", params={}, tags={}) as run:
         run.log({"loss": 3.0}, step=1)
-        deadline = time.monotonic() + 90
-        while not client.get_run(run.run_id).data.metrics and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: client.get_run(run.run_id).data.metrics, 90)
         assert client.get_run(run.run_id).data.metrics == {"loss": 3.0}
         assert client.get_run(run.run_id).info.status == "RUNNING"
 
@@ -161,9 +160,8 @@ def test_a_run_whose_process_is_gone_is_closed_and_no_other(layout: Layout) -> N
         dead.kill()  # not waited for: a zombie is gone as well
         client = tracking.connect(layout)
         foreign = client.create_run(tracking.experiment_id(layout, client, "e")).info.run_id
-        deadline = time.monotonic() + 90
-        while not (closed := tracking.close_dead_runs(layout)) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        closed: list[str] = []
+        wait_until(lambda: closed.extend(tracking.close_dead_runs(layout)) or closed, 90)
         assert closed == [gone]
         status = {r: client.get_run(r).info.status for r in (gone, here, foreign)}
         assert status == {gone: "KILLED", here: "RUNNING", foreign: "RUNNING"}
@@ -202,9 +200,7 @@ def test_a_store_that_goes_away_costs_a_warning_and_no_point(
         database.rename(away)
         database.mkdir()
         run.log({"loss": 1.0}, step=1)
-        deadline = time.monotonic() + 90
-        while not caplog.records and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: caplog.records, 90)
         run.log({"loss": 2.0}, step=2)
         database.rmdir()
         away.rename(database)
