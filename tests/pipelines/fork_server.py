@@ -140,17 +140,27 @@ def until_stopped(process: Forked) -> None:
 @cache
 def _start_server() -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(IMPORTED))
+    before = dict(os.environ)
     # Before Python 3.13 the server looks for modules where a new interpreter would, and passes over
     # those that it does not find.
-    before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    for name in before:
+        if name.startswith(("MLFLOW_", "PREFECT_")):  # the server's imports set them anew
+            del os.environ[name]
     try:
         forkserver.ensure_running()
     finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _set_environment(env: Mapping[str, str]) -> None:
+    """Set the environment, where it says nothing to what modules set as they were imported."""
+    started = Path("/proc/self/environ").read_bytes().decode(errors="surrogateescape")
+    before = set(started.split("\0"))
+    imports = {k: v for k, v in os.environ.items() if f"{k}={v}" not in before}
+    os.environ.clear()
+    os.environ.update({**imports, **env})
 
 
 def _call(
@@ -164,8 +174,7 @@ def _call(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the server ignores it
     for number, name in enumerate(OUTPUT, 1):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_APPEND), number)
-    os.environ.clear()
-    os.environ.update(env)
+    _set_environment(env)
     os.chdir(cwd)
     code, said = 0, None
     try:

@@ -109,7 +109,7 @@ def test_an_export_parameter_is_a_change_of_export_alone(checkout: Checkout, fir
     status = checkout.run("dvc", "status", "--json")
     path.write_bytes(before)
     assert status.code == 0, status.err
-    changed = {"changed deps": {"params.yaml": {"export.opset": "modified"}}}
+    changed = {"changed deps": {"params.yaml": {"export": "modified"}}}
     assert json.loads(status.out) == {"export": [changed]}
 
 
