@@ -11,7 +11,7 @@ import pytest
 from finished_checkout import FinishedCheckout
 from git_commands import git
 from small_checkout import SOURCE, Checkout, Done
-from test_release import MODEL
+from stored_versions import MODEL
 
 from pipelines.core.paths import Layout
 from pipelines.release import promote as promotion

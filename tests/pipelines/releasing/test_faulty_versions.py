@@ -11,8 +11,9 @@ from typing import Any
 import faulty_versions as wrong
 import numpy as np
 import pytest
-from faulty_versions import MODEL, again, exchange, register
+from faulty_versions import again, exchange, register
 from finished_checkout import FinishedCheckout
+from stored_versions import MODEL
 
 from pipelines.core.files import read_json, write_json
 from pipelines.core.paths import Layout

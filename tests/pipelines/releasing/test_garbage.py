@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from finished_checkout import FinishedCheckout
 from git_commands import git
-from test_release import MODEL, aliases, stored
+from stored_versions import MODEL, aliases, stored
 
 from pipelines.core.errors import UserError
 from pipelines.core.files import write_text

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from faulty_versions import MODEL, again, exchange, register, reweigh, sign_again, stored
+from faulty_versions import again, exchange, register, reweigh, sign_again
 from finished_checkout import FinishedCheckout, prepare_digits
 from small_checkout import SOURCE, Checkout
+from stored_versions import MODEL, stored
 
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.files import sha256_file
@@ -90,7 +91,7 @@ def test_what_is_no_model_at_all_is_refused_by_its_format(checkout: Make) -> Non
     made = checkout()
     release.register(made.layout, made.params, None)
     number = again(made)
-    path = stored(made, number)
+    path = stored(made.layout, number)
     for content in (b"", b"not a model", path.read_bytes()[:1000]):
         path.write_bytes(content)
         client = tracking.connect(made.layout)
@@ -108,7 +109,7 @@ def test_no_damage_makes_the_judge_raise(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
     number = again(made)
-    path, draw = stored(made, number), np.random.default_rng(0)
+    path, draw = stored(made.layout, number), np.random.default_rng(0)
     whole, client = path.read_bytes(), tracking.connect(made.layout)
     small = len(whole) - 28 * 28 * 10 * 4  # most of the file is weights; damage the rest
     for _ in range(25):
@@ -232,7 +233,7 @@ def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path
     from pipelines.systems.onnx.runtime import OnnxModel
 
     split, classes = load_split(made.layout.prepared, "gate"), load_card(other).classes
-    model = OnnxModel.load(stored(made, 1), "cpu")
+    model = OnnxModel.load(stored(made.layout, 1), "cpu")
     assert best(made) == error(model, split, classes).error
     # A champion that is gone holds nobody to anything.
     assert best(made, []) is None

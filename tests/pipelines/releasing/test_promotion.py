@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from finished_checkout import FinishedCheckout, write_model
-from test_release import MODEL, aliases, forget, stored
+from stored_versions import MODEL, aliases, forget, stored
 
 from pipelines.core.errors import Failed, UserError
 from pipelines.core.files import sha256_file

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from finished_checkout import FinishedCheckout
-from test_release import forget, stored
+from stored_versions import forget, stored
 
 from pipelines.cli.versions_table import show_versions
 from pipelines.core.errors import Unavailable, UserError

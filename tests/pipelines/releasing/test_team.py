@@ -10,7 +10,7 @@ from finished_checkout import FinishedCheckout
 from object_store import ObjectStore
 from PIL import Image
 from postgres import Postgres
-from test_release import MODEL, forget
+from stored_versions import MODEL, forget
 
 from pipelines.data.prepared import load_split
 from pipelines.registry import artifacts, version_files
