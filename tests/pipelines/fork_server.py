@@ -26,8 +26,15 @@ import psutil
 
 from pipelines.core.waiting import wait_until
 
-IMPORTED = ("pytest", "torch", "pipelines.training.loop", "pipelines.training.checkpoint",
-            "pipelines.training.events", "rank_processes", "release_commands")  # fmt: skip
+IMPORTED = (
+    *("pytest", "torch", "rank_processes", "release_commands"),
+    *("pipelines.training.loop", "pipelines.training.checkpoint", "pipelines.training.events"),
+    *("pipelines.release.upload", "pipelines.release.best_champions", "pipelines.gates.judging"),
+    *("pipelines.registry.findings", "pipelines.registry.stored_version"),
+    *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
+    *("mlflow.pyfunc", "model_signing", "psycopg2", "alembic.command"),
+)
+"""What the functions need, also where they import it late."""
 KILLED = -signal.SIGKILL
 OUTPUT = ("out", "err")
 

@@ -9,20 +9,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-# All that the commands need is imported here, by the server that forks them.
-import model_signing  # noqa: F401
-import psycopg2  # noqa: F401
 from finished_checkout import PARAMS, list_few_packages
 
 from pipelines.core.paths import Layout
-from pipelines.gates import judging  # noqa: F401
 from pipelines.registry import versions as registry
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
-from pipelines.release import (
-    transaction,
-    upload,  # noqa: F401
-)
+from pipelines.release import transaction
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.mlflow import leases
 

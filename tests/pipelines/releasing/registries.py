@@ -111,25 +111,17 @@ class Registry:
         return self.told("A", "look")
 
 
-SITUATIONS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
-    "empty": (),
-    "registered": (("A", "register", {}),),
-    "one": (("A", "release_model", {}),),
-    "challenged": (("A", "release_model", {}), ("B", "register", {})),
-    "two": (("A", "release_model", {}), ("B", "release_model", {})),
-    "three": (
-        ("A", "release_model", {}),
-        ("B", "release_model", {}),
-        ("C", "release_model", {}),
-    ),
-    "returned": (
-        ("A", "release_model", {}),
-        ("B", "release_model", {}),
-        ("B", "rollback", {}),
-        ("C", "register", {}),
-    ),
+Steps = tuple[tuple[str, str, dict[str, Any]], ...]
+SITUATIONS: dict[str, tuple[str, Steps]] = {
+    "empty": ("migrated", ()),
+    "registered": ("empty", (("A", "register", {}),)),
+    "one": ("empty", (("A", "release_model", {}),)),
+    "challenged": ("one", (("B", "register", {}),)),
+    "two": ("one", (("B", "release_model", {}),)),
+    "three": ("two", (("C", "release_model", {}),)),
+    "returned": ("two", (("B", "rollback", {}), ("C", "register", {}))),
 }
-"""What was done before: model, command, options."""
+"""The situation before, and what is done then: model, command, options."""
 
 
 @dataclass
@@ -147,7 +139,7 @@ class Registries:
     artifacts: str
     roots: Mapping[str, Path]
     leaves: Path
-    _made: set[str] = field(default_factory=set)
+    _made: set[str] = field(default_factory=lambda: {"migrated"})
     _count: Iterator[int] = field(default_factory=lambda: count(1))
 
     def _registry(self, uri: str) -> Registry:
@@ -156,14 +148,18 @@ class Registries:
 
     def at(self, situation: str) -> Registry:
         """Return a new registry in a situation; its database is made by copying."""
-        if situation not in self._made:
-            uri = self.databases.copy(f"at-{situation}", "migrated")
-            registry = self._registry(uri)
-            for model, command, options in SITUATIONS[situation]:
-                registry.told(model, command, **options)
-            self._made.add(situation)
-        name = f"try-{next(self._count)}"
-        return self._registry(self.databases.copy(name, f"at-{situation}"))
+        self._make(situation)
+        return self._registry(self.databases.copy(f"try-{next(self._count)}", situation))
+
+    def _make(self, situation: str) -> None:
+        if situation in self._made:
+            return
+        before, steps = SITUATIONS[situation]
+        self._make(before)
+        registry = self._registry(self.databases.copy(situation, before))
+        for model, command, options in steps:
+            registry.told(model, command, **options)
+        self._made.add(situation)
 
 
 def checkouts(folder: Path, digits: Path) -> dict[str, Path]:
