@@ -27,7 +27,7 @@ import psutil
 from pipelines.core.waiting import wait_until
 
 IMPORTED = (
-    *("pytest", "torch", "rank_processes", "release_commands"),
+    *("pytest", "torch", "torch._dynamo", "rank_processes", "release_commands"),
     *("pipelines.training.loop", "pipelines.training.checkpoint", "pipelines.training.events"),
     *("pipelines.release.upload", "pipelines.release.best_champions", "pipelines.gates.judging"),
     *("pipelines.registry.findings", "pipelines.registry.stored_version"),

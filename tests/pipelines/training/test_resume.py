@@ -179,10 +179,7 @@ FAULTS = (
 )
 
 
-@pytest.mark.parametrize(
-    "fault", [pytest.param(f, marks=() if i % 3 == 2 else pytest.mark.slow)
-              for i, f in enumerate(FAULTS)],
-)  # fmt: skip
+@pytest.mark.parametrize("fault", FAULTS)
 def test_sigkill_at_every_point(
     small: TrainConfig, prepared: Path, tmp_path: Path, reference: RankProcesses, fault: str
 ) -> None:
