@@ -33,7 +33,7 @@ settings.load_profile("prong")
 
 LONGEST = (
     *("test_kills", "test_worker", "test_crashes"),  # minutes, in `make test-full`
-    *("test_main_job", "test_promotion", "test_supervision", "test_ranks", "test_launch"),
+    *("test_main_job", "test_supervision", "test_faulty_versions", "test_gates", "test_promotion"),
 )
 """Modules that are begun first, so that no process works on one of them alone in the end."""
 
