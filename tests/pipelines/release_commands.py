@@ -36,8 +36,12 @@ def promote(layout: Layout, version: int | None = None, asked: bool = False) -> 
 
 def release_model(layout: Layout) -> Any:
     """Register the checkout's model and promote it."""
-    version = register(layout)["version"]
-    return {"version": version, **promote(layout, version)}
+    done = register(layout)
+    return {
+        "created": done["created"],
+        "version": done["version"],
+        **promote(layout, done["version"]),
+    }
 
 
 def rollback(layout: Layout, to: str | None = None) -> Any:

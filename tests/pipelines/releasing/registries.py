@@ -139,7 +139,7 @@ class Registries:
     artifacts: str
     roots: Mapping[str, Path]
     leaves: Path
-    _made: set[str] = field(default_factory=lambda: {"migrated"})
+    _made: dict[str, str] = field(default_factory=lambda: {"migrated": "migrated"})
     _count: Iterator[int] = field(default_factory=lambda: count(1))
 
     def _registry(self, uri: str) -> Registry:
@@ -148,18 +148,18 @@ class Registries:
 
     def at(self, situation: str) -> Registry:
         """Return a new registry in a situation; its database is made by copying."""
-        self._make(situation)
-        return self._registry(self.databases.copy(f"try-{next(self._count)}", situation))
+        return self._registry(self.databases.copy(f"try-{next(self._count)}", self._at(situation)))
 
-    def _make(self, situation: str) -> None:
-        if situation in self._made:
-            return
-        before, steps = SITUATIONS[situation]
-        self._make(before)
-        registry = self._registry(self.databases.copy(situation, before))
-        for model, command, options in steps:
-            registry.told(model, command, **options)
-        self._made.add(situation)
+    def _at(self, situation: str) -> str:
+        """Return the database in a situation, made if it is not there."""
+        if situation not in self._made:
+            before, steps = SITUATIONS[situation]
+            name = f"at-{situation}"
+            registry = self._registry(self.databases.copy(name, self._at(before)))
+            for model, command, options in steps:
+                registry.told(model, command, **options)
+            self._made[situation] = name
+        return self._made[situation]
 
 
 def checkouts(folder: Path, digits: Path) -> dict[str, Path]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 from finished_checkout import FinishedCheckout
 from mlflow.entities.model_registry import ModelVersion
+from registries import Registry
 from stored_versions import MODEL, forget, stored
 
 from pipelines.core.errors import UserError
@@ -171,16 +169,6 @@ def test_a_read_only_store_is_the_users_to_mend(
 
 @pytest.mark.slow
 def test_registrations_at_once_give_distinct_versions(checkout: Make, tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom pathlib import Path\n"
-        "from checkout import PARAMS\nfrom pipelines.release import promote as promotion\n"
-        "from pipelines.release import register as release\n"
-        "from pipelines.core.paths import Layout\n"
-        "layout = Layout(Path(sys.argv[1]))\n"
-        "done = release.register(layout, PARAMS, None)\n"
-        "promotion.promote(layout, PARAMS, done.version)\n"
-        "print(done.version, done.created)\n"
-    )
     first = checkout()
     database = first.layout.state / "mlflow.db"
     roots = [first.layout.root]
@@ -189,26 +177,17 @@ def test_registrations_at_once_give_distinct_versions(checkout: Make, tmp_path: 
         shutil.copytree(first.layout.root, root, ignore=shutil.ignore_patterns(".prong"))
         FinishedCheckout.make(Layout(root), 30.0, seed)
         roots.append(root)
-    here = Path(__file__).parent
-    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{database}", "PYTHONPATH": str(here)}
-    env.pop("PYTEST_CURRENT_TEST", None)
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(root)],
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for root in roots
-    ]
-    ends = [process.communicate(timeout=120) for process in running]
-    assert [process.returncode for process in running] == [0, 0, 0], ends
-    said = [out.split() for out, _ in ends]
-    assert sorted({number for number, _ in said}) == ["1", "2"]
-    assert sorted(created for _, created in said) == ["False", "True", "True"]
-    assert said[1][0] == said[2][0]
-    assert all(err == "" for _, err in ends), ends
+    models = [root.name for root in roots]
+    env = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}"}
+    shared = Registry(env, dict(zip(models, roots, strict=True)), tmp_path / "output")
+    running = [shared.start(model, "release_model") for model in models]
+    ended = [process.wait() for process in running]
+    assert [one.code for one in ended] == [0, 0, 0], ended
+    numbers = [one.said["version"] for one in ended]
+    assert set(numbers) == {1, 2}
+    assert sorted(one.said["created"] for one in ended) == [False, True, True]
+    assert numbers[1] == numbers[2]
+    assert all(one.err == "" for one in ended), ended
     with sqlite3.connect(database) as connection:
         assert connection.execute("SELECT count(*) FROM model_versions").fetchone() == (2,)
     connection.close()
