@@ -1,4 +1,4 @@
-"""A checkout whose stages have run on real digits, with a network that is made in no time."""
+"""A checkout whose stages have run on real digits, with a network that is made in milliseconds."""
 
 from __future__ import annotations
 

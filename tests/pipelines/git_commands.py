@@ -1,4 +1,4 @@
-"""git in a folder, by an author who is nobody, whatever the user's own settings say."""
+"""git with an author of its own, whatever the user's settings say."""
 
 from __future__ import annotations
 

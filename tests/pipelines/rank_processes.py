@@ -37,9 +37,9 @@ class RankProcesses:
         folder: The training's folder.
         config: Its settings.
         ranks: How many.
-        options: Words to the ranks: `float64`, `every` (a loss of every step), `hash` (each leaves
-            a hash of what all are to hold alike), `nudge` (weights begin one bit further from
-            zero), `little memory`, `little disk`.
+        options: What they do besides: `float64`, `every` (log each step's loss), `hash` (write a
+            hash of the state that must be equal on all ranks), `nudge` (change each initial weight
+            by one bit), `little memory`, `little disk`.
         checkpoint: Steps between checkpoints.
         keep: Checkpoints that stay.
         more: Environment variables.

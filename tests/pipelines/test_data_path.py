@@ -26,7 +26,7 @@ def test_data_cannot_be_what_the_stages_make(tmp_path: Path, path: str) -> None:
         flow.check_data(layout, params_file.load(layout.params))
 
 
-def test_a_name_is_shown_as_it_is(
+def test_a_path_with_brackets_is_shown_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(make(tmp_path / "job").root)

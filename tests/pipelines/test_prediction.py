@@ -58,7 +58,7 @@ def test_an_image_of_another_size_and_colour_is_answered(model: OnnxModel, tmp_p
     assert {name for name, _ in found.top} == set(model.card.classes)
 
 
-def test_nothing_asked_nothing_answered(model: OnnxModel) -> None:
+def test_no_images_give_no_predictions(model: OnnxModel) -> None:
     assert predict(model, []) == []
 
 

@@ -170,7 +170,9 @@ def test_equal_runs_give_equal_pages(layout: Layout) -> None:
     assert write_report(layout, SUMMARY).read_bytes() == first
 
 
-def test_conditioning_shows_each_layer_and_survives_what_is_no_number(layout: Layout) -> None:
+def test_conditioning_shows_each_layer_and_accepts_values_that_are_not_finite(
+    layout: Layout,
+) -> None:
     page = page_of(layout)
     labels = [str(svg["aria-label"]) for svg in page.attributes("svg")]
     assert "Condition number of head.<1>: after from 1.5 to 1.5; before from 4.82e+03" in " ".join(

@@ -47,6 +47,6 @@ def test_every_layer_is_shown_and_the_fold_changes_none(
     assert relu.smallest == 0
 
 
-def test_what_is_no_image_is_said(trained: Trained, onnx: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_named(trained: Trained, onnx: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.png"):
         trace(trained("prong+"), onnx, tmp_path / "absent.png")

@@ -122,7 +122,7 @@ def test_a_label_may_differ_only_between_tied_logits() -> None:
     assert small_batch.difference == pytest.approx(1 / 100)
 
 
-def test_an_answer_that_is_no_number_is_over_every_limit() -> None:
+def test_an_answer_that_is_not_a_number_is_over_every_limit() -> None:
     networks = {"first": answer([[1.0, 0.0]]), "second": answer([[float("nan"), 0.0]])}
     found = compare(networks, IMAGES, limit=1e-4)
     assert not any(c.difference <= 1e9 for c in found)

@@ -80,7 +80,7 @@ def test_force_runs_what_has_not_changed(root: Path) -> None:
     assert ensure(root, "make", force=True).outcome is StageOutcome.RAN
 
 
-def test_a_missing_output_is_no_cache_hit(root: Path) -> None:
+def test_a_missing_output_is_not_a_cache_hit(root: Path) -> None:
     ensure(root, "make")
     (root / "out/b").unlink()
     assert ensure(root, "make").outcome is not StageOutcome.CACHED
@@ -120,7 +120,7 @@ def test_a_user_error_of_a_stage_comes_back_as_it_was_said(root: Path) -> None:
     assert str(caught.value) == "source.txt: wrong"
 
 
-def test_a_crash_is_no_user_error(root: Path) -> None:
+def test_a_crash_is_not_a_user_error(root: Path) -> None:
     (root / "source.txt").write_text("crash")
     with pytest.raises(Failed, match="make"):
         ensure(root, "make")

@@ -89,7 +89,7 @@ def test_another_size_or_seed(
     assert len(hashes) == 3
 
 
-def test_500_more_images_move_none(
+def test_500_more_images_move_no_image_to_another_split(
     tmp_path: Path, config: Configured, fill: Callable[..., Path]
 ) -> None:
     fill(tmp_path / "pictures", ("cat", "dog"), 150)
@@ -105,7 +105,7 @@ def test_500_more_images_move_none(
     assert after.data_hash != before.data_hash
 
 
-def test_500_more_real_photographs_move_none(
+def test_500_more_real_photographs_move_no_image_to_another_split(
     shared: Path, tmp_path: Path, config: Configured
 ) -> None:
     with tarfile.open(shared / "cifar10/test.tar.gz") as tar:

@@ -112,7 +112,7 @@ def test_what_is_read_back_is_checked(digits: Path, tmp_path: Path) -> None:
         ({"counts": {}}, "disagree"),
     ],
 )
-def test_a_card_that_is_none(
+def test_a_wrong_card_is_refused(
     digits: Path, tmp_path: Path, change: dict[str, object], message: str
 ) -> None:
     directory = copied(digits, tmp_path)

@@ -91,12 +91,12 @@ def die_and_go_on(registry: Registry, case: Case, point: str, following: str) ->
     assert ended.code == KILLED, f"{point} was not reached: {ended}"
     whole(registry.look())
 
-    if following == "itself":  # and dies again, unless what broke off was mended on the way there
+    if following == "itself":  # and dies again, unless it was completed on the way there
         again = registry.call(case.model, case.command, point, **case.options)
         assert again.code in (KILLED, 0) or (case.command != "register" and refused(again)), again
         whole(registry.look())
         following = "history"
-    # Any command mends first, whatever it comes to itself: a promotion may find no challenger.
+    # Every command first completes what was interrupted. A promotion may then find no challenger.
     mended = registry.call("A" if following == "register" else case.model, following)
     assert mended.code == 0 or (following == "promote" and refused(mended)), mended
     seen = registry.look()

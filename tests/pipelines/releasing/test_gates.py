@@ -87,7 +87,7 @@ def test_the_command_says_why_and_exits_with_one(checkout: Make) -> None:
         hold_to_gates(made.layout, made.params, MODEL, 7)
 
 
-def test_what_is_no_model_at_all_is_refused_by_its_format(checkout: Make) -> None:
+def test_a_file_that_is_not_a_model_is_refused_by_the_format_gate(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
     number = again(made)
@@ -235,7 +235,7 @@ def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path
     split, classes = load_split(made.layout.prepared, "gate"), load_card(other).classes
     model = OnnxModel.load(stored(made.layout, 1), "cpu")
     assert best(made) == error(model, split, classes).error
-    # A champion that is gone holds nobody to anything.
+    # A champion whose file is gone sets no limit.
     assert best(made, []) is None
     assert second.gate_errors > made.gate_errors
 
@@ -261,7 +261,7 @@ def test_the_ratchet_blocks_what_is_as_good_as_a_champion_that_slid(checkout: Ma
 def test_where_the_weights_are_at_hand_parity_is_measured_again(
     checkout: Make, change: str
 ) -> None:
-    """A real network, trained by nobody, folded and exported as the stages do."""
+    """A real, untrained network, folded and exported as the stages do."""
     import torch
 
     from pipelines.data.prepared import load_card

@@ -141,13 +141,15 @@ def test_a_holder_that_slept_through_its_lease_changes_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", list(ASLEEP)[1:])
-def test_nobody_who_slept_changes_anything_on_sqlite(on_sqlite: Registries, point: str) -> None:
+def test_a_holder_that_slept_changes_nothing_at_any_point_on_sqlite(
+    on_sqlite: Registries, point: str
+) -> None:
     sleep_and_wake(on_sqlite, point)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ASLEEP)
-def test_nobody_who_slept_changes_anything_on_postgresql(
+def test_a_holder_that_slept_changes_nothing_at_any_point_on_postgresql(
     on_postgres: Registries, point: str
 ) -> None:
     sleep_and_wake(on_postgres, point)

@@ -32,7 +32,7 @@ def test_a_clean_checkout_names_its_commit(repository: Path) -> None:
     assert dirty(repository) == "false"
 
 
-def test_the_lock_that_each_run_writes_is_no_change(repository: Path) -> None:
+def test_the_lock_that_each_run_writes_is_not_a_change(repository: Path) -> None:
     write_text(repository / "dvc.lock", "stages: {}\n")
     assert not is_dirty(repository)
 
@@ -53,7 +53,7 @@ def test_outside_a_repository_nothing_is_known(
     assert (commit(tmp_path), dirty(tmp_path)) == ("unknown", "unknown")
 
 
-def test_a_repository_without_commits_has_none_to_name(
+def test_a_repository_without_commits_has_an_unknown_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")

@@ -193,7 +193,7 @@ def test_a_change_of_the_history_is_noticed(line: Line, layout: Layout) -> None:
     found = transaction.read_state(client, MODEL).history
     assert "entry 2 is gone" in found.damage
     assert "entry 3 does not follow on the entry before it" in found.damage
-    # A damaged list stands in nobody's way.
+    # A damaged history does not prevent a rollback.
     promotion.rollback(layout, MODEL, "1", "")
     assert aliases(layout)["champion"] == 1
 

@@ -137,7 +137,7 @@ def test_each_release_is_kept_on_a_branch_and_nothing_else_is_touched(
     assert git(root, "fsck", "--strict") == ""
 
 
-def test_writers_at_once_lose_no_commit(made: FinishedCheckout) -> None:
+def test_concurrent_writers_lose_no_commit(made: FinishedCheckout) -> None:
     root = made.layout.root
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: releases.keep(made.layout, MODEL, n, ""), range(12)))

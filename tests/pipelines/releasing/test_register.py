@@ -106,7 +106,7 @@ def test_equal_bytes_are_registered_once(checkout: Make) -> None:
     assert len(registry.list_versions(made.layout, MODEL)) == 1
 
 
-def test_a_registration_that_broke_off_is_mended(checkout: Make) -> None:
+def test_an_interrupted_registration_is_completed(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
     client = tracking.connect(made.layout)
@@ -157,9 +157,7 @@ def test_an_unknown_version_is_named_with_those_there_are(checkout: Make) -> Non
         promotion.promote(made.layout, made.params, 7)
 
 
-def test_a_read_only_store_is_the_users_to_mend(
-    checkout: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_store_is_a_user_error(checkout: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     made = checkout()
     database = made.layout.state / "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///file:{database}?mode=ro&uri=true")

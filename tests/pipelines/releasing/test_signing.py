@@ -117,7 +117,9 @@ def test_a_bundle_with_a_changed_character_says_the_same_or_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff\x00", b"x" * 2**20 + b"x"])
-def test_what_is_no_bundle_is_refused(signed: tuple[Layout, Path, Path], content: bytes) -> None:
+def test_a_file_that_is_not_a_bundle_is_refused(
+    signed: tuple[Layout, Path, Path], content: bytes
+) -> None:
     layout, model, bundle = signed
     bundle.write_bytes(content)
     with pytest.raises(signing.Unsigned):
@@ -226,7 +228,7 @@ def test_an_exchanged_model_with_fitting_tags_is_still_refused(checkout: Make) -
         version_files.version_file(made.layout, version_of(made.layout))
 
 
-def test_no_session_is_built_of_what_is_not_signed(checkout: Make) -> None:
+def test_no_session_is_built_from_an_unsigned_file(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
     (folder_of(made.layout, 1) / version_files.SIGNATURE).unlink()

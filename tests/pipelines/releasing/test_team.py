@@ -62,7 +62,7 @@ def test_a_team_releases_from_postgresql_and_s3(
     where = version_files.location(made.layout, row)
     assert where.startswith(f"{bucket}/mlflow")
 
-    # What nobody needs goes from the bucket too.
+    # What is not needed is deleted from the bucket too.
     made = checkout(noise=2.0)
     third = release.register(made.layout, made.params, None)
     where = version_files.location(

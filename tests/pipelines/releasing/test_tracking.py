@@ -148,7 +148,7 @@ def test_sigterm_ends_a_run_as_killed(layout: Layout) -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_run_whose_process_is_gone_is_closed_and_no_other(layout: Layout) -> None:
+def test_only_a_run_whose_process_is_gone_is_closed(layout: Layout) -> None:
     dead, alive = child(TRAIN, layout), child(TRAIN, layout)
     try:
         assert dead.stdout is not None
@@ -246,7 +246,7 @@ def test_good_names_stay_as_they_are(name: str) -> None:
     assert tracking.metric_name(name) == name
 
 
-def test_a_full_disk_is_the_users_to_mend(layout: Layout) -> None:
+def test_a_full_disk_is_a_user_error(layout: Layout) -> None:
     size = (layout.state / "mlflow.db").stat().st_size
     code = (
         "from pipelines.core.errors import UserError\n"

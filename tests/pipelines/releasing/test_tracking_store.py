@@ -22,7 +22,7 @@ URI = "MLFLOW_TRACKING_URI"
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "ftp://x", "mlflow.db"])
-def test_a_store_that_is_none_is_named_with_what_is_allowed(
+def test_a_wrong_store_is_named_with_what_is_allowed(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
     monkeypatch.setenv(URI, uri)

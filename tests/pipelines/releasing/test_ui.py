@@ -33,7 +33,7 @@ def test_a_busy_port_gives_way_to_the_next_free_one(busy: int) -> None:
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])
-def test_a_number_that_is_no_port_is_named(port: int) -> None:
+def test_a_number_that_is_not_a_port_is_named(port: int) -> None:
     with pytest.raises(UserError, match=rf"port {port}: must be 1 to 65535"):
         free_port(port)
 

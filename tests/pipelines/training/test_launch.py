@@ -1,4 +1,4 @@
-"""The stage: what of an earlier attempt counts, and the MLflow run that goes on."""
+"""The stage `train`: when an earlier attempt is continued, and its MLflow run with it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _saved(finished: bool) -> Checkpoint:
         (_saved(True), 2, False, False),
     ],
 )
-def test_what_an_earlier_attempt_left_counts(
+def test_when_an_earlier_attempt_is_continued(
     saved: Checkpoint | None, ranks: int, afresh: bool, counts: bool
 ) -> None:
     before = {"ranks": 1, "device": "cpu"}
@@ -73,7 +73,7 @@ def _runs(layout: Layout) -> list[Any]:
     return list(client.search_runs(ids))
 
 
-def test_a_run_goes_on_under_its_id_and_no_point_comes_twice(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_id_and_has_each_point_once(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
 
     def opened(resume: str | None) -> Any:
@@ -145,7 +145,7 @@ def test_two_ranks_train_the_network_of_one(checkout: Checkout) -> None:
 
 
 @pytest.mark.slow
-def test_a_finished_training_stands_in_for_itself_alone(checkout: Checkout) -> None:
+def test_a_finished_training_is_reused_only_by_the_same_training(checkout: Checkout) -> None:
     layout = Layout(checkout.root)
     first = _train(checkout)
     weights = (layout.trained / "network.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""A training that was broken off goes on to the very bytes it would have come to."""
+"""An interrupted training, resumed, ends with the same bytes as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_sigkill_at_every_point(
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> RankProcesses:
-    """A training that nobody disturbed."""
+    """An uninterrupted training."""
     from pipelines.core import params_file
 
     train = params_file.load(Path(__file__).parents[3] / "params.yaml").train

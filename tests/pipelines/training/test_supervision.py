@@ -1,4 +1,4 @@
-"""Ranks under torchrun: whatever happens to one, none is left, and the first cause is in front."""
+"""Ranks under torchrun: whatever happens to one, all end, and the first cause is named first."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_killed_rank_ends_the_run_and_is_named(training: RankProcesses, ranks:
 
 
 @pytest.mark.parametrize("ranks", RANKS)
-def test_a_failed_rank_is_in_front(training: RankProcesses, ranks: int) -> None:
+def test_a_failed_rank_is_named_first(training: RankProcesses, ranks: int) -> None:
     training = replace(
         training, ranks=ranks, more={"PRONG_FAULT": f"train.step@{ranks - 1}#20:raise"}
     )
@@ -138,7 +138,7 @@ def test_a_hung_rank_is_found_and_ended(training: RankProcesses, ranks: int) -> 
         assert "does not respond" in said
 
 
-def test_the_hung_rank_is_the_one_furthest_behind(tmp_path: Path) -> None:
+def test_the_rank_furthest_behind_is_named_as_hung(tmp_path: Path) -> None:
     """Also when all answer: one waits for data, the other for its peer."""
     (tmp_path / "ranks").mkdir()
     folder = RankProcesses(tmp_path, tmp_path, None).paths  # type: ignore[arg-type]
