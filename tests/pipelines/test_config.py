@@ -118,7 +118,7 @@ def test_all_findings_come_at_once() -> None:
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "just words\n", "", "\x00"])
-def test_a_file_that_is_no_mapping_is_a_user_error(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_a_user_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=r"params\.yaml"):

@@ -166,7 +166,9 @@ def test_an_import_that_is_not_allowed_is_found(
 
 
 def test_the_method_knows_nothing_of_the_pipeline() -> None:
-    for path in (ROOT / "prong").rglob("*.py"):
+    found = list((ROOT / "prong").rglob("*.py"))
+    assert found
+    for path in found:
         tops = {name.split(".")[0] for name in _imports(path)}
         assert not tops & {"pipelines", *FOLDERS, "numpy", "safetensors"}, path
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from checkout import Checkout
-from test_release import forget, stored
+from finished_checkout import FinishedCheckout
+from stored_versions import forget, stored
 
 from pipelines.cli.versions_table import show_versions
 from pipelines.core.errors import Unavailable, UserError
@@ -18,7 +18,7 @@ from pipelines.release import transaction
 from pipelines.systems import mlflow as tracking
 
 MODEL = "prong-digits"
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
 def test_without_a_model_it_is_said_how_to_get_one(layout: Layout, checkout: Make) -> None:

@@ -18,14 +18,16 @@ from prefect.states import Completed, Crashed, Pending, Running, Scheduled
 from ruamel.yaml import YAML
 from small_checkout import SOURCE
 
-from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.errors import Failed, Unavailable, UserError
 from pipelines.core.paths import Layout
 from pipelines.scheduling import deployment
 from pipelines.scheduling import flow_runs as runs
 from pipelines.scheduling.cron import schedule
 from pipelines.scheduling.deployment import FLOW, POOL, deploy
+from pipelines.scheduling.rules import can_pass
 from pipelines.systems.liveness import identity
 from pipelines.systems.prefect.connection import api
+from pipelines.systems.prefect.decorators import retried
 from pipelines.systems.prefect.deployed_flows import deployments_of
 from pipelines.systems.processes import process_start
 
@@ -188,6 +190,24 @@ def test_prefect_yaml_declares_what_prong_schedule_makes() -> None:
     assert (name, scheduled.name) == (scheduled.fn.__name__, FLOW)
     for when in one["schedules"]:
         assert schedule(when["cron"], when["timezone"])
+
+
+@pytest.mark.parametrize(
+    ("error", "calls"),
+    [(Unavailable("silent"), 3), (UserError("wrong"), 1), (Failed("crashed"), 1)],
+)
+def test_prefect_makes_again_only_what_can_pass(
+    served: Layout, error: Exception, calls: int
+) -> None:
+    made = []
+
+    def attempt() -> None:
+        made.append(1)
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        retried(attempt, [0, 0], can_pass)()
+    assert len(made) == calls
 
 
 @pytest.mark.slow
