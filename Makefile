@@ -22,7 +22,7 @@ run: setup  ## run the main job: prepare … promote
 repro: setup  ## the same artefacts by DVC alone
 	@$(BIN)/dvc repro $(ARGS)
 
-test: setup  ## the quick tests, about 10 minutes on 2 cores
+test: setup  ## the quick tests, about 6 minutes on 2 cores
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
 
 test-full: setup  ## all tests, the long ones too

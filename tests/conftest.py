@@ -31,10 +31,20 @@ settings.register_profile(
 )
 settings.load_profile("prong")
 
-LONGEST = ("test_main_job", "test_ranks", "test_training", "test_gates", "test_resume")
+LONGEST = (
+    *("test_kills", "test_worker", "test_crashes"),  # minutes, in `make test-full`
+    *("test_main_job", "test_supervision", "test_faulty_versions", "test_gates", "test_promotion"),
+)
 """Modules that are begun first, so that no process works on one of them alone in the end."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist keep the order below; by itself it begins with the most tests."""
+    config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest modules first; the order within a module stays."""
-    items.sort(key=lambda item: item.path.stem not in LONGEST)
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))

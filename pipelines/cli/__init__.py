@@ -1,8 +1,8 @@
-"""The commands that a person types."""
+"""The commands of the command line."""
 
 
 def main() -> None:
-    """Run the command `prong`, whose installed script names this function."""
+    """Run the command `prong`; the installed script calls this function."""
     from pipelines.cli import app
 
     app.main()

@@ -1,6 +1,6 @@
 """The `prong` command.
 
-Heavy imports stand inside the commands, so that help and usage errors answer at once.
+Heavy imports are inside the commands, so that help and usage errors appear at once.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def run(
         typer.Option("--force", metavar="STAGE", help="Run a stage even if nothing changed."),
     ] = None,
 ) -> None:
-    """Run the main job in this checkout: prepare … promote; what is up to date is not redone."""
+    """Run the main job in this checkout: prepare … promote; skip stages that are up to date."""
     from pipelines.pipeline.run import run_and_show
 
     run_and_show(assignments or [], force or [])
@@ -63,7 +63,7 @@ def run(
 
 @app.command()
 def join() -> None:
-    """Train as one more machine of the training that `prong run` began on the first one."""
+    """Join, with this machine, the training that `prong run` began on the first machine."""
     from pipelines.core.environment import open_checkout
     from pipelines.systems.processes import exit_on_sigterm
     from pipelines.training.launch import join
@@ -142,7 +142,7 @@ def trace(
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Say what this machine can do, and what is wrong."""
+    """Show what this machine can do, and what is wrong."""
     from pipelines.cli.doctor import examine
 
     if not examine(as_json=as_json):
@@ -151,10 +151,10 @@ def doctor(as_json: AsJson = False) -> None:
 
 @app.command()
 def ui(
-    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's page.")] = 5000,
-    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's page.")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's web page.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(help="Port of Prefect's web page.")] = 4200,
 ) -> None:
-    """Open MLflow's and Prefect's own pages on loopback, until Ctrl-C."""
+    """Show MLflow's and Prefect's web pages on this machine, until Ctrl-C."""
     from pipelines.cli.ui import serve_pages
     from pipelines.core.environment import open_checkout
 
@@ -165,18 +165,18 @@ def ui(
 @app.command()
 def schedule(
     cron: Annotated[
-        str | None, typer.Option(metavar="'M H D M W'", help="When: five cron fields.")
+        str | None, typer.Option(metavar="'M H D M W'", help="When to run: five cron fields.")
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the deployment.")] = "retrain",
-    pool: Annotated[str, typer.Option(help="Work pool; the default one is made.")] = "prong",
-    timezone: Annotated[str, typer.Option(help="IANA name in which the cron is read.")] = "UTC",
+    pool: Annotated[str, typer.Option(help="Work pool; the default pool is created.")] = "prong",
+    timezone: Annotated[str, typer.Option(help="IANA time zone of the cron.")] = "UTC",
     pause: Annotated[
-        bool, typer.Option("--pause", help="Stop firing until it is set again.")
+        bool, typer.Option("--pause", help="Start no runs until it is scheduled again.")
     ] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Delete the deployment.")] = False,
     show: Annotated[bool, typer.Option("--list", help="List the deployments.")] = False,
 ) -> None:
-    """Run the main job at given times, as a Prefect deployment that `prong worker` serves."""
+    """Schedule the main job as a Prefect deployment whose runs `prong worker` executes."""
     from pipelines.core.environment import open_checkout
     from pipelines.systems.prefect.server import prefect_api
 
@@ -195,18 +195,18 @@ def schedule(
             plan, changed = deployment.deploy(layout, name, times, pool)
             news = "scheduled" if changed else "unchanged"
             print(f"{plan.name}  {plan.cron}  {plan.timezone}  pool {plan.pool}  {news}")
-            print("look on  prong worker (takes the runs) · prong schedule --list · prong ui")
+            print("look on  prong worker (executes the runs) · prong schedule --list · prong ui")
             return
         wait()
         if pause:
             deployment.pause(name)
-            print(f"{name}  paused; `prong schedule --cron …` sets it going again")
+            print(f"{name}  paused; `prong schedule --cron …` starts it again")
         elif remove:
             deployment.remove(name)
             print(f"{name}  removed")
         else:
             for known, found in deployment.plans():
-                said = "schedules made by hand: see prong ui"
+                said = "schedules not made by prong schedule: see prong ui"
                 if found is not None:
                     state = "paused" if found.paused else "active"
                     said = f"{found.cron}  {found.timezone}  pool {found.pool}  {state}"
@@ -217,7 +217,7 @@ def schedule(
 def worker(
     pool: Annotated[str, typer.Option(help="Work pool to take runs from.")] = "prong",
 ) -> None:
-    """Take scheduled runs in the foreground, until Ctrl-C; starts a server if none is set."""
+    """Execute scheduled runs until Ctrl-C; start a Prefect server if none is set."""
     from pipelines.core.environment import open_checkout
     from pipelines.scheduling.worker import serve
 
@@ -233,11 +233,11 @@ app.add_typer(data, name="data")
 def data_add(
     folder: Annotated[Path, typer.Argument(help="One folder of images per class.")],
     new_class: Annotated[
-        bool, typer.Option("--new-class", help="Let a folder name a class that is new.")
+        bool, typer.Option("--new-class", help="Allow folders of new classes.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take labelled images in as a new version of the data; what is there already is left out."""
+    """Add labelled images as a new version of the data; leave out duplicates."""
     from dataclasses import asdict
 
     from rich.console import Console
@@ -271,7 +271,7 @@ def data_list(as_json: AsJson = False) -> None:
 
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2."""
-    # Imports make garbage of hardly anything: looking for it took a fifth of a short command.
+    # Imports leave hardly any garbage: collecting it took a fifth of a short command's time.
     gc.set_threshold(100_000, 50, 50)
     try:
         app()

@@ -28,12 +28,12 @@ _LEAST_FREE = 2 * 2**30
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the examination.
+    """One line of the report.
 
     Attributes:
-        what: What was looked at.
+        what: What was checked.
         state: What was found.
-        problem: What is wrong and how to mend it; None if nothing is.
+        problem: What is wrong and how to fix it; None if nothing is wrong.
     """
 
     what: str
@@ -77,7 +77,7 @@ def _git(layout: Layout) -> Iterator[Check]:
         return
     said = git.ask(layout.root, "status", "--porcelain")
     if said is None:
-        yield Check("git", "not a repository", "versions will carry no commit: run git init")
+        yield Check("git", "not a repository", "versions will have no commit: run git init")
     else:
         changes = len(said.splitlines())
         yield Check("git", f"{changes} uncommitted changes" if changes else "clean")
@@ -111,7 +111,7 @@ def _registry(layout: Layout) -> Iterator[Check]:
     uri = "MLFLOW_TRACKING_URI"
     try:
         uri = tracking.shown_uri(tracking.tracking_uri(layout))
-        tracking.connect(layout).search_experiments(max_results=1)
+        tracking.probe(layout)
     except UserError as error:
         yield Check("MLflow", uri, str(error))
     else:
@@ -148,7 +148,7 @@ def _stages(layout: Layout) -> Iterator[Check]:
 
 
 def findings(layout: Layout | None) -> Iterator[Check]:
-    """Yield what is found on this machine and, inside one, in the checkout."""
+    """Yield the checks of this machine and, if there is one, of the checkout."""
     yield from _python()
     yield from _machine()
     yield from _runtime()
@@ -170,10 +170,10 @@ def examine(*, as_json: bool = False) -> bool:
     try:
         here = Layout.find()
     except UserError:
-        pass  # said below as a finding
+        pass  # reported below as a finding
     else:
         layout = here
-        with suppress(OSError):  # said below as a finding
+        with suppress(OSError):  # reported below as a finding
             set_up(here)
     found = list(findings(layout))
     problems = [finding for finding in found if finding.problem]

@@ -1,6 +1,6 @@
 """Commands about registered versions.
 
-Heavy imports stand inside the commands, so that help and usage errors answer at once.
+Heavy imports are inside the commands, so that help and usage errors appear at once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def gates(
     name: Name = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run every gate on a version: why it may, or may not, be champion. Exit code 1: it may not."""
+    """Run every gate on a version; exit code 1 if it may not become champion."""
     from pipelines.core.environment import open_checkout
     from pipelines.release.hold_to_gates import hold_to_gates, show
 
@@ -53,7 +53,7 @@ def promote(
     ] = None,
     name: Name = None,
 ) -> None:
-    """Put a version before the gates and make it champion if all let it pass."""
+    """Run the gates for a version and make it champion if all of them pass."""
     from dataclasses import replace
 
     from pipelines.core.environment import open_checkout
@@ -79,17 +79,17 @@ def promote(
         print(f"{said} is champion already")
     else:
         stays = "none" if decision.champion is None else f"v{decision.champion}"
-        raise Failed(f"{said} was not promoted: {decision.reason}; champion stays {stays}")
+        raise Failed(f"{said} was not promoted: {decision.reason}; the champion is still {stays}")
 
 
 def rollback(
     to: Annotated[
         str | None, typer.Option(help="Number or alias; default: the alias previous.")
     ] = None,
-    reason: Annotated[str, typer.Option(help="Why, for the history.")] = "",
+    reason: Annotated[str, typer.Option(help="The reason, for the history.")] = "",
     name: Name = None,
 ) -> None:
-    """Make an earlier champion champion again, once its file has loaded and answered."""
+    """Make an earlier champion live again, after its file was loaded and queried."""
     from pipelines.core.environment import open_checkout
     from pipelines.release.promote import rollback
 
@@ -101,7 +101,7 @@ def rollback(
 
 
 def history(name: Name = None, as_json: AsJson = False) -> None:
-    """Show what was live when, why and by whom; exit code 1 if the list was tampered with."""
+    """Show which version was live when, why and by whom; exit code 1 if it was tampered with."""
     from pipelines.core.environment import open_checkout
     from pipelines.registry.history import show
     from pipelines.release.transaction import repaired_state
@@ -121,7 +121,7 @@ def history(name: Name = None, as_json: AsJson = False) -> None:
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help="Version, by number or alias.")],
     second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
-    everything: Annotated[bool, typer.Option("--all", help="Show what is equal too.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also show what is equal.")] = False,
     name: Name = None,
     as_json: AsJson = False,
 ) -> None:
@@ -138,11 +138,11 @@ def compare(
 
 
 def collect(
-    dry: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only list; remove nothing.")] = False,
     keep: Annotated[int, typer.Option(min=0, help="Newest versions to keep in any case.")] = 5,
     name: Name = None,
 ) -> None:
-    """Remove old versions and cached stage outputs that nothing needs any more."""
+    """Remove old versions and cached stage outputs that are no longer needed."""
     from pipelines.core.environment import open_checkout
     from pipelines.release import gc as garbage
 
@@ -151,7 +151,7 @@ def collect(
 
 
 def sign(version: Number, name: Name = None) -> None:
-    """Sign a registered version with the present key, after its hash was checked."""
+    """Check the hash of a registered version, then sign it with the current key."""
     from pipelines.core.environment import open_checkout
     from pipelines.release.sign import sign_version
 
@@ -161,7 +161,7 @@ def sign(version: Number, name: Name = None) -> None:
 
 
 def lineage(version: Number, name: Name = None, as_json: AsJson = False) -> None:
-    """Walk from a version's bytes to commit, data, parameters, environment and run."""
+    """Trace a version's bytes back to commit, data, parameters, environment and run."""
     from dataclasses import asdict
 
     from pipelines.core.environment import open_checkout
@@ -182,10 +182,10 @@ def lineage(version: Number, name: Name = None, as_json: AsJson = False) -> None
 def rebuild(
     version: Number,
     name: Name = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the worktree for a look.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the work tree.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version again in a fresh worktree; say whether bytes or figures agree."""
+    """Make a version again in a new work tree; report whether bytes or figures agree."""
     from pipelines.core.environment import open_checkout
     from pipelines.registry.versions import find_version
     from pipelines.release.rebuild import as_json as json_of

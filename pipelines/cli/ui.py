@@ -1,4 +1,4 @@
-"""`prong ui`: MLflow's and Prefect's own pages, on loopback, for as long as one looks."""
+"""`prong ui`: MLflow's and Prefect's web pages on this machine, until the user stops it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pipelines.systems.processes import end_group
 
 HOST = "127.0.0.1"
 PATIENCE = 120.0
-"""Seconds for a server to answer; two busy cores need half a minute."""
+"""Seconds that a server has to answer; on two busy cores it takes half a minute."""
 _NEARBY = 50  # ports tried after the one asked for
 
 
@@ -35,10 +35,10 @@ class Page:
     """One page.
 
     Attributes:
-        name: Whose it is.
-        url: Where to look.
-        process: The server started for it; None if it was running already.
-        log: What the server said; None without a process.
+        name: The system that it belongs to.
+        url: Its address.
+        process: The server that was started for it; None if one was already running.
+        log: The server's log file; None without a process.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Page:
 
 
 def free_port(wanted: int, taken: tuple[int, ...] = ()) -> int:
-    """Return `wanted`, or the next port on loopback that nothing listens on.
+    """Return `wanted`, or the next free port of this machine.
 
     Raises:
         UserError: If the number is not a port, or no port nearby is free.
@@ -57,7 +57,7 @@ def free_port(wanted: int, taken: tuple[int, ...] = ()) -> int:
         raise UserError(f"port {wanted}: must be 1 to 65535")
     for port in range(wanted, min(wanted + _NEARBY, 65536)):
         with socket.socket() as probe:
-            # As the servers do: a port they left a moment ago counts as free.
+            # As the servers do: a port that was closed a moment ago counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with suppress(OSError):
                 probe.bind((HOST, port))
@@ -88,7 +88,7 @@ def _mlflow(layout: Layout, port: int) -> Page:
     uri = tracking.tracking_uri(layout)
     if uri.startswith(("http://", "https://")):
         return Page("MLflow", tracking.shown_uri(uri))
-    tracking.connect(layout)  # makes the database, if it is new, or says what is wrong with it
+    tracking.connect(layout)  # makes a new database, or reports what is wrong with it
     command = ["mlflow", "server", "--workers", "1", "--host", HOST, "--port", str(port)]
     command += ["--backend-store-uri", uri]
     command += ["--default-artifact-root", tracking.artifact_root(layout)]
@@ -112,13 +112,13 @@ def _wait(page: Page, patience: float) -> None:
     """Return once a started server answers.
 
     Raises:
-        Unavailable: If it ends or stays silent, with the last lines it wrote.
+        Unavailable: If it ends or does not answer, with the last lines of its log.
     """
     if page.process is None or page.log is None:
         return
     process, health = page.process, page.url + _HEALTH[page.name]
     with requests.Session() as session:
-        session.trust_env = False  # a proxy has no say on loopback
+        session.trust_env = False  # no proxy is needed on loopback
 
         def answers() -> bool:
             try:
@@ -139,7 +139,7 @@ def _wait(page: Page, patience: float) -> None:
 def pages(layout: Layout, *, mlflow_port: int, prefect_port: int) -> Iterator[tuple[Page, Page]]:
     """Yield both pages once they answer; end the servers started for them afterwards.
 
-    A server that `MLFLOW_TRACKING_URI` or `PREFECT_API_URL` names is shown, not started.
+    If `MLFLOW_TRACKING_URI` or `PREFECT_API_URL` names a server, it is shown and none is started.
 
     Args:
         layout: The checkout, whose stores are shown.
@@ -148,7 +148,7 @@ def pages(layout: Layout, *, mlflow_port: int, prefect_port: int) -> Iterator[tu
 
     Raises:
         UserError: If a port or the tracking store cannot be used.
-        Unavailable: If a server does not come up.
+        Unavailable: If a server does not start.
     """
     with ExitStack() as stack:
 
@@ -181,7 +181,7 @@ def serve_pages(layout: Layout, *, mlflow_port: int, prefect_port: int) -> None:
 
     Raises:
         UserError: If a port or the tracking store cannot be used.
-        Unavailable: If a server does not come up, or ends by itself.
+        Unavailable: If a server does not start, or ends unexpectedly.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _ended)
@@ -189,7 +189,7 @@ def serve_pages(layout: Layout, *, mlflow_port: int, prefect_port: int) -> None:
         print("starting …", file=sys.stderr, flush=True)
         with pages(layout, mlflow_port=mlflow_port, prefect_port=prefect_port) as shown:
             for page in shown:
-                note = "" if page.process else "   (running already, by setting)"
+                note = "" if page.process else "   (already running, named in the environment)"
                 print(f"{page.name:<8} {page.url}{note}", flush=True)
             started = [page for page in shown if page.process is not None]
             if not started:
@@ -198,5 +198,5 @@ def serve_pages(layout: Layout, *, mlflow_port: int, prefect_port: int) -> None:
             while True:
                 for page in started:
                     if page.process is not None and page.process.poll() is not None:
-                        _wait(page, 0.0)  # says that it ended, and its last words
+                        _wait(page, 0.0)  # reports that it ended, with the end of its log
                 time.sleep(0.5)

@@ -17,7 +17,7 @@ def show_versions(model: str, rows: Sequence[Version]) -> None:
     console.print(tables.table((*_COLUMNS, "when"), map(_cells, rows), title=model))
     console.print(
         "*: with uncommitted changes; lineage in full: prong models --json; "
-        "why a gate blocks: prong gates VERSION",
+        "reasons of the gates: prong gates VERSION",
         style="dim",
     )
 
@@ -39,7 +39,7 @@ def _cells(row: Version) -> tuple[str, ...]:
 
 
 def _gates(version: Version) -> str:
-    """Return how a version stood at the gates, in a word or two."""
+    """Return the result of a version's gates in one or two words."""
     found = from_tags(version.tags)
     stopped = [finding.gate for finding in blocked(found)]
     if stopped:

@@ -1,1 +1,1 @@
-"""What every room uses: settings, paths, errors, files, and places where a test may break it."""
+"""What all other folders use: settings, paths, errors, files, and fault injection for tests."""

@@ -1,11 +1,11 @@
-"""The settings of `params.yaml` as frozen, checked dataclasses; read once, at the edge."""
+"""The settings of `params.yaml` as frozen, checked dataclasses."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, field, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -13,11 +13,12 @@ from pydantic.dataclasses import dataclass
 from pipelines.core.files import sha256_json
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
+_NOT_RECORDED = {"recorded": False}  # for a section that does not describe a model
 
 Source = Literal["digits", "mnist", "cifar10", "images"]
 Method = Literal["sgd", "bn", "adam", "prong", "prong+"]
 Count = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch takes
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # the range that torch accepts
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -44,13 +45,13 @@ class DataConfig:
         if total >= 0.95:
             raise ValueError(
                 f"data.validation + data.gate + data.test = {total:g}; must stay below 0.95: "
-                "the rest trains"
+                "training gets the rest"
             )
 
 
 @dataclass(frozen=True, config=_STRICT)
 class TrainConfig:
-    """The network, the method and its schedule; letters as in Algorithm 1 of the paper."""
+    """The network, the method and its schedule; symbols as in Algorithm 1 of the paper."""
 
     method: Method
     processes: Positive | Literal["auto"]
@@ -88,14 +89,14 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class ExportConfig:
-    """What the ONNX file is written as."""
+    """The format of the ONNX file."""
 
     opset: Annotated[int, Field(ge=18, le=21)]
 
 
 @dataclass(frozen=True, config=_STRICT)
 class VerifyConfig:
-    """How closely whitened, folded and ONNX networks must agree, and where ONNX Runtime runs."""
+    """How closely the whitened, folded and ONNX networks must agree, and on which device."""
 
     provider: Literal["auto", "cpu", "cuda"]
     limit: Rate
@@ -111,7 +112,7 @@ class RegistryConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class GatesConfig:
-    """What a version must meet to become champion; shares of images unless said otherwise."""
+    """The limits for a champion; shares of images unless stated otherwise (docs/gates.md)."""
 
     margin: Annotated[float, Field(ge=0, le=1)]
     class_margin: Annotated[float, Field(ge=0, le=1)]
@@ -127,9 +128,7 @@ class GatesConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class ScheduleConfig:
-    """How a scheduled run tries again when an outside system was silent."""
-
-    RECORDED: ClassVar[bool] = False
+    """How a scheduled run retries when an outside system did not answer."""
 
     retries: Annotated[int, Field(ge=0, le=20)]
     pause: Annotated[float, Field(gt=0, le=3600)]
@@ -139,16 +138,12 @@ class ScheduleConfig:
 class AlertsConfig:
     """Where a scheduled run reports failures, blocked promotions and new champions."""
 
-    RECORDED: ClassVar[bool] = False
-
     webhook: Annotated[str, Field(pattern=r"^(https?://[^\s/]+\S*|\$[A-Za-z_][A-Za-z0-9_]*)?$")]
 
 
 @dataclass(frozen=True, config=_STRICT)
 class SupervisionConfig:
-    """How a training is watched and where it meets; none of it changes what comes out."""
-
-    RECORDED: ClassVar[bool] = False
+    """How a training is supervised and distributed; this does not change its result."""
 
     checkpoint: Positive
     keep: Positive
@@ -161,15 +156,13 @@ class SupervisionConfig:
         if self.nodes > 1 and not self.rendezvous:
             raise ValueError(
                 f"supervision.rendezvous = '': with supervision.nodes = {self.nodes} it must be "
-                "the host:port where the machines meet"
+                "the host:port of the first machine"
             )
 
 
 @dataclass(frozen=True, config=_STRICT)
 class StoreConfig:
-    """Where DVC keeps what the stages made beyond this machine."""
-
-    RECORDED: ClassVar[bool] = False
+    """Where DVC keeps a copy of the stages' outputs outside this machine."""
 
     remote: Annotated[str, Field(pattern=r"^(|s3://[^/]+(/.*)?|[^:]+)$")]
 
@@ -185,10 +178,10 @@ class Params:
     verify: VerifyConfig
     registry: RegistryConfig
     gates: GatesConfig
-    schedule: ScheduleConfig
-    alerts: AlertsConfig
-    supervision: SupervisionConfig
-    store: StoreConfig
+    schedule: ScheduleConfig = field(metadata=_NOT_RECORDED)
+    alerts: AlertsConfig = field(metadata=_NOT_RECORDED)
+    supervision: SupervisionConfig = field(metadata=_NOT_RECORDED)
+    store: StoreConfig = field(metadata=_NOT_RECORDED)
 
     @property
     def model_name(self) -> str:
@@ -206,14 +199,14 @@ class Params:
         return sha256_json({name: values[name] for name in sections or self.recorded()})
 
     def recorded(self) -> dict[str, dict[str, Any]]:
-        """Return the sections that say something of a model, as plain values.
+        """Return the sections that describe a model, as plain values.
 
-        When runs are made, whom they tell, how they are watched and where copies are kept does not;
+        The schedule, the alerts, the supervision and the store of copies do not describe a model,
         and an alert's address may hold a secret.
         """
-        sections: dict[str, dict[str, Any]] = asdict(self)
+        values = asdict(self)
         return {
-            name: values
-            for name, values in sections.items()
-            if getattr(getattr(self, name), "RECORDED", True)
+            section.name: values[section.name]
+            for section in fields(self)
+            if section.metadata.get("recorded", True)
         }

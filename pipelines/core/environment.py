@@ -1,8 +1,8 @@
-"""The surroundings of Prefect, DVC and others, set before any of them is imported.
+"""Environment variables of Prefect, DVC and others, set before any of them is imported.
 
-Each reads its settings from the environment at import time. What the user has set is kept; the
-rest makes them quiet and private, keeps their stores and caches inside the checkout, and lets
-them fail in seconds. MLflow's are set where it is imported (`pipelines/systems/mlflow`).
+Each system reads its settings from the environment at import time. Values that the user has set are
+kept. The others switch off logs and telemetry, keep stores and caches inside the checkout, and set
+short timeouts. MLflow's are set where it is imported (`pipelines/systems/mlflow`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pipelines.core.config import Params
 from pipelines.core.paths import Layout
 
 RECORD = "PRONG_STAGE_RECORD"
-"""Environment variable: the file in which a stage says that it ran and how it ended."""
+"""Environment variable: the file in which a stage records that it ran and how it ended."""
 
 AFRESH = "PRONG_AFRESH"
-"""Environment variable: not empty if the stage was forced, so that a finished training does not
-stand in for a new one. One that was broken off goes on all the same."""
+"""Environment variable: not empty if the stage was forced: a finished training is then not used
+again. An interrupted training still continues."""
 
 
 _QUIET = {
@@ -36,7 +36,7 @@ _CACHES = {
     "MPLCONFIGDIR": "matplotlib",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
 }
-"""What would lie in the home and temporary directories, and its folder in the state directory."""
+"""Caches that would be in the home or temporary directory → folder in the state directory."""
 
 
 def set_up(layout: Layout) -> None:
@@ -48,11 +48,11 @@ def set_up(layout: Layout) -> None:
     if "PREFECT_HOME" not in os.environ:
         home = layout.state / "prefect"
         os.environ["PREFECT_HOME"] = str(home)
-        home.mkdir(parents=True, exist_ok=True)  # Prefect makes no parents and goes on without
+        home.mkdir(parents=True, exist_ok=True)  # Prefect does not make parents
 
 
 def open_checkout() -> tuple[Layout, Params]:
-    """Return the checkout this process stands in and its parameters, surroundings set up.
+    """Set the environment; return the checkout of the working directory and its parameters.
 
     Raises:
         UserError: If this is not a checkout, or a parameter is wrong.

@@ -1,4 +1,4 @@
-"""What goes wrong through no fault of the program."""
+"""Errors that are not bugs of the program."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DISK = {
 
 
 class UserError(Exception):
-    """A mistake or circumstance the user can mend: one message, no traceback, exit code 2.
+    """A mistake or condition that the user can fix: one message, no traceback, exit code 2.
 
     The message names the key or file, the value found and what is allowed.
     """
@@ -24,13 +24,13 @@ class UserError(Exception):
 
 
 class Failed(Exception):
-    """A child process crashed and its own output says why: one line, exit code 1."""
+    """A child process crashed and its own output gives the reason: one line, exit code 1."""
 
     exit_code = 1
 
 
 class Interrupted(Failed):
-    """Somebody ended a child process from outside; what it had done is kept."""
+    """A child process was ended from outside; its finished work is kept."""
 
 
 class Unavailable(UserError):
@@ -38,7 +38,7 @@ class Unavailable(UserError):
 
 
 def disk_error(error: OSError) -> UserError | None:
-    """Return `error` as a message for the user if the disk is to blame, else None."""
+    """Return `error` as a message for the user if the disk is the cause, else None."""
     reason = _DISK.get(error.errno or 0)
     if reason is None:
         return None

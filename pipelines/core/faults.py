@@ -1,9 +1,9 @@
-"""Named points at which a process can be made to die, so that what a crash leaves can be tested.
+"""Named points at which a process can be killed, to test what a crash leaves behind.
 
-`PRONG_FAULT=promote.champion` makes the process that gets there end by SIGKILL, as a power cut or
-the kernel's memory killer would end it; `:stop` behind it makes it sleep there until SIGCONT,
-`:raise` fail with an error of no known kind. `train.step@1` means rank 1 of a training alone, and
-`train.step#40` the fortieth time. Without the variable a point is one look-up.
+`PRONG_FAULT=promote.champion` ends the process at this point by SIGKILL, as a power failure or the
+kernel's out-of-memory killer would. With the suffix `:stop` the process sleeps there until SIGCONT;
+with `:raise` it raises an unexpected error. `train.step@1` means only rank 1 of a training, and
+`train.step#40` the fortieth time. Without the variable, a point costs one look-up.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ POINTS = (
     "train.finished",
     "train.saved",
 )
-"""Each lies behind the step it is named after; `lease` and `done` behind taking and giving back."""
+"""Each point comes after the step in its name; `lease` and `done`: after acquire and release."""
 HOW = ("", "stop", "raise")
 
 
@@ -63,11 +63,11 @@ _passed: Counter[str] = Counter()
 
 
 def point(name: str) -> None:
-    """End this process by SIGKILL, or as the setting says, if the setting names this point.
+    """End this process by SIGKILL, or as the setting requests, if it names this point.
 
     Raises:
         UserError: If the setting names a point that does not exist.
-        RuntimeError: If the setting says so.
+        RuntimeError: If the setting requests it.
     """
     asked = os.environ.get(SETTING)
     if not asked:
@@ -77,7 +77,7 @@ def point(name: str) -> None:
     if found is None or found["name"] not in POINTS or how not in HOW:
         raise UserError(
             f"{SETTING} = {asked!r}: no such point; allowed, each with or without @RANK, #TIME and "
-            f":stop or :raise behind: {', '.join(POINTS)}"
+            f":stop or :raise after it: {', '.join(POINTS)}"
         )
     if found["name"] != name or found["rank"] not in (None, os.environ.get("RANK")):
         return

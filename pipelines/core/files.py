@@ -1,4 +1,4 @@
-"""Files as the pipeline writes them: whole or not at all, and known by their hash."""
+"""Atomic writes of files, and their hashes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sha256_sources(paths: Iterable[Path], root: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a directory's entries are on the disk."""
+    """Wait until a file, or the entries of a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -42,9 +42,9 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success sync it and rename it into place.
+    """Yield a temporary path next to `path`; on success sync it and rename it to `path`.
 
-    After any failure the temporary file is gone and `path` is as it was.
+    After any failure, the temporary file is deleted and `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -54,7 +54,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         mask = os.umask(0)
         os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp's 0600 would follow the file into the cache
+        temporary.chmod(0o666 & ~mask)  # DVC's cache would keep mkstemp's 0600
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
@@ -63,7 +63,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def sweep(path: Path) -> None:
-    """Remove what writers of `path` that were killed left beside it; none may be at work."""
+    """Remove the temporary files of killed writers of `path`; no writer may be active."""
     for left in path.parent.glob(f".{path.name}.*"):
         if left.is_dir():
             shutil.rmtree(left)
@@ -73,7 +73,7 @@ def sweep(path: Path) -> None:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield a new directory beside `path`; on success it takes the place of `path`."""
+    """Yield a new directory next to `path`; on success it replaces `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:

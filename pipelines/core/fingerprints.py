@@ -1,4 +1,4 @@
-"""Hashes that say whether two models were made from the same."""
+"""Hashes that show whether two models were made from the same inputs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ SOURCES = (
     "pipelines/data",
     "pipelines/export",
     "pipelines/systems/onnx/metadata.py",
+    "pipelines/systems/onnx/serialise.py",
     "pipelines/training",
 )
-"""The sources that determine a model's bytes; a test holds them to what the stages import."""
+"""The sources that determine a model's bytes; a test compares them with the stages' imports."""
 
 
 def params_hash(params: Params) -> str:
     """Return the hash of the parameters that determine a model's bytes.
 
-    These are the sections data, train and export, less where the data lies (`data.path`,
-    `data.mirror`) and what it is checked against (`data.sha256`): the data hash stands for the
-    content itself.
+    These are the sections data, train and export, without the place of the data (`data.path`,
+    `data.mirror`) and its expected hash (`data.sha256`), because the data hash covers the content
+    itself.
     """
     data = replace(params.data, path=".", mirror="", sha256="")
     return replace(params, data=data).hash("data", "train", "export")
@@ -45,7 +46,7 @@ def training_hash(data_hash: str, params: Params, root: Path) -> str:
 
     Args:
         data_hash: Of the prepared images.
-        params: See `params_hash` for those that count.
+        params: `params_hash` says which of them count.
         root: The checkout with the code.
     """
     return sha256_json([data_hash, params_hash(params), code_hash(root)])

@@ -1,4 +1,4 @@
-"""Where things lie in a checkout."""
+"""The paths of a checkout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.core.errors import UserError
 
 HOME = ".prong/home"
-"""In a work tree of a run: the file that names the checkout whose stores it shares."""
+"""File in a run's work tree: names the checkout whose stores the work tree shares."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Layout:
 
     @classmethod
     def find(cls, start: Path | None = None) -> Layout:
-        """Return the layout of the checkout that `start` (default: here) lies in.
+        """Return the layout of the checkout that contains `start` (default: the working directory).
 
         Raises:
             UserError: If neither `start` nor a directory above it is a checkout.
@@ -39,7 +39,7 @@ class Layout:
 
     @property
     def home(self) -> Path:
-        """The checkout whose stores count: this one, or the one this work tree was made for."""
+        """The checkout whose stores are used: this one, or the one of this work tree."""
         try:
             return Path((self.root / HOME).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -47,7 +47,7 @@ class Layout:
 
     @property
     def params(self) -> Path:
-        """The knobs."""
+        """The settings, `params.yaml`."""
         return self.root / "params.yaml"
 
     @property
@@ -67,7 +67,7 @@ class Layout:
 
     @property
     def trainings(self) -> Path:
-        """Trainings in progress: their checkpoints, out of reach of what DVC removes."""
+        """Trainings in progress, with their checkpoints; DVC deletes nothing here."""
         return self.root / ".prong/trainings"
 
     @property

@@ -1,4 +1,4 @@
-"""A progress bar on stderr, for people only: never in a log, never for short work."""
+"""A progress bar on stderr, shown only on a terminal and only for long work."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def bar(
     """Show a bar while the block runs, if stderr is a terminal and `total` exceeds `least`.
 
     Args:
-        description: What is going on.
-        total: How many steps; None: not known.
-        least: Up to this many steps, no bar.
+        description: What is being done.
+        total: Number of steps; None if unknown.
+        least: No bar for up to this many steps.
         unit: `images` or `bytes`.
 
     Yields:

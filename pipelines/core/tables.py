@@ -1,4 +1,4 @@
-"""Tables for a terminal, all of one look."""
+"""Tables for a terminal, all in the same style."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def console(width: int = 140) -> Console:
-    """Return where to print; as wide as the terminal, or `width` where there is none."""
+    """Return a console as wide as the terminal, or `width` wide without a terminal."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else width)
@@ -29,11 +29,11 @@ def table(
     """Return a table of rich.
 
     Args:
-        columns: Their heads.
+        columns: The column headings.
         rows: Cells, in rich's markup.
-        title: Above it.
-        right: Columns of numbers, which stand at the right edge.
-        whole: Columns that are not broken into lines.
+        title: Title above the table.
+        right: Columns of numbers, which are right-aligned.
+        whole: Columns whose text is not wrapped.
     """
     from rich.table import Table
 

@@ -13,14 +13,14 @@ def wait_until(
     pause: float = 0.05,
     longest: float | None = None,
 ) -> bool:
-    """Ask again and again until something has happened; return False when patience is over.
+    """Call `happened` until it returns true; return False when the time is over.
 
     Args:
-        happened: Asked at once, and after every pause; what it raises is raised.
-        patience: Seconds. It is asked a last time when they are over.
-        pause: Seconds between two questions.
-        longest: Each pause is half as long again as the one before, up to so many seconds; None:
-            all are equal.
+        happened: Called immediately and after every pause; its exceptions are passed on.
+        patience: Seconds; it is called a last time when they are over.
+        pause: Seconds between two calls.
+        longest: Each pause is 1.5 times the one before, up to this many seconds; None: all pauses
+            are equal.
     """
     deadline = time.monotonic() + patience
     while not happened():

@@ -1,8 +1,8 @@
 """Images added to a source, in numbered versions that never change.
 
 `data/added/SOURCE/0001/CLASS/HASH.png` and so on: version n of the data is the source with the
-folders 1 to n. A file's name is its content hash, so what is read is checked. A version comes to
-be by one rename: it is there as a whole or not at all.
+folders 1 to n. A file's name is its content hash, which is checked whenever it is
+read. A version is created by one rename, so it is complete or absent.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Batch:
 
     Attributes:
         version: 1, 2, …
-        folder: Where they lie.
+        folder: The folder with these images.
         counts: Class → images.
     """
 
@@ -48,14 +48,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Intake:
-    """What became of a folder of labelled images.
+    """The result of adding a folder of labelled images.
 
     Attributes:
-        version: The data's version now.
+        version: The version of the data afterwards.
         added: Class → images that are new.
-        repeated: Names of images left out: their pixels are there already, in that class.
+        repeated: Names of images left out: their pixels already exist in that class.
         classes: Classes that are new.
-        ignored: Names of files that are hidden or not of an image.
+        ignored: Names of files that are hidden or not images.
     """
 
     version: int
@@ -66,11 +66,11 @@ class Intake:
 
 
 def place(root: Path, config: DataConfig) -> Path:
-    """Return where the images added to a source lie.
+    """Return the folder of the images added to a source.
 
     Args:
         root: The checkout.
-        config: Its source; `images` has a place for each name of `data.path`.
+        config: Its source; `images` has one folder for each name of `data.path`.
     """
     name: str = config.source
     if name == "images":
@@ -81,11 +81,11 @@ def place(root: Path, config: DataConfig) -> Path:
 
 @dataclass(frozen=True)
 class Record:
-    """What `data/added.json` says: git keeps it where git does not keep the images.
+    """The content of `data/added.json`, which is in git although the images are not.
 
     Attributes:
-        kept: DVC's hash of `data/added`, under which cache and remote have it.
-        versions: Source's place → versions in it.
+        kept: DVC's hash of `data/added`, under which cache and remote store it.
+        versions: Name of a source's folder → number of versions in it.
     """
 
     kept: str
@@ -93,7 +93,7 @@ class Record:
 
 
 def read_record(added: Path) -> Record:
-    """Return what is recorded of `data/added`; without a record, nothing is to be there.
+    """Return the record of `data/added`; an empty record if there is none.
 
     Raises:
         UserError: If the record cannot be read.
@@ -109,10 +109,10 @@ def read_record(added: Path) -> Record:
 
 
 def write_record(added: Path, kept: str) -> None:
-    """Record what is in `data/added` now.
+    """Write a record of the present content of `data/added`.
 
     Args:
-        added: The folder of all places.
+        added: The folder that holds the folders of all sources.
         kept: What `pipelines.systems.dvc.cache.keep` returned for it.
     """
     places = [place for place in sorted(added.iterdir()) if place.is_dir()]
@@ -121,15 +121,15 @@ def write_record(added: Path, kept: str) -> None:
 
 
 def batches(folder: Path) -> tuple[Batch, ...]:
-    """Return the versions in a source's place, the oldest first.
+    """Return the versions in a source's folder, the oldest first.
 
     Raises:
-        UserError: If one is missing: they build on each other.
+        UserError: If one is missing, because each version includes the earlier ones.
     """
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     versions = sorted(int(name) for name in names if _VERSION.fullmatch(name))
     if versions != list(range(1, len(versions) + 1)):
-        raise UserError(f"{folder}: versions {versions} are there; each from 1 on must be")
+        raise UserError(f"{folder}: found versions {versions}; every version from 1 on must exist")
     found = []
     for version in versions:
         path = folder / _named(version)
@@ -150,11 +150,11 @@ def _images(folder: Path) -> list[Path]:
 def join(source: Collection, folder: Path) -> Collection:
     """Return a source's images followed by those added to it.
 
-    New classes come after the source's own, so that no label changes its meaning.
+    New classes come after the source's own, so that no label changes.
 
     Args:
-        source: What `data.source` gives.
-        folder: Its place; need not exist.
+        source: The images of `data.source`.
+        folder: Folder of the added images; need not exist.
 
     Raises:
         UserError: If a version is missing, or an image is damaged.
@@ -164,19 +164,19 @@ def join(source: Collection, folder: Path) -> Collection:
     if len(found) < recorded:
         raise UserError(
             f"{folder}: {len(found)} of the {recorded} versions that data/added.json records are "
-            "here; `prong run` has the others back from DVC's cache or store.remote"
+            "here; `prong run` restores the others from DVC's cache or store.remote"
         )
     for batch in found:
         paths = _images(batch.folder)
         if not paths:
-            raise UserError(f"{batch.folder}: no images in it; a version adds some")
+            raise UserError(f"{batch.folder}: a version without images; it must add some")
         channels, size = source.images.shape[1:3]
         files = ((str(path), _content(path)) for path in paths)
         images, hashes = from_files(files, len(paths), size, channels)
         for path, content in zip(paths, hashes, strict=True):
             if content != path.stem:
                 raise UserError(
-                    f"{path}: not the pixels it was added with ({content}); have it back"
+                    f"{path}: the pixels have changed (expected hash {content}); restore the file"
                 )
         new = sorted(set(batch.counts) - set(source.classes))
         classes = (*source.classes, *new)
@@ -200,19 +200,19 @@ def join(source: Collection, folder: Path) -> Collection:
 
 
 def take_in(given: Path, known: Collection, folder: Path, *, new_class: bool) -> Intake:
-    """Add labelled images as a new version; all of them or, after any failure, none.
+    """Add labelled images as a new version: all of them, or none after any failure.
 
-    Calls for one place must come one after the other.
+    There must be only one call for a folder at a time.
 
     Args:
         given: One folder per class.
-        known: All images that are there, those of earlier versions as well.
-        folder: The source's place.
-        new_class: Whether a class may be new.
+        known: All existing images, including those of earlier versions.
+        folder: Folder of the added images of the source.
+        new_class: Whether new classes are allowed.
 
     Raises:
-        UserError: If the folder is not laid out so, an image is unreadable, a class is unknown,
-            or equal pixels carry another label here or among what is there.
+        UserError: If the folder has another layout, an image is unreadable, a class is unknown, or
+            equal pixels have another label in the folder or in the data.
     """
     version = len(batches(folder))
     paths, ignored = _given(given)
@@ -231,7 +231,7 @@ def take_in(given: Path, known: Collection, folder: Path, *, new_class: bool) ->
             contents[path] = hashlib.sha256(content).hexdigest()
             yield str(path), content
 
-    # Size 1: only whether each can be decoded counts here, and what its pixels are.
+    # Size 1: only the content hashes are needed, and whether each image can be decoded.
     _, hashes = from_files(read(), len(paths), 1, channels)
     fresh, repeated = _sift(given, paths, hashes, known)
     counts = dict(sorted(Counter(path.parent.name for path in fresh).items()))
@@ -245,7 +245,9 @@ def take_in(given: Path, known: Collection, folder: Path, *, new_class: bool) ->
 def _given(given: Path) -> tuple[list[Path], tuple[str, ...]]:
     """Return the images of a folder and the names of its other files."""
     if not given.is_dir():
-        raise UserError(f"{given}: no such folder; needed: one with a folder of images per class")
+        raise UserError(
+            f"{given}: no such folder; needed: one that holds a folder of images per class"
+        )
     names = list(walk(given))
     images = [name for name in names if is_image(PurePosixPath(name))]
     ignored = tuple(sorted(set(names) - set(images)))
@@ -257,9 +259,9 @@ def _given(given: Path) -> tuple[list[Path], tuple[str, ...]]:
     for name in images:
         parts = PurePosixPath(name).parts
         if UNPRINTABLE.search(name) or len(parts[0]) > _LONGEST:
-            raise UserError(f"{given}: a name that is long or not printable UTF-8: {name!a}")
+            raise UserError(f"{given}: the name is too long or not printable UTF-8: {name!a}")
         if len(parts) != 2:
-            raise UserError(f"{given / name}: lies in no class folder; needed: CLASS/FILE")
+            raise UserError(f"{given / name}: is not in a class folder; needed: CLASS/FILE")
     labels = {PurePosixPath(name).parts[0] for name in images}
     if all(label.lower() in TEST | POOL for label in labels):
         raise UserError(
@@ -322,7 +324,7 @@ def _store(
 
 @contextmanager
 def _incoming(folder: Path) -> Iterator[Path]:
-    """Yield a new folder beside the source's place; what a kill left there before is removed."""
+    """Yield a new folder next to the source's folder; remove leftovers of killed processes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".incoming-{folder.name}-"
     for left in folder.parent.glob(f"{prefix}*"):

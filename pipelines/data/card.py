@@ -1,4 +1,4 @@
-"""The data card: what a reader should know of the data, in numbers, words and a picture."""
+"""The data card: a summary of the data in numbers, text and a picture."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def statistics(images: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[floa
 
 
 def data_hash(splits: Mapping[str, Split], size: int, classes: Sequence[str]) -> str:
-    """Return one sha256 over all that training and scoring can see of the data."""
+    """Return one sha256 over everything in the data that training and scoring use."""
     digest = hashlib.sha256(json.dumps([size, list(classes)]).encode())
     for name in SPLITS:
         split = splits[name]
@@ -74,10 +74,10 @@ def image(pixels: NDArray[np.uint8]) -> Image.Image:
 
 
 def picture(split: Split, classes: Sequence[str]) -> Image.Image:
-    """Draw some images of each class, one class a row; of many classes, a few evenly chosen.
+    """Draw some images of each class, one row per class; a few evenly spaced ones of many classes.
 
     Args:
-        split: Where the images come from.
+        split: The images to choose from.
         classes: Their names.
     """
     present = np.unique(split.labels)

@@ -1,4 +1,4 @@
-"""The images of a source, as uint8 of one size, before they are split."""
+"""The images of a source, as uint8 of one size, before the split."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.data.images import content_hash, fit, pixels
 CHUNK = 16
 """Images per unit of work."""
 _WORTH = 64 * 2**10
-"""Bytes of an encoded image from which threads gain: below, they wait for the interpreter."""
+"""Smallest encoded image, in bytes, for which threads are faster than the interpreter's lock."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Collection:
         images: [n, channels, size, size].
         labels: Positions in `classes`, [n].
         hashes: Hex sha256 of each image's content at its own size.
-        official: Whether each image is in the source's official test set; None: it has none.
-        names: What to call each image in a message.
+        official: Whether each image is in the source's official test set; None if there is none.
+        names: Name of each image for messages.
         ignored: Names of files that are not used.
         files: The source's files → their sha256.
     """
@@ -64,7 +64,7 @@ def reserve(n: int, channels: int, size: int) -> NDArray[np.uint8]:
 
 
 def from_arrays(arrays: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """Fit images that are arrays already.
+    """Fit images that are already arrays.
 
     Args:
         arrays: [n, height, width, channels].
@@ -90,8 +90,8 @@ def from_files(
     """Decode and fit encoded images, several at a time.
 
     Args:
-        files: Name and bytes of each; read no further ahead than a few chunks.
-        n: How many there are.
+        files: Name and bytes of each; only a few chunks are read in advance.
+        n: Number of images.
         size: Edge of the result, pixels.
         channels: 1 or 3.
 
@@ -129,7 +129,9 @@ def from_files(
             for future in ahead:
                 future.cancel()
     if done != n:
-        raise UserError(f"data.path: {n} images were listed and {done} read; it changed meanwhile")
+        raise UserError(
+            f"data.path: {n} images were listed and {done} read; the data changed meanwhile"
+        )
     return images, tuple(hashes)
 
 

@@ -1,8 +1,8 @@
-"""Files from elsewhere: known by their hash, fetched once, never half there.
+"""Downloaded files: identified by their hash, downloaded once, never incomplete.
 
-A file is taken from the downloads folder if it is there and right, else from the mirror, else
-from its canonical host. A download goes to a `.part` file, which a later attempt continues, and
-takes its name only when its hash is right.
+A file is taken from the downloads folder if it is there with the right hash, otherwise from the
+mirror, otherwise from its original host. A download is written to a `.part` file, which a later
+attempt continues. It is renamed only when its hash is right.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.progress import bar
 
 ATTEMPTS = 5
-"""Attempts in a row that bring nothing before a host counts as not answering."""
+"""Consecutive attempts without any data after which a host counts as not answering."""
 _MOST_ATTEMPTS = 200
 _BLOCK = 1 << 18
 _TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds without a byte
@@ -38,16 +38,16 @@ _NETWORK = (
 
 @dataclass(frozen=True)
 class Remote:
-    """A file that is known by its hash.
+    """A file that is identified by its hash.
 
     Attributes:
-        source: The `data.source` it belongs to, and the mirror's folder it may lie in.
+        source: The `data.source` it belongs to; a mirror may have a folder of this name.
         filename: Its name on every host.
         hosts: URL bases to try, in this order.
-        sha256: Of the file, or, where `unpacked` is set, of what gunzip makes of it: mirrors
-            compress anew.
-        unpacked: Bytes of the uncompressed content; 0: the hash is that of the file as it is.
-        most: Bytes the file may have.
+        sha256: Of the file or, where `unpacked` is set, of its uncompressed content, because
+            mirrors may compress it again.
+        unpacked: Bytes of the uncompressed content; 0: the hash is that of the file itself.
+        most: Largest allowed size in bytes.
     """
 
     source: str
@@ -59,11 +59,11 @@ class Remote:
 
 
 class _Again(Exception):
-    """An attempt failed in a way that another may mend."""
+    """An attempt failed, and a further attempt may succeed."""
 
 
 class _Absent(Exception):
-    """The host answers, and does not give the file."""
+    """The host answers, but does not send the file."""
 
 
 def fetch(
@@ -75,15 +75,15 @@ def fetch(
         remote: The file.
         mirror: `data.mirror`: empty, a directory (relative to `root`), a file:// URL, or an
             http(s) URL base. The file is `<mirror>/<filename>` or `<mirror>/<source>/<filename>`.
-            A file in a directory is used where it lies.
-        root: What a relative mirror is relative to.
-        downloads: Where downloads are kept, in a folder for each source.
-        backoff: Seconds before the second attempt; doubled with each further one.
+            A file in a directory is used in place.
+        root: The directory that a relative mirror starts from.
+        downloads: Folder for downloads, with one folder for each source.
+        backoff: Seconds before the second attempt; doubled for each further attempt.
 
     Raises:
-        UserError: If the mirror is not there or lacks the file, or the file is corrupt, truncated
-            or has another hash; the message has file, expected and found hash.
-        Unavailable: If no host answers after retries; what has come is kept and continued.
+        UserError: If the mirror or the file in it is missing, or the file is corrupt, truncated or
+            has another hash; the message gives file, expected hash and found hash.
+        Unavailable: If no host answers after retries; a later call continues the download.
     """
     target = downloads / remote.source / remote.filename
     if target.is_file():
@@ -104,14 +104,14 @@ def gunzip(path: Path, size: int) -> bytes:
 
     Args:
         path: A file that has been verified.
-        size: Its uncompressed bytes; more are not read.
+        size: Its uncompressed bytes; no more are read.
     """
     with gzip.open(path) as file:
         return file.read(size)
 
 
 def _directory(mirror: str, root: Path) -> Path | None:
-    """Return the folder that a mirror names, None if it is a URL of a host or empty."""
+    """Return the folder that a mirror names; None if it is empty or the URL of a host."""
     if not mirror:
         return None
     parts = urlsplit(mirror)
@@ -156,7 +156,7 @@ def _from_hosts(
             return _download(url, target, remote, backoff)
         except _Absent as error:
             absent.append(f"{url}: {error}")
-        except UserError as error:  # a wrong file says more than a silent host
+        except UserError as error:  # a wrong file is more informative than a host without an answer
             if failed is None or isinstance(failed, Unavailable):
                 failed = error
     if isinstance(failed, Unavailable) and not mirror:
@@ -177,7 +177,7 @@ def _wrong(where: str, found: str, remote: Remote) -> UserError:
 
 
 def _found(path: Path, remote: Remote) -> str:
-    """Return the hash of a file (`Remote.sha256`), with a remark where it does not end well."""
+    """Return the hash of a file (`Remote.sha256`), with a remark if reading it fails."""
     digest = hashlib.sha256()
     read = 0
     try:
@@ -198,7 +198,7 @@ def _blocks(path: Path, *, unpack: bool) -> Iterator[bytes]:
 
 
 def _download(url: str, target: Path, remote: Remote, backoff: float) -> Path:
-    """Bring a file to `target`; a part that proves wrong is thrown away, and once begun anew."""
+    """Download to `target`; if a continued part is wrong, delete it and start again once."""
     part = target.with_name(f"{target.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     for last in (False, True):
@@ -208,13 +208,13 @@ def _download(url: str, target: Path, remote: Remote, backoff: float) -> Path:
             part.replace(target)
             break
         part.unlink()
-        if last or not resumed:  # pieces of different files deserve a second try, a whole file not
+        if last or not resumed:  # try again only if it was made of two parts
             raise _wrong(url, found, remote)
     return target
 
 
 def _transfer(url: str, part: Path, remote: Remote, backoff: float) -> bool:
-    """Fill `part`; return whether the last answer continued what was there before."""
+    """Complete `part`; return whether the last answer continued an existing part."""
     idle = 0
     with requests.Session() as session:
         for _ in range(_MOST_ATTEMPTS):
@@ -233,7 +233,7 @@ def _transfer(url: str, part: Path, remote: Remote, backoff: float) -> bool:
 
 
 def _heart(error: Exception) -> str:
-    """Return what a network library's nested message comes down to."""
+    """Return the relevant part of a network library's nested message."""
     text = " ".join(str(error).split())
     found = re.findall(r"\[Errno -?\d+\] ([^\])'\"]+)", text)
     return found[-1] if found else text[:300]
@@ -244,12 +244,12 @@ def _size(path: Path) -> int:
 
 
 def _attempt(session: requests.Session, url: str, part: Path, offset: int, remote: Remote) -> int:
-    """Request what is missing of a file and append it to `part`.
+    """Request the missing part of a file and append it to `part`.
 
     Returns:
-        The byte the answer began with: 0 where the host ignores ranges.
+        The byte at which the answer began: 0 if the host ignores ranges.
     """
-    # identity: a host must not compress a .gz again, which would be undone on the way.
+    # identity: if a host compressed a .gz again, the client would decompress it once too often.
     headers = {"Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
@@ -260,13 +260,13 @@ def _attempt(session: requests.Session, url: str, part: Path, offset: int, remot
         )
         if status == 416:
             if offset and stated and stated[2] == str(offset):
-                return offset  # it was complete
+                return offset  # it was already complete
             part.unlink(missing_ok=True)
-            raise _Again("the host's file is shorter than what had come")
+            raise _Again("the host's file is shorter than the downloaded part")
         if status == 206:
             if not offset or not stated or stated[1] != str(offset):
                 part.unlink(missing_ok=True)
-                raise _Again("the host sent another range than asked for")
+                raise _Again("the host sent another range than requested")
             total = int(stated[2]) if stated[2] != "*" else None
         elif status == 200:
             offset = 0
@@ -281,7 +281,7 @@ def _attempt(session: requests.Session, url: str, part: Path, offset: int, remot
             raise UserError(f"{url}: {total} bytes; at most {remote.most} are expected")
         _receive(response, part, offset, total, remote, url)
     if total is not None and _size(part) < total:
-        raise _Again(f"{_size(part)} of {total} bytes came")
+        raise _Again(f"received {_size(part)} of {total} bytes")
     return offset
 
 
@@ -308,6 +308,6 @@ def _receive(
                 advance(len(block))
     except _NETWORK:
         raise
-    except (OSError, UserError):  # a full disk, or a file without end: leave nothing behind
+    except (OSError, UserError):  # a full disk or an endless file: delete the part
         part.unlink(missing_ok=True)
         raise

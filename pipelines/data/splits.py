@@ -1,15 +1,15 @@
-"""Which split an image belongs to: a function of its content and the seed, of nothing else.
+"""The split of an image: a function of its content and the seed only.
 
 An image's content hash and `data.seed` give a number u, uniform in [0, 1). The unit interval is
-cut, from 0 upwards, into test, gate, validation and train. So no image moves when others are
-added, removed or renamed, exact duplicates go together, and a changed share moves only the
-images near a cut.
+divided, from 0 upwards, into test, gate, validation and train. So no image moves when others are
+added, removed or renamed, exact duplicates are in the same split, and a changed share only moves
+images near a boundary.
 
 Where the source has an official test set, its images are the test split and `data.test` is not
 used. `data.gate` and `data.validation` are then shares of the other images: u < gate is gate,
 u < gate + validation is validation, the rest is train. An image outside the official test set
-whose exact duplicate is inside counts as that duplicate. (So an image can leave training, by
-joining the official test set, and never enter it.)
+with an exact duplicate in it counts as that duplicate. (So an image can leave training, when it
+joins the official test set, but it can never enter training.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Shares:
-    """Parts of 1 that go to each split; the rest is train."""
+    """The share of each split, as parts of 1; the rest is train."""
 
     validation: float
     gate: float
@@ -34,12 +34,12 @@ class Shares:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which rows of a source are used, and why others are not.
+    """Which rows of a source are used, and why the others are not.
 
     Attributes:
         kept: Row numbers, ascending.
         duplicates: How many rows repeat a kept one with the same label.
-        conflicts: Rows left out because equal pixels carry different labels.
+        conflicts: Rows left out because equal pixels have different labels.
     """
 
     kept: NDArray[np.int64]
@@ -66,7 +66,7 @@ def assign(seed: int, content: str, shares: Shares, *, official: bool | None = N
         content: Hex sha256 of the image's content.
         shares: Parts of 1.
         official: Whether the image, or an exact duplicate, is in the source's official test set;
-            None: the source has none.
+            None if the source has none.
     """
     if official:
         return "test"
@@ -86,16 +86,16 @@ def select(
 ) -> Selection:
     """Choose the rows to use.
 
-    Of exact duplicates with one label, one is kept. Equal pixels with different labels are all
-    left out. An official test set is kept as it is, and what repeats one of its images elsewhere
-    is left out. Where a limit is set, the images with the smallest content hashes are used, the
-    official test set keeping its part of the whole.
+    Of exact duplicates with the same label, one is kept. Images with equal pixels and different
+    labels are all left out. An official test set is kept unchanged, and duplicates of its images
+    outside it are left out. If there is a limit, the images with the smallest content hashes are
+    used, and the official test set keeps its share of the whole.
 
     Args:
         hashes: Hex sha256 of each row's content.
         labels: Each row's label.
         official: Whether each row is in the official test set.
-        limit: The most rows to keep; 0: all.
+        limit: Largest number of rows to keep; 0: all.
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for row, content in enumerate(hashes):

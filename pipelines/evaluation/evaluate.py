@@ -1,4 +1,4 @@
-"""Scores the trained network on the test split, which reports and decides nothing."""
+"""Scores the trained network on the test split, which is only reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipelines.training.network import load
 def evaluate(
     trained: Path, prepared: Path, config: EvaluateConfig, reports: Path
 ) -> dict[str, Any]:
-    """Score a trained network and write what the report shows of it.
+    """Score a trained network and write the figures for the report.
 
     Written into `reports`: `evaluation.json` (what is returned), `predictions.csv` (actual and
     predicted class of every image, in the split's order) and `hardest.json` (the images with the
@@ -36,7 +36,7 @@ def evaluate(
         reports: Directory for the three files.
 
     Returns:
-        `test_error` (%; DVC takes a metric called `error` for a failure), `loss` (mean
+        `test_error` (%; for DVC, a metric named `error` means a failure), `loss` (mean
         cross-entropy, nats), `errors`, `images`, and in `classes`, per class: `name`, `images`,
         `errors`, `error` (%, None without images). A list, because DVC would make a column of
         each entry of a mapping.
@@ -49,10 +49,10 @@ def evaluate(
     card, split = load_card(prepared), load_split(prepared, "test")
     require_fit(trained, spec, prepared, card, "train")
     if not len(split.labels):
-        raise UserError(f"{prepared}: the test split holds no image; raise data.test")
+        raise UserError(f"{prepared}: the test split has no images; raise data.test")
     logits = _logits(network, split.images, config.batch)
     if not torch.isfinite(logits).all():
-        raise UserError(f"{trained}: the network answers a test image with a number not finite")
+        raise UserError(f"{trained}: the network's output for a test image is NaN or infinite")
     labels = torch.from_numpy(split.labels)
     loss = functional.cross_entropy(logits, labels, reduction="none").numpy()
     predicted: NDArray[np.int64] = logits.argmax(1).numpy()

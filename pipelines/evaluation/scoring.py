@@ -1,4 +1,4 @@
-"""The score that decides promotions: wrong answers of a released model on one split."""
+"""The score for promotions: the number of wrong answers of a released model on one split."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Score:
     """How often a model is wrong.
 
     Attributes:
-        errors: Images answered wrongly.
-        images: Images asked.
+        errors: Images with a wrong answer.
+        images: Images scored.
         error: errors / images, a share in [0, 1]; NaN without images.
-        wrong: Per image [n], whether the answer is wrong: lets two models be paired.
+        wrong: For each image [n], whether the answer is wrong; used to compare two models.
         finite: Whether every logit is a finite number.
     """
 
@@ -34,8 +34,8 @@ class Score:
 def error(model: OnnxModel, split: Split, classes: Sequence[str]) -> Score:
     """Score a model on a split by class names.
 
-    Names, not positions: a model trained before a class was added, or with classes in another
-    order, is held to what its answers mean; on a class it does not know it is simply wrong.
+    Names are compared, not positions, because a model may have been trained before a class was
+    added, or with classes in another order. On a class that it does not have, it is wrong.
 
     Args:
         model: The released model.

@@ -1,4 +1,4 @@
-"""Folds the whitening away and writes one ONNX file, the same bytes from the same inputs."""
+"""Folds the whitened layers and writes one ONNX file; equal inputs give equal bytes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import onnx
 import torch
-from onnx import ModelProto
 from torch import Tensor, nn
 
 import prong
@@ -21,15 +19,16 @@ from pipelines.core.files import atomic_path
 from pipelines.core.fingerprints import code_hash, params_hash
 from pipelines.data.prepared import load_card
 from pipelines.systems.onnx.metadata import INPUT, LARGEST_FILE, OUTPUTS, OnnxMetadata, require_fit
+from pipelines.systems.onnx.serialise import to_bytes
 from pipelines.training.network import load
 
 LARGEST_BATCH = 4096
-_EXAMPLE_BATCH = 2  # an example of one image would freeze the batch at one
+_EXAMPLE_BATCH = 2  # with one image the exporter would fix the batch size at one
 _REGISTRATION = logging.getLogger("torch.onnx._internal.exporter._registration")
 
 
 class Released(nn.Module):
-    """A folded network as it is released: raw images in, logits and probabilities out."""
+    """A folded network for release: raw images in, logits and probabilities out."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -44,8 +43,8 @@ class Released(nn.Module):
 def folded(network: nn.Module) -> nn.Module:
     """Return the plain network (nn.Linear, nn.Conv2d) that computes the same function.
 
-    Folded in float64 and rounded once, so that neither the order of summation nor the number of
-    threads shows in the result.
+    It is folded in float64 and rounded once, so that the result does not depend on the order of
+    summation or the number of threads.
 
     Args:
         network: As `pipelines.training.network.load` returns it; not changed.
@@ -57,12 +56,12 @@ def export(trained: Path, prepared: Path, params: Params, root: Path, out: Path)
     """Write a trained network as one ONNX file.
 
     Input `images` is uint8 [batch, channels, size, size], normalised inside the graph; outputs
-    `logits` and `probabilities` are float32 [batch, classes]. The metadata is a `OnnxMetadata`.
+    `logits` and `probabilities` are float32 [batch, classes]. The metadata are an `OnnxMetadata`.
 
     Args:
         trained: Output of `train`.
         prepared: Output of `prepare`; only its data card is read.
-        params: Gives the opset, and the parameters' hash.
+        params: For the opset and the hash of the parameters.
         root: The checkout whose sources are hashed.
         out: The file, replaced atomically.
 
@@ -91,17 +90,17 @@ def onnx_bytes(plain: nn.Module, card: OnnxMetadata, opset: int) -> bytes:
     """Return a plain network as the bytes of one ONNX file.
 
     Args:
-        plain: Takes uint8 [batch, channels, size, size], gives logits [batch, classes].
+        plain: Maps uint8 [batch, channels, size, size] to logits [batch, classes].
         card: Becomes the file's metadata.
         opset: Version of the ONNX operators, 18 to 21.
 
     Raises:
-        UserError: If the file would pass the 2 GB that one ONNX file may have.
+        UserError: If the file would exceed 2 GB, the limit of one ONNX file.
     """
     size = sum(t.numel() * t.element_size() for t in plain.state_dict().values())
     if size > LARGEST_FILE:
         raise UserError(
-            f"the network has {size / 2**30:.1f} GiB of weights; one ONNX file holds at most 2; "
+            f"the network has {size / 2**30:.1f} GiB of weights; the limit of one ONNX file is 2; "
             "lower train.width or train.hidden"
         )
     example = torch.zeros(_EXAMPLE_BATCH, card.channels, card.size, card.size, dtype=torch.uint8)
@@ -119,36 +118,12 @@ def onnx_bytes(plain: nn.Module, card: OnnxMetadata, opset: int) -> bytes:
             verbose=False,
         )
     assert program is not None  # only the exporter without dynamo returns None
-    model = program.model_proto
-    _strip(model)
-    onnx.helper.set_model_props(model, card.metadata())
-    onnx.checker.check_model(model, full_check=True)
-    left = {node.op_type for node in model.graph.node} & {"BatchNormalization"}
-    if left or model.functions:
-        raise RuntimeError("the exporter left batch normalisation or functions in the graph")
-    content: bytes = model.SerializeToString(deterministic=True)
-    return content
-
-
-def _strip(model: ModelProto) -> None:
-    """Remove what names this machine, its sources or its build of torch, and no computation."""
-    model.producer_name, model.producer_version, model.doc_string = "prong", "", ""
-    del model.metadata_props[:]
-    graph = model.graph
-    graph.doc_string = ""
-    del graph.metadata_props[:]
-    del graph.value_info[:]  # inferred shapes, whose symbols are numbered as they come
-    for node in graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    for value in (*graph.input, *graph.output, *graph.initializer):
-        value.doc_string = ""
-        del value.metadata_props[:]
+    return to_bytes(program.model_proto, card.metadata())
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's note that torchvision is absent, and its one deprecation."""
+    """Silence the exporter's note that torchvision is missing, and one deprecation warning."""
     level = _REGISTRATION.level
     _REGISTRATION.setLevel(logging.ERROR)
     try:

@@ -12,7 +12,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, numpy_helper
 
 from pipelines.core.config import Params
 from pipelines.core.errors import Unavailable, UserError
@@ -24,7 +23,13 @@ from pipelines.evaluation.scoring import Score
 from pipelines.gates.provenance import StoredFile
 from pipelines.provenance import signing
 from pipelines.systems.onnx.metadata import OnnxMetadata
-from pipelines.systems.onnx.model_file import checked_card, outside, parse, tensors
+from pipelines.systems.onnx.model_file import (
+    ModelProto,
+    checked_card,
+    outside,
+    parse,
+    tensor_values,
+)
 from pipelines.systems.onnx.runtime import OnnxModel
 
 T = TypeVar("T")
@@ -231,17 +236,14 @@ class Evidence:
         if self.outside:
             raise UserError(f"{self._name}: not read: weights lie outside the file")
         found, count = {}, 0
-        for number, tensor in enumerate(tensors(self._readable())):
-            if tensor.data_type == TensorProto.UNDEFINED:
-                continue  # an attribute that holds no tensor
-            values = numpy_helper.to_array(tensor)
+        for name, values in tensor_values(self._readable()):
             count += values.size
             own = values.dtype.kind in _NUMERIC
             if own or values.dtype.name.startswith(("bfloat", "float")):
                 plain = values if own else values.astype(np.float32)
                 wrong = int(values.size - np.isfinite(plain).sum())
                 if wrong:
-                    found[tensor.name or f"tensor {number}"] = wrong
+                    found[name] = wrong
         return found, count
 
     # What the checkout holds.

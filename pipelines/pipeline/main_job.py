@@ -7,35 +7,30 @@ nothing to do is shown as cached, so a failed run goes on at the stage that fail
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import PrefectHTTPStatusError
-from prefect.runtime import flow_run
-
 from pipelines.core import params_file
 from pipelines.core.config import Params
-from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.pipeline import data_versions as dataset
 from pipelines.pipeline.stages import check_names
 from pipelines.release.decision import Decision
-from pipelines.release.register import Registration
+from pipelines.release.register import Registration, exported
 from pipelines.systems.dvc import cache as dvc_store
 from pipelines.systems.dvc import reproduce as versioning
 from pipelines.systems.dvc.reproduce import StageResult
+from pipelines.systems.prefect.connection import answering, used_server
+from pipelines.systems.prefect.decorators import flow, task
+from pipelines.systems.prefect.this_run import run_id
 
 if TYPE_CHECKING:
     from pipelines.release.transaction import Transaction
 
-_NO_SERVER = ("Failed to reach API", "Timed out while attempting to connect")
 Report = Callable[[StageResult], None]
 
 
@@ -58,53 +53,53 @@ class JobResult:
     seconds: float
 
 
-@task(cache_policy=NO_CACHE)
+@task
 def prepare(root: Path, force: bool) -> StageResult:
     """Bring the prepared images up to date."""
     return versioning.ensure(root, "prepare", force=force)
 
 
-@task(cache_policy=NO_CACHE)
+@task
 def train(root: Path, force: bool) -> StageResult:
     """Bring the trained network up to date."""
     return versioning.ensure(root, "train", force=force)
 
 
-@task(cache_policy=NO_CACHE)
+@task
 def evaluate(root: Path, force: bool) -> StageResult:
     """Bring the test figures up to date."""
     return versioning.ensure(root, "evaluate", force=force)
 
 
-@task(cache_policy=NO_CACHE)
+@task
 def export(root: Path, force: bool) -> StageResult:
     """Bring the ONNX file up to date."""
     return versioning.ensure(root, "export", force=force)
 
 
-@task(cache_policy=NO_CACHE)
+@task
 def verify(root: Path, force: bool) -> StageResult:
     """Bring the comparison of whitened, folded and ONNX networks up to date."""
     return versioning.ensure(root, "verify", force=force)
 
 
-@task(cache_policy=NO_CACHE)
-def register(held: Transaction, params: Params, flow_run_id: str) -> Registration:
+@task
+def register(held: Transaction, params: Params, sha256: str, flow_run_id: str) -> Registration:
     """Register the verified ONNX file, unless these bytes are registered already."""
     from pipelines.release.register import register_in
 
-    return register_in(held, params, flow_run_id)
+    return register_in(held, params, sha256, flow_run_id)
 
 
-@task(cache_policy=NO_CACHE)
+@task
 def promote(held: Transaction, params: Params, version: int, flow_run_id: str) -> Decision:
     """Make the version champion if every gate lets it pass."""
-    from pipelines.release.promote import promote_in
+    from pipelines.release.promote import PromotionRequest, promote_in
 
-    return promote_in(held, params, version, flow_run_id)
+    return promote_in(held, params, PromotionRequest(version, flow_run_id))
 
 
-@flow(name="prong", validate_parameters=False)
+@flow(name="prong")
 def main_job(root: Path, force: frozenset[str], report: Report) -> JobResult:
     """Prepare, train, evaluate, export, verify, register, promote.
 
@@ -120,17 +115,18 @@ def main_job(root: Path, force: frozenset[str], report: Report) -> JobResult:
         result = stage(root, stage.name in force)
         report(result)
         results.append(result)
-    run_id = str(flow_run.id)
+    run = run_id()
     # First, so that whatever may be promoted can be made again.
     dvc_store.push(layout.root, layout.added)
     from pipelines.release.transaction import transaction  # imports MLflow, which takes seconds
     from pipelines.systems import mlflow as tracking
 
     tracking.close_dead_runs(layout)
+    sha256 = exported(layout)
     with transaction(layout, params.model_name) as held:
-        registration = register(held, params, run_id)
-        decision = promote(held, params, registration.version, run_id)
-    return JobResult(tuple(results), registration, decision, run_id, time.monotonic() - start)
+        registration = register(held, params, sha256, run)
+        decision = promote(held, params, registration.version, run)
+    return JobResult(tuple(results), registration, decision, run, time.monotonic() - start)
 
 
 def run(layout: Layout, force: Sequence[str], report: Report) -> JobResult:
@@ -139,28 +135,17 @@ def run(layout: Layout, force: Sequence[str], report: Report) -> JobResult:
     Raises:
         UserError: If a parameter, the data, the disk or an outside system is at fault.
         Failed: If a stage crashed.
+        Unavailable: If an outside system does not answer.
     """
     forced = check_names(force)
     params = params_file.load(layout.params)
     check_data(layout, params)
     dvc_store.share(layout.home, layout.root, params.store.remote)
     dataset.restore_added(layout)
-    try:
+    with answering(used_server()):
         result: Any = main_job(layout.root, forced, report)
-    except (httpx.TransportError, PrefectHTTPStatusError, RuntimeError) as error:
-        if type(error) is RuntimeError and not str(error).startswith(_NO_SERVER):
-            raise
-        said = " ".join(str(error).split()).partition(" For more information")[0]
-        raise Unavailable(f"Prefect: {said}{_where()}") from error
     assert isinstance(result, JobResult)
     return result
-
-
-def _where() -> str:
-    address = os.environ.get("PREFECT_API_URL")
-    home = os.environ.get("PREFECT_HOME")
-    store = f"; its store is {home}: is the disk full?" if home else ""
-    return f" (PREFECT_API_URL = {address!r}{store})" if address else ""
 
 
 def check_data(layout: Layout, params: Params) -> None:

@@ -10,9 +10,8 @@ from pipelines.core import tables
 from pipelines.core.paths import Layout
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
     from pipelines.registry.versions import Version
+    from pipelines.systems.mlflow import MlflowClient
 
 SECTIONS = ("params", "data", "metrics", "gates", "environment", "classes")
 _DATA = ("data_hash", "dvc_lock_sha256", "git_commit", "git_dirty", "code_hash", "params_hash")
@@ -88,22 +87,16 @@ def compare(layout: Layout, model: str, first: str, second: str) -> Comparison:
 
 def _facts(client: MlflowClient, version: Version) -> dict[str, dict[str, str | float]]:
     """Return what is known of a version, by section."""
-    from mlflow.exceptions import MlflowException
-
     from pipelines.registry import versions as registry
+    from pipelines.systems import mlflow as tracking
 
     made = version.under(registry.LINEAGE)
-    run: Any = None
-    if version.run_id:
-        try:
-            run = client.get_run(version.run_id)
-        except MlflowException as error:  # a run may be deleted, the version stays
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-    measured = {} if run is None else dict(run.data.metrics)
+    # A run may be deleted; the version stays.
+    run = tracking.read_run(client, version.run_id) if version.run_id else None
+    measured = {} if run is None else dict(run.metrics)
     params: dict[str, str | float] = {**version.under(registry.PARAM)}
     if not params and run is not None:  # a version older than these tags
-        params = {**run.data.params}
+        params = {**run.params}
     return {
         "params": params,
         "data": {key: made[key] for key in _DATA if key in made},

@@ -9,7 +9,7 @@ from pipelines.gates.finding import PREFIX, Finding, tags
 from pipelines.registry import versions as registry
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from pipelines.systems.mlflow import MlflowClient
 
 
 def write(client: MlflowClient, version: registry.Version, findings: Iterable[Finding]) -> None:
@@ -18,7 +18,9 @@ def write(client: MlflowClient, version: registry.Version, findings: Iterable[Fi
     The gate `champion` also leaves its figures where other metrics are: `metric.gate_error`,
     `metric.champion_error`, `metric.gate_images`.
     """
-    number, new = str(version.number), tags(findings)
+    from pipelines.systems.mlflow import registered_models
+
+    new = tags(findings)
     metrics = {}
     for finding in findings:
         if finding.gate == "champion":
@@ -27,6 +29,6 @@ def write(client: MlflowClient, version: registry.Version, findings: Iterable[Fi
             metrics = {registry.METRIC + names.get(key, key): f"{v:.12g}" for key, v in figures}
     for key in sorted(version.tags):
         if key.startswith(PREFIX) and key not in new:
-            client.delete_model_version_tag(version.model, number, key)
+            registered_models.untag_version(client, version.model, version.number, key)
     for key, value in {**metrics, **new}.items():
-        client.set_model_version_tag(version.model, number, key, value)
+        registered_models.tag_version(client, version.model, version.number, key, value)

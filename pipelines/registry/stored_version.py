@@ -6,18 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pipelines.systems.mlflow.surroundings  # noqa: F401  # before MLflow is imported
-
-# isort: split
-from mlflow.artifacts import download_artifacts, list_artifacts
-from mlflow.exceptions import MlflowException
-
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.gates.provenance import MODEL_FILES, StoredFile, is_inside
 from pipelines.registry import version_files
 from pipelines.registry import versions as registry
-from pipelines.systems.mlflow import WEIGHTS_TAG, answering, connect, tracking_uri
+from pipelines.systems.mlflow import WEIGHTS_TAG, answering, artifacts, connect, read_run
 
 _HEAD = 64  # bytes
 _MOST = 1000  # files
@@ -57,14 +51,13 @@ class StoredVersion:
 
     def fetch_model(self, target: Path) -> None:
         """Download its ONNX file anew; nothing is checked."""
-        version_files.download(
-            self.layout, version_files.location(self.layout, self.version), target
-        )
+        where = version_files.location(self.layout, self.version)
+        artifacts.download(self.layout, where, version_files.MODEL_FILE, target)
 
     def fetch_signature(self, target: Path) -> None:
         """Download its signature anew."""
         where = version_files.location(self.layout, self.version)
-        version_files.download(self.layout, where, target, version_files.SIGNATURE)
+        artifacts.download(self.layout, where, version_files.SIGNATURE, target)
 
     def checked_file(self) -> Path:
         """Return its ONNX file, downloaded at most once, after its hash was checked."""
@@ -83,12 +76,10 @@ def _weights_of(layout: Layout, version: registry.Version) -> str:
     """Return the sha256 of the trained weights behind a version; empty if its run does not say."""
     if not version.run_id:
         return ""
-    try:
-        with answering(layout):
-            run = connect(layout).get_run(version.run_id)
-    except MlflowException:
-        return ""  # the run was deleted; the version lives on
-    return str(run.data.tags.get(WEIGHTS_TAG, ""))
+    client = connect(layout)
+    with answering(layout):
+        run = read_run(client, version.run_id)
+    return "" if run is None else run.tags.get(WEIGHTS_TAG, "")  # a run may be deleted
 
 
 def _stored_files(layout: Layout, version: registry.Version, scratch: Path) -> list[StoredFile]:
@@ -104,33 +95,23 @@ def _stored_files(layout: Layout, version: registry.Version, scratch: Path) -> l
         Unavailable: If the registry does not answer.
     """
     where = version_files.location(layout, version)
-    uri = tracking_uri(layout)
     found: list[str] = []
     folders = [""]
-    try:
-        with answering(layout):
-            while folders and len(found) <= _MOST:
-                inside = folders.pop()
-                at = f"{where.rstrip('/')}/{inside}".rstrip("/")
-                for entry in list_artifacts(artifact_uri=at, tracking_uri=uri):
-                    # Named from the folder asked for, or with its parent's name: the last part is.
-                    path = f"{inside}/{entry.path.rpartition('/')[2]}".lstrip("/")
-                    path = path if is_inside(entry.path) else entry.path
-                    trusted = is_inside(path)
-                    (folders if entry.is_dir and trusted else found).append(path)
-            if len(found) > _MOST:
-                raise UserError(f"{where}: more than {_MOST} files")
-            return [_stored(where, path, uri, scratch) for path in sorted(found)]
-    except MlflowException as error:
-        said = " ".join(str(error).split())[:300]
-        raise UserError(f"{where}: the registry's folder cannot be read: {said}") from None
+    while folders and len(found) <= _MOST:
+        inside = folders.pop()
+        for entry in artifacts.entries(layout, where, inside):
+            # Named from the folder asked for, or with its parent's name: the last part is.
+            path = f"{inside}/{entry.path.rpartition('/')[2]}".lstrip("/")
+            path = path if is_inside(entry.path) else entry.path
+            trusted = is_inside(path)
+            (folders if entry.is_dir and trusted else found).append(path)
+    if len(found) > _MOST:
+        raise UserError(f"{where}: more than {_MOST} files")
+    return [_stored(layout, where, path, scratch) for path in sorted(found)]
 
 
-def _stored(where: str, path: str, uri: str, scratch: Path) -> StoredFile:
+def _stored(layout: Layout, where: str, path: str, scratch: Path) -> StoredFile:
     if path.endswith(MODEL_FILES) or not is_inside(path):
         return StoredFile(path, b"")
-    got = download_artifacts(
-        artifact_uri=f"{where.rstrip('/')}/{path}", dst_path=str(scratch), tracking_uri=uri
-    )
-    with Path(got).open("rb") as file:
+    with artifacts.fetch(layout, where, path, scratch).open("rb") as file:
         return StoredFile(path, file.read(_HEAD))

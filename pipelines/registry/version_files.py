@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-import pipelines.systems.mlflow.surroundings  # noqa: F401  # before MLflow is imported
-
-# isort: split
-from mlflow.artifacts import download_artifacts
-from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
 from pipelines.core.errors import Unavailable, UserError
-from pipelines.core.files import atomic_path, sha256_file
+from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
 from pipelines.registry.versions import CHAMPION, Version, list_versions, named_version
-from pipelines.systems.mlflow import answering, connect, tracking_uri
+from pipelines.systems.mlflow import answering, artifacts, connect, registered_models
 
 MODEL_FILE, SIGNATURE = "model.onnx", "model.onnx.sig"
 
@@ -82,7 +74,7 @@ def _signer(layout: Layout, version: Version, path: Path) -> str:
             return signing.verify(layout, path, bundle)
     name = f"{version.model} version {version.number}"
     try:
-        download(layout, location(layout, version), bundle, SIGNATURE)
+        artifacts.download(layout, location(layout, version), SIGNATURE, bundle)
     except UserError as error:
         if isinstance(error, Unavailable):
             raise
@@ -106,7 +98,7 @@ def _registered_file(layout: Layout, version: Version) -> Path:
     path = cached_file(layout, version.sha256)
     if path.is_file() and sha256_file(path) == version.sha256:
         return path
-    found = download(layout, location(layout, version), path)
+    found = artifacts.download(layout, location(layout, version), MODEL_FILE, path)
     if found != version.sha256:
         path.unlink()
         raise UserError(
@@ -124,41 +116,7 @@ def location(layout: Layout, version: Version) -> str:
     """
     client = connect(layout)
     with answering(layout):
-        return str(client.get_model_version_download_uri(version.model, str(version.number)))
-
-
-def download(layout: Layout, where: str, path: Path, file: str = MODEL_FILE) -> str:
-    """Bring a file of a stored model to `path` (replaced atomically) and return its sha256.
-
-    Args:
-        layout: The checkout.
-        where: The artifact location of an uploaded model.
-        path: Where to.
-        file: Which; the ONNX file unless said.
-
-    Raises:
-        UserError: If the store has no such file.
-        Unavailable: If it does not answer.
-    """
-    uri = f"{where.rstrip('/')}/{file}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=path.parent) as scratch:
-        try:
-            with answering(layout):
-                got = download_artifacts(
-                    artifact_uri=uri, dst_path=scratch, tracking_uri=tracking_uri(layout)
-                )
-        except OSError as error:
-            if not isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
-                raise
-            raise UserError(f"{uri}: the registry's file is gone") from None
-        except MlflowException as error:
-            said = " ".join(str(error).split())
-            what = "is gone" if "No such artifact" in said else f"cannot be read: {said[:300]}"
-            raise UserError(f"{uri}: the registry's file {what}") from None
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(Path(got).read_bytes())
-    return sha256_file(path)
+        return registered_models.location(client, version.model, version.number)
 
 
 def put_beside(layout: Layout, version: Version, file: Path) -> None:
@@ -168,8 +126,5 @@ def put_beside(layout: Layout, version: Version, file: Path) -> None:
         Unavailable: If the registry does not answer.
     """
     cached = cached_file(layout, version.sha256).with_suffix(".sig")
-    with answering(layout):
-        where = location(layout, version)
-        repository = get_artifact_repository(where, tracking_uri=tracking_uri(layout))
-        repository.log_artifact(str(file))  # type: ignore[no-untyped-call]
+    artifacts.put(layout, location(layout, version), file)
     cached.unlink(missing_ok=True)

@@ -10,18 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import pipelines.systems.mlflow.surroundings  # noqa: F401  # before MLflow is imported
-
-# isort: split
-from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
-
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.gates.finding import Finding, from_tags
-from pipelines.systems.mlflow import answering, connect
-from pipelines.systems.mlflow.server_leases import PREFIX as LEASE
+from pipelines.systems.mlflow import MlflowClient, answering, connect, registered_models
+from pipelines.systems.mlflow.registered_models import ModelVersion
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 """Aliases: live; live before; registered last, and not judged yet or refused."""
@@ -118,24 +111,21 @@ def _version(found: ModelVersion, aliases: Mapping[str, int]) -> Version:
 
 def aliases(client: MlflowClient, model: str) -> dict[str, int]:
     """Return alias → version; empty if there is no such model."""
-    try:
-        found = client.get_registered_model(model).aliases
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise
-    return {alias: int(number) for alias, number in found.items()}
+    found = registered_models.find_model(client, model)
+    return {} if found is None else {name: int(number) for name, number in found.aliases.items()}
 
 
 def versions(client: MlflowClient, model: str) -> list[Version]:
     """Return all versions of a model, newest first; none if there is no such model."""
-    named, found, token = aliases(client, model), [], None
-    while True:
-        page = client.search_model_versions(f"name = '{model}'", max_results=100, page_token=token)
-        found += [_version(version, named) for version in page]
-        token = page.token
-        if not token:
-            return sorted(found, key=lambda version: -version.number)
+    named = aliases(client, model)
+    found = [_version(version, named) for version in registered_models.versions_of(client, model)]
+    return sorted(found, key=lambda version: -version.number)
+
+
+def version_or_none(client: MlflowClient, model: str, number: int) -> Version | None:
+    """Return one version; None if it does not exist."""
+    found = registered_models.find_version(client, model, number)
+    return None if found is None else _version(found, aliases(client, model))
 
 
 def get_version(client: MlflowClient, model: str, number: int) -> Version:
@@ -144,24 +134,17 @@ def get_version(client: MlflowClient, model: str, number: int) -> Version:
     Raises:
         UserError: If it does not exist.
     """
-    try:
-        return _version(client.get_model_version(model, str(number)), aliases(client, model))
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
+    found = version_or_none(client, model, number)
+    if found is None:
         numbers = ", ".join(str(v.number) for v in versions(client, model)) or "none"
-        raise UserError(f"{model} version {number}: does not exist; there are: {numbers}") from None
+        raise UserError(f"{model} version {number}: does not exist; there are: {numbers}")
+    return found
 
 
 def named_version(client: MlflowClient, model: str, alias: str) -> Version | None:
     """Return the version that an alias names; None if there is none."""
-    try:
-        found = client.get_model_version_by_alias(model, alias)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        return None
-    return _version(found, aliases(client, model))
+    found = registered_models.find_by_alias(client, model, alias)
+    return None if found is None else _version(found, aliases(client, model))
 
 
 def number_of(model: str, named: Mapping[str, int], text: str, *, asked: str) -> int:
@@ -209,8 +192,7 @@ def list_versions(layout: Layout, model: str) -> list[Version]:
     with answering(layout):
         found = versions(client, model)
         if not found:
-            names = sorted(m.name for m in client.search_registered_models())
-            known = ", ".join(name for name in names if not name.startswith(LEASE))
+            known = ", ".join(registered_models.model_names(client))
             raise UserError(
                 f"registry.model: no version of {model!r} is registered; "
                 f"registered: {known or 'nothing yet'}; `prong run` registers one"

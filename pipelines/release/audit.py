@@ -30,6 +30,7 @@ from pipelines.registry import version_files
 from pipelines.registry.versions import LINEAGE, Version
 from pipelines.systems import git
 from pipelines.systems import mlflow as tracking
+from pipelines.systems.mlflow import artifacts
 from pipelines.systems.onnx.runtime import OnnxMetadata, OnnxModel
 
 
@@ -73,7 +74,7 @@ def kept_file(layout: Layout, version: Version, name: str) -> Path | None:
             temporary.write_bytes(content)
         return out
     try:
-        version_files.download(layout, version_files.location(layout, version), out, name)
+        artifacts.download(layout, version_files.location(layout, version), name, out)
     except Unavailable:
         raise
     except UserError:

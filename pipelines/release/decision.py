@@ -63,6 +63,7 @@ def judged(
     from pipelines.registry import versions as registry
     from pipelines.registry.stored_version import StoredVersion
     from pipelines.release.best_champions import best_champions
+    from pipelines.systems.mlflow import registered_models
 
     live = state.aliases.get(registry.CHAMPION)
     champion = None if live is None else held.version(live)
@@ -78,11 +79,11 @@ def judged(
     )
     faults.point("promote.judged")
     held.check()
-    number = str(candidate.number)
+    client, model, number = held.client, candidate.model, candidate.number
     if GATE_INPUTS in candidate.tags:
-        held.client.delete_model_version_tag(candidate.model, number, GATE_INPUTS)
-    findings_of.write(held.client, candidate, findings)
-    held.client.set_model_version_tag(candidate.model, number, GATE_INPUTS, _text(question))
+        registered_models.untag_version(client, model, number, GATE_INPUTS)
+    findings_of.write(client, candidate, findings)
+    registered_models.tag_version(client, model, number, GATE_INPUTS, _text(question))
     faults.point("promote.tags")
     return findings
 

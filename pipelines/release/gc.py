@@ -19,9 +19,6 @@ from pipelines.core.paths import Layout
 from pipelines.systems import git
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
-
     from pipelines.registry.versions import Version
     from pipelines.release.transaction import Transaction
 
@@ -96,8 +93,9 @@ def shown(size: int) -> str:
 
 def _versions(layout: Layout, held: Transaction, keep: int) -> tuple[list[Item], list[Version]]:
     """Return the versions that nothing needs, and those that stay."""
-    from pipelines.registry import artifacts, version_files
+    from pipelines.registry import version_files
     from pipelines.registry import versions as registry
+    from pipelines.systems.mlflow import artifacts
 
     state = held.state()
     needed = {*state.aliases.values(), *state.history.lived}
@@ -127,72 +125,44 @@ class _Removal:
     where: str
 
     def __call__(self) -> None:
-        from pipelines.registry import artifacts, version_files
+        from pipelines.registry import version_files
         from pipelines.registry import versions as registry
+        from pipelines.systems.mlflow import artifacts, logged_models, registered_models
 
-        client, number = self.held.client, str(self.version.number)
+        client, model, number = self.held.client, self.version.model, self.version.number
         self.held.check()
         if self.version.complete:
-            client.delete_model_version_tag(self.version.model, number, registry.COMPLETE)
+            registered_models.untag_version(client, model, number, registry.COMPLETE)
         artifacts.remove(self.layout, self.where)
         version_files.cached_file(self.layout, self.version.sha256).unlink(missing_ok=True)
         logged = [
-            model.model_id
-            for model in _logged(self.held)
-            if model.artifact_location.rstrip("/") == self.where.rstrip("/")
+            upload.model_id
+            for upload in logged_models.uploads(client, model, registry.SHA256)
+            if upload.artifact_location.rstrip("/") == self.where.rstrip("/")
         ]
-        client.delete_model_version(self.version.model, number)
+        registered_models.delete_version(client, model, number)
         for model_id in logged:
-            client.delete_logged_model(model_id)
-
-
-def _sources(client: MlflowClient) -> set[str]:
-    """Return where the files of all versions of all registered models lie."""
-    found: set[str] = set()
-    token = None
-    while True:
-        page = client.search_model_versions(max_results=1000, page_token=token)
-        found |= {str(version.source) for version in page}
-        token = page.token
-        if not token:
-            return found
-
-
-def _logged(held: Transaction) -> Iterator[LoggedModel]:
-    """Yield the uploads that this program made for a model."""
-    from pipelines.registry.versions import SHA256
-
-    found = held.client.get_experiment_by_name(held.model)
-    if found is None:
-        return
-    token: str | None = None
-    while True:
-        page = held.client.search_logged_models(
-            [found.experiment_id], page_token=token, max_results=100
-        )
-        yield from (model for model in page if SHA256 in model.tags)
-        token = page.token
-        if not token:
-            return
+            logged_models.delete(client, model_id)
 
 
 def _uploads(layout: Layout, held: Transaction) -> list[Item]:
     """Return uploads that never became a version; none is on its way while the lease is held."""
-    from pipelines.registry import artifacts
+    from pipelines.registry.versions import SHA256
+    from pipelines.systems.mlflow import artifacts, logged_models, registered_models
 
-    sources = _sources(held.client)
+    sources = registered_models.locations(held.client)
     items = []
-    for model in _logged(held):
-        where = model.artifact_location
-        if any(model.model_id in source or where == source for source in sources):
+    for upload in logged_models.uploads(held.client, held.model, SHA256):
+        where = upload.artifact_location
+        if any(upload.model_id in source or where == source for source in sources):
             continue
 
-        def remove(where: str = where, model_id: str = model.model_id) -> None:
+        def remove(where: str = where, model_id: str = upload.model_id) -> None:
             held.check()
             artifacts.remove(layout, where)
-            held.client.delete_logged_model(model_id)
+            logged_models.delete(held.client, model_id)
 
-        what = f"upload {model.model_id} (no version came of it)"
+        what = f"upload {upload.model_id} (no version came of it)"
         items.append(Item(what, artifacts.size(layout, where), remove))
     return items
 
@@ -201,8 +171,9 @@ def _objects(
     layout: Layout, held: Transaction, staying: list[Version], report: Callable[[str], None]
 ) -> list[Item]:
     """Return the objects of DVC's cache that no lock needs."""
-    from pipelines.registry import artifacts, version_files
+    from pipelines.registry import version_files
     from pipelines.systems.dvc.reproduce import caches
+    from pipelines.systems.mlflow import artifacts
 
     objects, runs = caches(layout.root)
     trees = _worktrees(layout.root)

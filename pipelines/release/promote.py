@@ -31,6 +31,21 @@ if TYPE_CHECKING:  # MLflow and the gates are imported when a step is called, no
 
 
 @dataclass(frozen=True)
+class PromotionRequest:
+    """What is to be promoted, and who asks.
+
+    Attributes:
+        version: The version to judge; None takes the challenger.
+        run: Prefect's id of the run, or empty.
+        asked: Whether a person asked for just this version: its gates are run again.
+    """
+
+    version: int | None
+    run: str = ""
+    asked: bool = False
+
+
+@dataclass(frozen=True)
 class Rollback:
     """What `rollback` came to.
 
@@ -48,28 +63,16 @@ class Rollback:
 
 
 def promote(
-    layout: Layout,
-    params: Params,
-    version: int | None,
-    run: str = "",
-    *,
-    asked: bool = False,
+    layout: Layout, params: Params, version: int | None, run: str = "", *, asked: bool = False
 ) -> Decision:
     """Promote in a transaction of its own; see `promote_in`."""
     from pipelines.release.transaction import transaction
 
     with transaction(layout, params.model_name) as held:
-        return promote_in(held, params, version, run, asked=asked)
+        return promote_in(held, params, PromotionRequest(version, run, asked))
 
 
-def promote_in(
-    held: Transaction,
-    params: Params,
-    version: int | None,
-    run: str = "",
-    *,
-    asked: bool = False,
-) -> Decision:
+def promote_in(held: Transaction, params: Params, request: PromotionRequest) -> Decision:
     """Make a version champion if every gate lets it pass.
 
     A version that was champion before does not come back by itself, only if it is asked for: it
@@ -78,30 +81,26 @@ def promote_in(
     Args:
         held: The transaction; the gate split of its checkout decides.
         params: `registry.model` and `gates`.
-        version: The version to judge; None takes the challenger.
-        run: Prefect's id of the run, or empty.
-        asked: Whether a person asked for just this version: its gates are run again.
+        request: Which version, and who asks.
 
     Raises:
         UserError: If the version or the gate split is absent, or the store cannot be used.
         Unavailable: If the store does not answer.
     """
     faults.point("promote.lease")
-    decision = _decided(held, params, version, run, asked=asked)
+    decision = _decided(held, params, request)
     faults.point("promote.done")
     return decision
 
 
-def _decided(
-    held: Transaction, params: Params, version: int | None, run: str, *, asked: bool
-) -> Decision:
+def _decided(held: Transaction, params: Params, request: PromotionRequest) -> Decision:
     from pipelines.gates.finding import blocked
     from pipelines.gates.judging import GATES
     from pipelines.registry import versions as registry
     from pipelines.registry.intents import Intent
 
     layout, state = held.layout, held.state()
-    number = version or state.aliases.get(registry.CHALLENGER)
+    number = request.version or state.aliases.get(registry.CHALLENGER)
     if number is None and held.mended is not None:  # the challenger was promoted just now
         number = state.aliases.get(registry.CHAMPION)
     if number is None:
@@ -113,7 +112,7 @@ def _decided(
         raise UserError(f"{held.model} version {number}: its registration is not complete")
     if live == number:
         return known(candidate, live, "already champion")
-    if not asked and (
+    if not request.asked and (
         old := nothing_new(candidate, state, live, gate_inputs(layout, params, state))
     ):
         return old
@@ -128,7 +127,7 @@ def _decided(
         replaced=live,
         previous=live,
         reason=reason,
-        run=run,
+        run=request.run,
         error=figures[0],
     )
     wanted = {registry.PREVIOUS: live, registry.CHAMPION: number}

@@ -43,11 +43,27 @@ def register(layout: Layout, params: Params, flow_run_id: str | None) -> Registr
     """Register `models/model.onnx` in a transaction of its own; see `register_in`."""
     from pipelines.release.transaction import transaction
 
+    sha256 = exported(layout)
     with transaction(layout, params.model_name) as held:
-        return register_in(held, params, flow_run_id)
+        return register_in(held, params, sha256, flow_run_id)
 
 
-def register_in(held: Transaction, params: Params, flow_run_id: str | None) -> Registration:
+def exported(layout: Layout) -> str:
+    """Return the sha256 of `models/model.onnx`: what is to be registered.
+
+    To be asked before the lease is taken, so that nobody waits for a file that is not there.
+
+    Raises:
+        UserError: If the file is absent.
+    """
+    if not layout.onnx.is_file():
+        raise UserError(f"{layout.onnx}: absent; the stage export makes it")
+    return sha256_file(layout.onnx)
+
+
+def register_in(
+    held: Transaction, params: Params, sha256: str, flow_run_id: str | None
+) -> Registration:
     """Register `models/model.onnx` unless a version holds these bytes already.
 
     Intent, upload, download again, compare, create the version with its tags, wait until it is
@@ -56,10 +72,12 @@ def register_in(held: Transaction, params: Params, flow_run_id: str | None) -> R
     Args:
         held: The transaction; all DVC stages of its checkout are up to date.
         params: The checkout's parameters.
+        sha256: Of the ONNX file; see `exported`.
         flow_run_id: Prefect's id of the run, if there is one.
 
     Raises:
-        UserError: If the ONNX file or a report is absent or damaged, or the store cannot be used.
+        UserError: If a report is absent or damaged, the ONNX file was changed meanwhile, or the
+            store cannot be used.
         Unavailable: If the store does not answer.
     """
     from pipelines.registry import versions as registry
@@ -68,9 +86,6 @@ def register_in(held: Transaction, params: Params, flow_run_id: str | None) -> R
 
     faults.point("register.lease")
     layout, model = held.layout, held.model
-    if not layout.onnx.is_file():
-        raise UserError(f"{layout.onnx}: absent; the stage export makes it")
-    sha256 = sha256_file(layout.onnx)
     broken = []
     for version in registry.versions(held.client, model):
         if version.sha256 == sha256 and version.complete:

@@ -11,6 +11,7 @@ from pipelines.provenance import signing
 from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release.transaction import transaction
+from pipelines.systems.mlflow import artifacts
 
 
 def sign_version(layout: Layout, model: str, text: str) -> tuple[str, str]:
@@ -43,7 +44,9 @@ def sign_version(layout: Layout, model: str, text: str) -> tuple[str, str]:
             Path(scratch) / version_files.MODEL_FILE,
             Path(scratch) / version_files.SIGNATURE,
         )
-        found = version_files.download(layout, version_files.location(layout, version), file)
+        found = artifacts.download(
+            layout, version_files.location(layout, version), version_files.MODEL_FILE, file
+        )
         if found != version.sha256:
             raise UserError(
                 f"{name}: not signed: the registry's file has sha256 {found}, registered is "

@@ -18,12 +18,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import pipelines.systems.mlflow.surroundings  # noqa: F401  # before MLflow is imported
-
-# isort: split
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-
 from pipelines.core import faults
 from pipelines.core.paths import Layout
 from pipelines.registry import history
@@ -32,16 +26,14 @@ from pipelines.registry.history import Entry
 from pipelines.registry.intents import INTENT, Intent, ModelState
 from pipelines.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, Version
 from pipelines.systems import mlflow as tracking
+from pipelines.systems.mlflow import MlflowClient, registered_models
 from pipelines.systems.mlflow.leases import Lease, leased
 
 
 def read_state(client: MlflowClient, model: str) -> ModelState:
     """Return how a registered model stands; empty if there is none."""
-    try:
-        found = client.get_registered_model(model)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+    found = registered_models.find_model(client, model)
+    if found is None:
         return ModelState({}, history.read({}), None)
     tags = dict(found.tags)
     intent = Intent.parse(tags[INTENT]) if INTENT in tags else None
@@ -79,38 +71,39 @@ class Transaction:
 
     def is_complete(self, number: int | None) -> bool:
         """Say whether there is such a version and it is complete."""
-        return number is not None and any(
-            found.number == number and found.complete
-            for found in registry.versions(self.client, self.model)
-        )
+        if number is None:
+            return False
+        found = registry.version_or_none(self.client, self.model, number)
+        return found is not None and found.complete
 
     def intend(self, intent: Intent) -> None:
         """Write down what is to be."""
         self.check()
         if intent.command == "register":
-            self._ensure_model()
+            registered_models.ensure_model(self.client, self.model)
         text = json.dumps(asdict(intent), ensure_ascii=False, separators=(",", ":"))
-        self.client.set_registered_model_tag(self.model, INTENT, text)
+        registered_models.tag_model(self.client, self.model, INTENT, text)
 
     def done(self) -> None:
         """Delete the intent: all of it is done."""
         self.check()
-        self.client.delete_registered_model_tag(self.model, INTENT)
+        registered_models.untag_model(self.client, self.model, INTENT)
 
     def move(self, alias: str, number: int | None) -> None:
         """Let an alias name a version, or take it away."""
         self.check()
         if number is None:
-            self.client.delete_registered_model_alias(self.model, alias)
+            registered_models.delete_alias(self.client, self.model, alias)
         else:
-            self.client.set_registered_model_alias(self.model, alias, str(number))
+            registered_models.set_alias(self.client, self.model, alias, number)
 
     def append(self, entry: Entry) -> None:
         """Write an entry of the history, once."""
         known = self.state().history
         if not known.has(entry.intent):
             self.check()
-            self.client.set_registered_model_tag(self.model, *known.append(entry).tag())
+            key, value = known.append(entry).tag()
+            registered_models.tag_model(self.client, self.model, key, value)
 
     def carry_out(self, intent: Intent) -> None:
         """Move the aliases, write the entry, delete the intent; each only if not yet done."""
@@ -204,13 +197,6 @@ class Transaction:
             error=error,
             intent=uuid.uuid4().hex,
         )
-
-    def _ensure_model(self) -> None:
-        try:
-            self.client.create_registered_model(self.model)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
 
 
 _FIELD = {CHAMPION: "version", PREVIOUS: "previous"}

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import shutil
 import tempfile
-import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import pipelines.systems.mlflow.surroundings  # noqa: F401  # before MLflow is imported
-
-# isort: split
-import mlflow.onnx
-import onnx
-from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput, Metric
-from mlflow.models import Model, infer_signature
 
 from pipelines.core import faults
 from pipelines.core.config import Params
@@ -36,10 +23,12 @@ from pipelines.registry import version_files
 from pipelines.registry.version_files import MODEL_FILE
 from pipelines.registry.versions import COMPLETE, LINEAGE, METRIC, PARAM, SHA256, Version
 from pipelines.systems import mlflow as tracking
+from pipelines.systems.mlflow import MlflowClient, artifacts, logged_models, registered_models
+from pipelines.systems.mlflow.model_folder import write_folder
+from pipelines.systems.onnx import model_file
 from pipelines.systems.onnx.metadata import INPUT
 from pipelines.systems.onnx.runtime import OnnxModel
 
-_READY_WITHIN = 60  # seconds
 _EXAMPLE_PIXELS = 2**16  # the example is stored as text, a few bytes a pixel
 
 
@@ -75,14 +64,16 @@ def new_version(
     }
     made_from = {**lineage(layout, params), "flow_run_id": flow_run_id or UNKNOWN}
     run_id = _training_run(layout, params)
-    _log_reports(layout, client, run_id, figures)
+    named = (pair for report, values in figures.items() for pair in _numbers(values, report))
+    tracking.log_reports(client, run_id, named, layout.reports)
     faults.point("register.run")
     model_id, where = _upload(layout, client, name, run_id, sha256, made_from, figures)
     faults.point("register.upload")
-    if version_files.download(layout, where, version_files.cached_file(layout, sha256)) != sha256:
-        client.finalize_logged_model(model_id, "FAILED")
+    cached = version_files.cached_file(layout, sha256)
+    if artifacts.download(layout, where, MODEL_FILE, cached) != sha256:
+        logged_models.close(client, model_id, ready=False)
         raise UserError(f"{where}: the uploaded model does not come back as it was; try again")
-    client.finalize_logged_model(model_id, "READY")
+    logged_models.close(client, model_id, ready=True)
     faults.point("register.download")
     tags = {
         SHA256: sha256,
@@ -94,19 +85,11 @@ def new_version(
         **{PARAM + key: str(value)[:LONGEST] for key, value in _knobs(params).items()},
     }
     check()
-    version = client.create_model_version(
-        name,
-        where,
-        run_id,
-        tags,
-        await_creation_for=_READY_WITHIN,
-        model_id=model_id,
+    number = registered_models.create_version(
+        client, name, where, run_id=run_id, model_id=model_id, tags=tags
     )
-    number = int(version.version)
     faults.point("register.version")
-    # What a server does by itself; MLflow's page follows it from the run to the version.
-    entry = json.dumps([{"name": name, "version": str(number)}])
-    client.set_logged_model_tags(model_id, {"mlflow.modelVersions": entry})
+    logged_models.name_version(client, model_id, name, number)
     # Before the version is complete: whatever may be promoted can be made again.
     releases.keep(layout, name, number, sha256)
     check()
@@ -125,8 +108,8 @@ def finish(layout: Layout, client: MlflowClient, version: Version) -> bool:
     bundle = scratch.with_suffix(".sig")
     try:
         where = version_files.location(layout, version)
-        sound = version_files.download(layout, where, scratch) == version.sha256
-        version_files.download(layout, where, bundle, version_files.SIGNATURE)
+        sound = artifacts.download(layout, where, MODEL_FILE, scratch) == version.sha256
+        artifacts.download(layout, where, version_files.SIGNATURE, bundle)
         signing.verify(layout, scratch, bundle)
     except Unavailable:
         raise
@@ -140,15 +123,15 @@ def finish(layout: Layout, client: MlflowClient, version: Version) -> bool:
             releases.keep(layout, version.model, version.number, version.sha256)
         _complete(client, version.model, version.number)
     else:
-        client.delete_model_version(version.model, str(version.number))
+        registered_models.delete_version(client, version.model, version.number)
     return sound
 
 
 def _complete(client: MlflowClient, name: str, number: int) -> None:
-    status = str(client.get_model_version(name, str(number)).status)
+    status = registered_models.status(client, name, number)
     if status != "READY":
         raise Unavailable(f"{name} version {number}: MLflow leaves it {status}; run again")
-    client.set_model_version_tag(name, str(number), COMPLETE, "true")
+    registered_models.tag_version(client, name, number, COMPLETE, "true")
 
 
 def _report(layout: Layout, name: str, figure: str) -> dict[str, Any]:
@@ -201,21 +184,7 @@ def _numbers(value: Mapping[str, Any], path: str) -> Iterator[tuple[str, float]]
         if isinstance(item, Mapping):
             yield from _numbers(item, name)
         elif isinstance(item, int | float) and not isinstance(item, bool):
-            yield tracking.metric_name(name), float(item)
-
-
-def _log_reports(
-    layout: Layout, client: MlflowClient, run_id: str, figures: Mapping[str, Mapping[str, Any]]
-) -> None:
-    now = int(time.time() * 1000)
-    points = [
-        Metric(name, value, now, 0)
-        for report, values in figures.items()
-        for name, value in _numbers(values, report)
-    ]
-    for start in range(0, len(points), 1000):
-        client.log_batch(run_id, metrics=points[start : start + 1000])
-    client.log_artifacts(run_id, str(layout.reports), "reports")
+            yield name, float(item)
 
 
 def _example(layout: Layout, model: OnnxModel) -> Any:
@@ -238,40 +207,23 @@ def _upload(
     model = OnnxModel.load(layout.onnx, "cpu")
     images = _example(layout, model)
     outputs = {"logits": model.logits(images), "probabilities": model.probabilities(images)}
-    logged = client.create_logged_model(
-        tracking.experiment_id(layout, client, name),
-        name=re.sub(r"[^A-Za-z0-9_-]", "-", name),
-        source_run_id=run_id,
-        tags={SHA256: sha256},
-        model_type="onnx",
-    )
+    upload = logged_models.begin(layout, client, name, run_id, {SHA256: sha256})
     faults.point("register.begin")
     layout.state.mkdir(parents=True, exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory(prefix="upload-", dir=layout.state) as scratch,
-        warnings.catch_warnings(),
-    ):
-        # MLflow's, about type hints of its own that have nothing to do with this model.
-        warnings.filterwarnings("ignore", message=".*Any type hint is inferred", module="mlflow")
+    with tempfile.TemporaryDirectory(prefix="upload-", dir=layout.state) as scratch:
         folder = Path(scratch) / "model"
-        mlflow.onnx.save_model(
-            onnx.load(str(layout.onnx)),
-            str(folder),
-            mlflow_model=Model(
-                artifact_path=logged.artifact_location,
-                model_uuid=logged.model_id,
-                run_id=run_id,
-                model_id=logged.model_id,
-            ),
-            signature=infer_signature({INPUT: images}, outputs),
-            input_example={INPUT: images},
-            pip_requirements=["==".join(runs_in), "==".join(opset)],
+        write_folder(
+            folder,
+            model_file.load(layout.onnx),
+            upload=upload,
+            run_id=run_id,
+            inputs={INPUT: images},
+            outputs=outputs,
+            requirements=["==".join(runs_in), "==".join(opset)],
             metadata={SHA256: sha256},
-            save_as_external_data=False,
         )
-        # MLflow writes the model anew; what was verified is this file, not its like.
+        # MLflow has written the model anew; what was verified is this file, not its like.
         shutil.copyfile(layout.onnx, folder / MODEL_FILE)
         write_attachments(layout, folder / MODEL_FILE, name, made_from, figures)
-        client.log_model_artifacts(logged.model_id, str(folder))
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
-    return str(logged.model_id), str(logged.artifact_location)
+        logged_models.fill(client, upload, folder, run_id)
+    return str(upload.model_id), str(upload.artifact_location)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import re
 import zoneinfo
 
-from prefect.client.schemas.schedules import CronSchedule
-from prefect.server.schemas.schedules import CronSchedule as ServerSchedule
-from pydantic import ValidationError
-
 from pipelines.core.errors import UserError
+from pipelines.systems.prefect.schedules import CronSchedule, cron_schedule, fires
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _FORM = (
@@ -41,21 +37,12 @@ def schedule(cron: str, timezone: str) -> CronSchedule:
     if len(cron.split()) != 5 or not cron.isascii():
         raise wrong
     try:
-        found = CronSchedule(cron=" ".join(cron.split()), timezone=timezone)
-    except (ValidationError, ValueError, LookupError, ArithmeticError):
+        found = cron_schedule(" ".join(cron.split()), timezone)
+    except ValueError:
         raise wrong from None
-    if not _fires(found):
+    if not fires(found):
         raise UserError(f"--cron {cron!r}: never fires; allowed: a day that one of its months has")
     return found
-
-
-def _fires(found: CronSchedule) -> bool:
-    """Say whether a schedule has a next time at all: the 30th of February has none."""
-    server_side = ServerSchedule(cron=found.cron, timezone=found.timezone)
-    try:
-        return bool(asyncio.run(server_side.get_dates(1)))
-    except ValueError:  # croniter's way to say that it looked far ahead in vain
-        return False
 
 
 def check_name(option: str, name: str) -> str:

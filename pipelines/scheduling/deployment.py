@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName
-from prefect.client.schemas.responses import DeploymentResponse
-from prefect.client.schemas.schedules import CronSchedule
-from prefect.exceptions import ObjectNotFound
-from prefect.workers.process import ProcessWorker
 
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.scheduling import cron
-from pipelines.scheduling.flow_runs import api
+from pipelines.systems.prefect import deployed_flows
+from pipelines.systems.prefect.connection import SyncPrefectClient, api
+from pipelines.systems.prefect.deployed_flows import DeploymentResponse
+from pipelines.systems.prefect.schedules import CronSchedule
 
 FLOW = "scheduled"
 ENTRYPOINT = "pipelines/scheduling/flow.py:scheduled"
@@ -48,39 +42,20 @@ class Plan:
     root: str
 
 
-def _found(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
-    try:
-        return client.read_deployment_by_name(f"{FLOW}/{name}")
-    except ObjectNotFound:
-        return None
-
-
 def _plan(found: DeploymentResponse) -> Plan | None:
     """Return what a deployment does, or None if it has not exactly one cron schedule."""
-    times = [one for one in found.schedules if isinstance(one.schedule, CronSchedule)]
-    if len(found.schedules) != 1 or not times:
+    fires = deployed_flows.cron_of(found)
+    if fires is None:
         return None
-    (one,) = times
-    assert isinstance(one.schedule, CronSchedule)
+    schedule, active = fires
     return Plan(
         name=found.name,
-        cron=one.schedule.cron,
-        timezone=one.schedule.timezone or "UTC",
+        cron=schedule.cron,
+        timezone=schedule.timezone or "UTC",
         pool=found.work_pool_name or "",
-        paused=found.paused or not one.active,
-        root=root_of(found),
+        paused=found.paused or not active,
+        root=deployed_flows.root_of(found),
     )
-
-
-def root_of(found: DeploymentResponse) -> str:
-    """Return the checkout that a deployment runs; `prefect deploy` leaves its path empty."""
-    return str(found.job_variables.get("working_dir") or found.path or "")
-
-
-def deployments(client: SyncPrefectClient) -> list[DeploymentResponse]:
-    """Return the deployments of the entry flow, by name."""
-    flows = FlowFilter(name=FlowFilterName(any_=[FLOW]))
-    return sorted(client.read_deployments(flow_filter=flows), key=lambda one: one.name)
 
 
 def ensure_pool(client: SyncPrefectClient, pool: str, asked: str = "--pool") -> str:
@@ -89,7 +64,7 @@ def ensure_pool(client: SyncPrefectClient, pool: str, asked: str = "--pool") -> 
     Raises:
         UserError: If another one does not exist.
     """
-    known = {one.name: one.type for one in client.read_work_pools()}
+    known = deployed_flows.pool_types(client)
     if pool in known:
         return known[pool]
     if pool != POOL:
@@ -98,16 +73,13 @@ def ensure_pool(client: SyncPrefectClient, pool: str, asked: str = "--pool") -> 
             f"{asked} {pool!r}: there is no such work pool; allowed: {there}, or one made first by "
             "`prefect work-pool create`"
         )
-    template = ProcessWorker.get_default_base_job_template()
-    client.create_work_pool(
-        WorkPoolCreate(name=pool, type=ProcessWorker.type, base_job_template=template)
-    )
-    return ProcessWorker.type
+    deployed_flows.create_process_pool(client, pool)
+    return deployed_flows.PROCESS
 
 
 def _job(layout: Layout, kind: str) -> dict[str, Any]:
     """Return what a pool's jobs are to be started with; images bring their own command."""
-    if kind != ProcessWorker.type:
+    if kind != deployed_flows.PROCESS:
         return {}
     return {"command": f"{sys.executable} {COMMAND}", "working_dir": str(layout.root)}
 
@@ -133,36 +105,32 @@ def deploy(layout: Layout, name: str, schedule: CronSchedule, pool: str) -> tupl
     wanted = Plan(name, schedule.cron, timezone, pool, False, str(layout.root))
     with api() as client:
         kind = ensure_pool(client, pool)
-        before = _found(client, name)
+        before = deployed_flows.find(client, FLOW, name)
         job = _job(layout, kind)
         same = before is not None and before.job_variables == job
         if before is not None and same and _plan(before) == wanted:
             return wanted, False
-        client.create_deployment(
-            flow_id=client.create_flow_from_name(FLOW),
-            name=name,
-            schedules=[DeploymentScheduleCreate(schedule=schedule, active=True, slug="cron")],
+        deployed_flows.deploy_flow(
+            client,
+            FLOW,
+            name,
+            schedule,
             description="Runs the main job when there is something new.",
-            work_pool_name=pool,
-            path=str(layout.root),
             entrypoint=ENTRYPOINT,
-            pull_steps=_pull(layout.root) if kind == ProcessWorker.type else None,
-            parameter_openapi_schema={"type": "object", "properties": {}},
-            enforce_parameter_schema=True,
-            job_variables=job,
-            paused=False,
+            root=layout.root,
+            pool=pool,
+            kind=kind,
+            job=job,
         )
     return wanted, True
 
 
-def _pull(root: Path) -> list[dict[str, Any]]:
-    return [{"prefect.deployments.steps.set_working_directory": {"directory": str(root)}}]
-
-
 def _existing(client: SyncPrefectClient, name: str) -> DeploymentResponse:
-    found = _found(client, name)
+    found = deployed_flows.find(client, FLOW, name)
     if found is None:
-        known = ", ".join(one.name for one in deployments(client)) or "none yet"
+        known = (
+            ", ".join(one.name for one in deployed_flows.deployments_of(client, FLOW)) or "none yet"
+        )
         raise UserError(f"--name {name!r}: there is no such deployment; there are: {known}")
     return found
 
@@ -175,7 +143,7 @@ def pause(name: str) -> None:
         Unavailable: If the server does not answer.
     """
     with api() as client:
-        client.pause_deployment(_existing(client, name).id)
+        deployed_flows.pause(client, _existing(client, name).id)
 
 
 def remove(name: str) -> None:
@@ -186,7 +154,7 @@ def remove(name: str) -> None:
         Unavailable: If the server does not answer.
     """
     with api() as client:
-        client.delete_deployment(_existing(client, name).id)
+        deployed_flows.delete(client, _existing(client, name).id)
 
 
 def plans() -> list[tuple[str, Plan | None]]:
@@ -196,4 +164,4 @@ def plans() -> list[tuple[str, Plan | None]]:
         Unavailable: If the server does not answer.
     """
     with api() as client:
-        return [(one.name, _plan(one)) for one in deployments(client)]
+        return [(one.name, _plan(one)) for one in deployed_flows.deployments_of(client, FLOW)]

@@ -6,9 +6,7 @@ its worker is gone, and signs the run, so that others can find out whether it st
 
 from __future__ import annotations
 
-import os
-import runpy
-
+from pipelines.systems.prefect.run_process import execute, given_run
 from pipelines.systems.processes import end_with_keeper
 
 
@@ -20,8 +18,8 @@ def main() -> None:
     open_checkout()
     from pipelines.scheduling import flow_runs as runs
 
-    runs.sign(os.environ["PREFECT__FLOW_RUN_ID"])
-    runpy.run_module("prefect.engine", run_name="__main__")
+    runs.sign(given_run())
+    execute()
 
 
 if __name__ == "__main__":

@@ -16,13 +16,6 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
-from prefect.runtime import deployment as deployment_context
-from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed
-
 from pipelines.core.config import Params
 from pipelines.core.environment import open_checkout
 from pipelines.core.errors import Failed, Unavailable, UserError
@@ -33,6 +26,9 @@ from pipelines.scheduling import alerts, rules
 from pipelines.scheduling import flow_runs as runs
 from pipelines.scheduling.rules import Due
 from pipelines.systems.dvc import reproduce as versioning
+from pipelines.systems.prefect.connection import api
+from pipelines.systems.prefect.decorators import flow, retried
+from pipelines.systems.prefect.this_run import State, cancelled, completed, this_run
 
 _PATIENCE = 45.0
 """Seconds to wait for the lease: longer than one lasts whose holder died where it is not seen."""
@@ -78,23 +74,23 @@ class Call:
 Outcome = JobResult | NothingNew | Skipped
 
 
-@flow(name="scheduled", validate_parameters=False)
+@flow(name="scheduled")
 def scheduled() -> State[Any]:
     """Run the main job if there is something new, and say what came of it."""
     layout, params = open_checkout()
-    me = Due(str(flow_run.id), flow_run.scheduled_start_time, "running")
-    where = deployment_context.id
-    call = Call(str(deployment_context.name or "by-hand"), str(where or ""), me)
+    run = this_run()
+    me = Due(run.run_id, run.scheduled, "running")
+    call = Call(run.name or "by-hand", run.deployment, me)
     with _reporting(params, call), runs.signs_of_life(me.run_id):
         runs.sign(me.run_id)
         outcome: Outcome = _patient(params)(layout, params, call)
     if isinstance(outcome, Skipped):
-        return Cancelled(name=runs.SKIPPED, message=outcome.reason)
+        return cancelled(outcome.reason, runs.SKIPPED)
     if isinstance(outcome, NothingNew):
         said = f"nothing new: version {outcome.version} has these data, parameters and code"
-        return Completed(name=runs.NOTHING_NEW, message=said)
+        return completed(said, runs.NOTHING_NEW)
     _announce(params, call, outcome)
-    return Completed(message=f"version {outcome.registration.version}: {outcome.decision.reason}")
+    return completed(f"version {outcome.registration.version}: {outcome.decision.reason}")
 
 
 def attempt(layout: Layout, params: Params, call: Call) -> Outcome:
@@ -126,7 +122,7 @@ def _settle(layout: Layout, params: Params, call: Call) -> str:
     if not call.deployment:
         return ""
     ours, me = UUID(call.deployment), call.me
-    with runs.api() as client:
+    with api() as client:
         for closed in runs.close_dead(client, ours, but=me.run_id, begin_again=False):
             dead = Due(closed.run_id, closed.scheduled, "done")
             _tell(params, "failed", replace(call, me=dead), closed.reason)
@@ -153,18 +149,7 @@ def _only_one(layout: Layout, name: str, patience: float = _PATIENCE) -> Iterato
 def _patient(params: Params) -> Any:
     """Return the task of an attempt, made again as the parameters say."""
     pauses = list(rules.pauses(params.schedule.retries, params.schedule.pause))
-    return task(
-        name="attempt",
-        cache_policy=NO_CACHE,
-        retries=len(pauses),
-        retry_delay_seconds=pauses,
-        retry_condition_fn=_may_pass,
-    )(attempt)
-
-
-def _may_pass(_task: object, _run: object, state: State[Any]) -> bool:
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, BaseException) and rules.can_pass(error)
+    return retried(attempt, pauses, rules.can_pass)
 
 
 def work(layout: Layout, params: Params, name: str) -> Outcome:

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID
-
-import httpx
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterId,
-    FlowRunFilter,
-    FlowRunFilterExpectedStartTime,
-    FlowRunFilterParentFlowRunId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
-from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import PrefectHTTPStatusError
-from prefect.states import Cancelled, Crashed, Scheduled
 
 from pipelines.core.errors import Unavailable
 from pipelines.scheduling.rules import Due, Phase, to_begin_again
 from pipelines.systems.liveness import HEARTBEAT, STALE, dead, identity
+from pipelines.systems.prefect import run_records
+from pipelines.systems.prefect.connection import SyncPrefectClient, api
+from pipelines.systems.prefect.run_records import AT_WORK, FlowRun, StateType
 
 SKIPPED = "Skipped"
 """Name of the state of a run in whose place another works."""
@@ -39,10 +25,8 @@ _BEAT = 60.0
 _UNSIGNED = 5 * 60.0
 """Seconds in which a worker brings a process to the point where it signs its run."""
 _LOOKS_BACK = timedelta(days=7)
-_PAGE = 200
 _CLOSED = "prong.closed"  # label: why a run is not begun again
 _LONGEST = 500
-_OPEN = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 
 
 @dataclass(frozen=True)
@@ -62,25 +46,10 @@ class Closed:
     reason: str
 
 
-@contextmanager
-def api() -> Iterator[SyncPrefectClient]:
-    """Yield a client of the Prefect server of this process's surroundings.
-
-    Raises:
-        Unavailable: If it does not answer.
-    """
-    try:
-        with get_client(sync_client=True) as client:
-            yield client
-    except (httpx.TransportError, PrefectHTTPStatusError) as error:
-        said = " ".join(str(error).split()).partition(" For more information")[0]
-        raise Unavailable(f"Prefect: {said or type(error).__name__}") from error
-
-
 def sign(run_id: str) -> None:
     """Write onto a run which process executes it."""
     with api() as client:
-        client.update_flow_run_labels(UUID(run_id), dict(identity()))
+        run_records.label(client, UUID(run_id), identity())
 
 
 @contextmanager
@@ -93,7 +62,7 @@ def signs_of_life(run_id: str, interval: float = _BEAT) -> Iterator[None]:
             try:
                 with api() as client:
                     now = {HEARTBEAT: f"{time.time():.0f}"}
-                    client.update_flow_run_labels(UUID(run_id), dict(now))
+                    run_records.label(client, UUID(run_id), now)
             except Unavailable:
                 continue  # the next beat may pass; `STALE` allows for many that do not
 
@@ -108,22 +77,7 @@ def signs_of_life(run_id: str, interval: float = _BEAT) -> Iterator[None]:
 
 def recent(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
     """Return the runs of a deployment that were due in the last week, latest first."""
-    now = datetime.now(UTC)
-    span = FlowRunFilterExpectedStartTime.model_validate(
-        {"before_": now, "after_": now - _LOOKS_BACK}
-    )
-    found: list[FlowRun] = []
-    while True:
-        page = client.read_flow_runs(
-            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
-            flow_run_filter=FlowRunFilter(expected_start_time=span),
-            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-            limit=_PAGE,
-            offset=len(found),
-        )
-        found += page
-        if len(page) < _PAGE:
-            return found
+    return run_records.runs_due_within(client, deployment, _LOOKS_BACK)
 
 
 def due(run: FlowRun) -> Due:
@@ -145,8 +99,7 @@ def _phase(run: FlowRun) -> Phase:
 def skip(client: SyncPrefectClient, run_ids: Iterable[str], reason: str) -> None:
     """Mark waiting runs as skipped."""
     for run_id in run_ids:
-        state: State[Any] = Cancelled(name=SKIPPED, message=reason)
-        client.set_flow_run_state(UUID(run_id), state, force=True)
+        run_records.cancel(client, UUID(run_id), reason, SKIPPED)
 
 
 def _lost(run: FlowRun) -> str:
@@ -156,7 +109,7 @@ def _lost(run: FlowRun) -> str:
         return ""
     if state.type is StateType.CRASHED:
         return f"crashed: {state.message or 'its process ended'}"
-    if state.type not in _OPEN:
+    if state.type not in AT_WORK:
         return ""
     signed = {key: str(value) for key, value in labels.items()}
     if signed.get("prong.process_start"):
@@ -191,29 +144,18 @@ def close_dead(
     for run_id, (run, reason) in lost.items():
         crashed = run.state is not None and run.state.type is StateType.CRASHED
         if not crashed:
-            _crash(client, run, reason)
+            run_records.crash(client, run.id, reason)
         if run_id == again:
             _begin_again(client, run, reason)
         elif crashed and run.labels.get(_CLOSED):
             continue  # said before
         else:
-            client.update_flow_run_labels(run.id, {_CLOSED: reason[:_LONGEST]})
+            run_records.label(client, run.id, {_CLOSED: reason[:_LONGEST]})
         closed.append(Closed(run_id, due(run).scheduled, run_id == again, reason))
     return closed
 
 
-def _crash(client: SyncPrefectClient, run: FlowRun, reason: str) -> None:
-    parents = FlowRunFilterParentFlowRunId(any_=[run.id])
-    at_work = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(_OPEN)))
-    inner: Sequence[FlowRun] = client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(parent_flow_run_id=parents, state=at_work)
-    )
-    for one in (*inner, run):
-        client.set_flow_run_state(one.id, Crashed(message=reason), force=True)
-
-
 def _begin_again(client: SyncPrefectClient, run: FlowRun, reason: str) -> None:
     # Unsigned first: the old signature would make the new attempt look dead.
-    client.update_flow_run_labels(run.id, {"prong.process_start": "", _CLOSED: ""})
-    state: State[Any] = Scheduled(name="AwaitingRetry", message=f"begun again: {reason}")
-    client.set_flow_run_state(run.id, state, force=True)
+    run_records.label(client, run.id, {"prong.process_start": "", _CLOSED: ""})
+    run_records.schedule_again(client, run.id, f"begun again: {reason}")

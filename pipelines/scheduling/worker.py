@@ -75,13 +75,14 @@ def _shown(address: str) -> str:
 
 def _prepare(layout: Layout, params: Params, pool: str) -> None:
     from pipelines.scheduling.deployment import ensure_pool
-    from pipelines.scheduling.flow_runs import api
+    from pipelines.systems.prefect.connection import api
+    from pipelines.systems.prefect.deployed_flows import PROCESS
 
     with api() as client:
         kind = ensure_pool(client, pool)
-    if kind != "process":
+    if kind != PROCESS:
         raise UserError(
-            f"--pool {pool!r}: of type {kind}; allowed: pools of type process. "
+            f"--pool {pool!r}: of type {kind}; allowed: pools of type {PROCESS}. "
             f"`prefect worker start --pool {pool}` serves others"
         )
     look_after(layout, params)
@@ -91,7 +92,7 @@ def _prepare(layout: Layout, params: Params, pool: str) -> None:
 def _polling(layout: Layout, pool: str) -> Iterator[subprocess.Popen[bytes]]:
     path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ.get('PATH', '')}"
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.scheduling.polling", pool],
+        [sys.executable, "-m", "pipelines.systems.prefect.polling", pool],
         cwd=layout.root,
         env=kept({**os.environ, "PATH": path}),
         stdin=subprocess.DEVNULL,
@@ -131,11 +132,13 @@ def look_after(layout: Layout, params: Params) -> None:
         Unavailable: If the server does not answer.
     """
     from pipelines.scheduling import alerts
-    from pipelines.scheduling.deployment import deployments, root_of
-    from pipelines.scheduling.flow_runs import api, close_dead
+    from pipelines.scheduling.deployment import FLOW
+    from pipelines.scheduling.flow_runs import close_dead
+    from pipelines.systems.prefect.connection import api
+    from pipelines.systems.prefect.deployed_flows import deployments_of, root_of
 
     with api() as client:
-        mine = [one for one in deployments(client) if root_of(one) == str(layout.root)]
+        mine = [one for one in deployments_of(client, FLOW) if root_of(one) == str(layout.root)]
         found = [
             (one.name, run) for one in mine for run in close_dead(client, one.id, begin_again=True)
         ]

@@ -1,7 +1,7 @@
-"""torchrun, which also writes down how each rank ended: `pipelines.training.agent FILE ARGUMENTS`.
+"""torchrun that also records how each rank ended: `pipelines.training.agent FILE ARGUMENTS`.
 
-What torchrun prints about failed ranks is for people. Its elastic agent raises the same as an
-error with the exit code of every rank, which is what a program should read.
+torchrun prints text about failed ranks. Its elastic agent raises the same as an exception with the
+exit code of every rank, which a program can read.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ def main(codes: Path, arguments: list[str]) -> int:
     """Run torchrun; if ranks fail, write their exit codes.
 
     Args:
-        codes: The file: rank → exit code, negative for a signal.
-        arguments: Those of torchrun.
+        codes: The file to write: rank → exit code, negative for a signal.
+        arguments: The arguments of torchrun.
 
     Returns:
         The exit code, 1 if a rank failed.

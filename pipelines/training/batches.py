@@ -1,4 +1,4 @@
-"""Which images make up each step, and how they are varied: a pure function of seed and position.
+"""The images of each step, and their augmentation: a pure function of seed and position.
 
 Every rank draws the same global batch and takes its own slice of it, so that the number of ranks
 changes neither the batches nor the augmentation.
@@ -16,24 +16,26 @@ from torch.nn import functional
 def _generator(*key: int) -> torch.Generator:
     generator = torch.Generator()
     seed = 0
-    for part in key:  # a mixing of its own: Python's hash is not promised to stay the same
+    for part in key:  # not Python's hash, which may change between versions
         seed = (seed * 6364136223846793005 + part + 1442695040888963407) % 2**63
     generator.manual_seed(seed)
     return generator
 
 
 def steps_per_epoch(images: int, batch: int) -> int:
-    """Return the number of full batches in an epoch; fewer images than one batch make one."""
+    """Return the number of full batches in an epoch; 1 if there are too few images for one."""
     return max(1, images // batch)
 
 
 def slice_of(batch: int, rank: int, ranks: int) -> slice:
-    """Return the part of a global batch that a rank takes; sizes differ by at most one."""
+    """Return the part of a global batch for a rank; sizes differ by at most one."""
     return slice(batch * rank // ranks, batch * (rank + 1) // ranks)
 
 
 def shifted(images: Tensor, pixels: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Return each image moved by up to `pixels` both ways, edges repeated, half of them mirrored.
+    """Return each image shifted by up to `pixels` along each axis, and half of them mirrored.
+
+    Edge pixels are repeated.
 
     Args:
         images: [batch, channels, height, width], any dtype.
@@ -70,7 +72,7 @@ def epoch(
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Yield a rank's share of the batches of one epoch.
 
-    The remainder after the last full batch is left to the next epochs' other orders.
+    The images after the last full batch are left out; the next epoch has another order.
 
     Args:
         images: [n, channels, height, width], uint8.
@@ -78,11 +80,11 @@ def epoch(
         batch: Images per step over all ranks.
         augment: Largest random shift, pixels.
         flip: Whether half of the images are mirrored.
-        seed: Of the run.
-        number: Of the epoch, from 0.
+        seed: The run's seed.
+        number: Number of the epoch, from 0.
         rank: This rank.
-        ranks: All ranks.
-        first: Batches of the epoch to pass over.
+        ranks: Number of ranks.
+        first: Batches of the epoch to skip.
 
     Yields:
         Images and labels of this rank, and the size of the global batch.

@@ -1,9 +1,9 @@
-"""Checkpoints: whole or not there, known by their hashes, read without pickle.
+"""Checkpoints: complete or absent, verified by their hashes, read without pickle.
 
 A checkpoint is a folder `step-00000120` of safetensors and JSON files and `manifest.json`, which
-holds the sha256 of each. It is written under another name, synced and renamed, so that a process
-killed at any point leaves the earlier ones as they were. Rank 0 writes what all ranks share; each
-rank writes what is its own.
+holds the sha256 of each. It is written under another name, synced and renamed, so a process
+that is killed at any point does not damage earlier checkpoints. Rank 0 writes the state that all
+ranks share; each rank writes its own state.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Part = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose hashes were found right.
+    """A checkpoint whose hashes were verified.
 
     Attributes:
         path: Its folder.
         step: Optimizer steps made.
-        ranks: Ranks that wrote it.
+        ranks: Number of ranks that wrote it.
         meta: Plain numbers that all ranks share.
     """
 
@@ -52,7 +52,7 @@ class Checkpoint:
         return load_file(self.path / f"{name}.safetensors")
 
     def own(self, rank: int) -> tuple[dict[str, Any], Part]:
-        """Return the numbers and tensors that are `rank`'s own."""
+        """Return the numbers and tensors of `rank` alone."""
         numbers: dict[str, Any] = read_json(self.path / f"rank-{rank}.json")
         return numbers, load_file(self.path / f"rank-{rank}.safetensors")
 
@@ -70,19 +70,19 @@ def write(
     own: Mapping[str, Tensor],
     keep: int,
 ) -> None:
-    """Write a checkpoint, every rank its part, and remove all but the last `keep`.
+    """Write a checkpoint, with every rank writing its part; keep only the last `keep` checkpoints.
 
     Args:
-        folder: Where checkpoints of this training are; the same for all ranks.
+        folder: Folder for checkpoints of this training; the same for all ranks.
         step: Optimizer steps made.
         rank: This rank.
-        ranks: All ranks.
+        ranks: Number of ranks.
         barrier: Returns once every rank has called it.
         meta: Plain numbers that all ranks share; taken from rank 0.
         shared: Tensors that are the same on all ranks, by file and name; taken from rank 0.
         numbers: This rank's own plain numbers.
         own: This rank's own tensors.
-        keep: How many checkpoints stay, at least 1.
+        keep: Number of checkpoints to keep, at least 1.
     """
     final = _path(folder, step)
     partial = folder / (final.name + _PARTIAL)
@@ -103,7 +103,7 @@ def write(
         files = {file.name: sha256_file(file) for file in sorted(partial.iterdir())}
         write_json(partial / _MANIFEST, {"step": step, "ranks": ranks, "files": files})
         faults.point("checkpoint.written")
-        if final.exists():  # a damaged one of an earlier attempt
+        if final.exists():  # a damaged checkpoint of an earlier attempt
             shutil.rmtree(final)
         partial.rename(final)
         faults.point("checkpoint.renamed")
@@ -114,15 +114,15 @@ def write(
 
 
 def agreed(folder: Path, rank: int, told: Callable[[int], int]) -> Checkpoint | None:
-    """Return the newest checkpoint that rank 0 finds whole, the same on all ranks, or None.
+    """Return the newest checkpoint that rank 0 finds valid, the same on all ranks, or None.
 
     Args:
-        folder: Where checkpoints are; the same for all ranks.
+        folder: Folder with the checkpoints; the same for all ranks.
         rank: This rank.
         told: Returns rank 0's number, ≥ −1, on every rank.
     """
     if rank == 0:
-        for broken in folder.glob(f"*{_PARTIAL}"):  # its writers are gone
+        for broken in folder.glob(f"*{_PARTIAL}"):  # its writers have ended
             shutil.rmtree(broken)
     found = newest(folder) if rank == 0 else None
     step = told(found.step if found else -1)
@@ -132,13 +132,13 @@ def agreed(folder: Path, rank: int, told: Callable[[int], int]) -> Checkpoint | 
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint that is whole, or None; report damaged ones and go on."""
+    """Return the newest valid checkpoint, or None; damaged ones are reported and skipped."""
     found = sorted((p for p in folder.glob("step-*") if _NAME.fullmatch(p.name)), reverse=True)
     for path in found:
         try:
             return read(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            _log.warning("checkpoint %s is damaged (%s); an earlier one is taken", path, error)
+            _log.warning("checkpoint %s is damaged (%s); an earlier one is used", path, error)
     return None
 
 
@@ -157,11 +157,11 @@ def read(path: Path) -> Checkpoint:
     parts = {f"rank-{rank}.{kind}" for rank in range(ranks) for kind in ("json", "safetensors")}
     absent = {"meta.json", *parts} - set(manifest["files"])
     if absent:
-        raise ValueError(f"{_MANIFEST}: names no {', '.join(sorted(absent))}")
+        raise ValueError(f"{_MANIFEST}: does not list {', '.join(sorted(absent))}")
     for name, digest in manifest["files"].items():
         file = path / Path(name).name
         if not file.is_file() or sha256_file(file) != digest:
-            raise ValueError(f"{name}: absent, or not the bytes that were written")
+            raise ValueError(f"{name}: absent, or its bytes have changed")
     meta = read_json(path / "meta.json")
     return Checkpoint(path, int(manifest["step"]), ranks, meta)
 
@@ -179,7 +179,7 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def _prune(folder: Path, keep: int) -> None:
     whole = sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name))
     for path in whole[:-keep]:
-        # Renamed first: a half removed one must not look like a damaged one.
+        # Renamed first: a partly removed checkpoint must not look like a damaged one.
         doomed = path.with_name(path.name + _PARTIAL)
         shutil.rmtree(doomed, ignore_errors=True)
         path.rename(doomed)

@@ -1,8 +1,8 @@
-"""What a training says while it runs: one JSON object a line, written by rank 0.
+"""The events of a training: one JSON object per line, written by rank 0.
 
-The ranks know nothing of progress bars, CSV files or MLflow. The process that started them
-follows the file, so that a rank that dies takes none of the record with it. The file stays beside
-the checkpoints, so that a run that was killed as a whole loses nothing either.
+The ranks do not handle progress bars, CSV files or MLflow. The process that started them reads the
+file, so no record is lost when a rank dies. The file is next to the checkpoints, so nothing is lost
+either when the whole run is killed.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ Event = dict[str, Any]
 
 
 class EventWriter:
-    """Appends events to a file, each visible to readers at once.
+    """Appends events to a file; readers see each event immediately.
 
-    A training that goes on from a checkpoint begins with a `resume` event: what came behind the
-    first `keep` events was not reached, and comes again.
+    A training that continues from a checkpoint begins with a `resume` event. Events after the first
+    `keep` events are not part of the checkpoint and will be written again.
 
     Attributes:
-        count: Events so far that count, those of `resume` apart.
+        count: Valid events so far, without those of `resume`.
     """
 
     def __init__(self, path: Path, keep: int = 0) -> None:
-        """Open the file for more.
+        """Open the file to append events.
 
         Args:
             path: The file; made if absent.
-            keep: How many of its events still count.
+            keep: Number of its events that are still valid.
         """
         self._file = path.open("ab", buffering=0)
         _cut_torn_line(path)
@@ -75,7 +75,7 @@ class EventWriter:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def _write(self, event: Event) -> None:
@@ -83,7 +83,7 @@ class EventWriter:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Remove a last line that its writer did not live to end."""
+    """Remove an incomplete last line, whose writer was killed."""
     with path.open("r+b") as file:
         data = file.read()
         if data and not data.endswith(b"\n"):
@@ -91,14 +91,14 @@ def _cut_torn_line(path: Path) -> None:
 
 
 class EventReader:
-    """Reads the events that were added since it last looked."""
+    """Reads the events that were added since the last call."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
 
     def __call__(self) -> Iterator[Event]:
-        """Yield new events; a line still being written waits for the next call."""
+        """Yield new events; an incomplete line is left for the next call."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -111,7 +111,7 @@ class EventReader:
 
 
 def write_table(path: Path, columns: tuple[str, ...], rows: list[Event]) -> None:
-    """Write rows as CSV with a header, atomically; a value a row lacks is an empty cell."""
+    """Write rows as CSV with a header, atomically; a missing value is an empty cell."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -120,7 +120,7 @@ def write_table(path: Path, columns: tuple[str, ...], rows: list[Event]) -> None
 
 
 def conditioning_rows(report: prong.RefreshReport) -> list[dict[str, object]]:
-    """Return what a reparametrisation did, a row per layer that it updated."""
+    """Return one row of figures for each layer that a reparametrisation updated."""
     return [
         {
             "layer": name,

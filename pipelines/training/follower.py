@@ -1,4 +1,4 @@
-"""What the stage makes of a training's events while it runs: progress, MLflow points, tables."""
+"""Turns a training's events into progress, MLflow points and tables while it runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.training.events import CONDITIONING, Event, EventReader
 
 
 class Follower:
-    """Turns events into a progress bar, MLflow points, and the tables kept for the report."""
+    """Turns events into a progress bar, MLflow points, and the tables for the report."""
 
     def __init__(self, events: Path, run: tracking.TrainingRun, progress: Progress) -> None:
         self._read, self._run, self._progress = EventReader(events), run, progress
@@ -21,7 +21,7 @@ class Follower:
         self._kept: list[Event] = []
 
     def __call__(self) -> None:
-        """Take in the events that came since the last call."""
+        """Process the events since the last call."""
         for event in self._read():
             if event["kind"] == "resume":
                 del self._kept[event["keep"] :]
@@ -59,12 +59,12 @@ class Follower:
 
     @property
     def resumptions(self) -> int:
-        """How often the training went on from a checkpoint."""
+        """How often the training continued from a checkpoint."""
         return len([event for event in self._kept if event["kind"] == "start"]) - 1
 
     @property
     def end(self) -> Event:
-        """What the ranks said when they had finished."""
+        """The last event of the ranks after they finished."""
         last = self._kept[-1] if self._kept else {}
         return last if last.get("kind") == "end" else {}
 
@@ -79,7 +79,7 @@ class Follower:
 
 
 def progress_bar() -> Progress:
-    """Return a bar that shows only where somebody looks."""
+    """Return a progress bar that is shown only on a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,7 +1,8 @@
-"""Signs of life: each rank says in a small file who it is and how far it is.
+"""Heartbeats: each rank writes its identity and progress to a small file.
 
-The process that started the ranks reads them: to see that one hangs, to ask it where it is, and to
-make sure that none is left. A sign is one short write in place, cheap enough for every step.
+The process that started the ranks reads the files. It detects a rank that hangs, asks it for its
+stack, and makes sure that no rank is left. A heartbeat is one short write in place, which is cheap
+enough for every step.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ _SIZE = 512
 
 @dataclass(frozen=True)
 class RankStatus:
-    """What a rank said last.
+    """The last heartbeat of a rank.
 
     Attributes:
-        rank: Which.
-        pid: Its process.
-        start: When that was started; with `pid` and `machine` it names one process for good.
+        rank: The rank's number.
+        pid: Its process id.
+        start: Start time of the process; with `pid` and `machine` it identifies one process.
         machine: Boot and process namespace that it runs in.
-        phase: What it is at: loading, joining, initialising, training, evaluating, saving, ended.
+        phase: One of loading, joining, initialising, training, evaluating, saving, ended.
         step: Optimizer steps made.
-        beat: Signs given so far.
+        beat: Number of heartbeats so far.
     """
 
     rank: int
@@ -44,28 +45,28 @@ class RankStatus:
 
     @property
     def here(self) -> bool:
-        """Whether its process can be seen from this one."""
+        """Whether its process is visible from this one."""
         return self.machine == machine()
 
     @property
     def alive(self) -> bool:
-        """Whether its process runs, as far as it can be seen from here."""
+        """Whether its process runs, as far as it is visible from here."""
         return self.here and process_start(self.pid) == self.start
 
     def send(self, signum: int) -> None:
-        """Send its process a signal, unless it is gone."""
+        """Send its process a signal, unless the process has ended."""
         if self.alive:
             os.kill(self.pid, signum)
 
 
 class Heartbeat:
-    """This rank's signs of life. SIGUSR1 makes it write where it is (`stack`)."""
+    """This rank's heartbeat. On SIGUSR1 it writes its stack (`stack`)."""
 
     def __init__(self, folder: Path, rank: int) -> None:
-        """Give the first sign.
+        """Write the first heartbeat.
 
         Args:
-            folder: Of the signs of all ranks; it exists.
+            folder: Folder of the heartbeats of all ranks; it exists.
             rank: This rank.
         """
         self._file = (folder / f"rank-{rank}.pulse").open("wb", buffering=0)
@@ -78,13 +79,13 @@ class Heartbeat:
         self("loading")
 
     def __call__(self, phase: str, step: int = 0) -> None:
-        """Say how far this rank is."""
+        """Write the progress of this rank."""
         last = self.last
         self.last = replace(last, phase=phase, step=step, beat=last.beat + 1)
         os.pwrite(self._file.fileno(), json.dumps(asdict(self.last)).encode().ljust(_SIZE), 0)
 
     def end(self, how: str, **said: Any) -> None:
-        """Leave a record of how this rank ended: `done`, `stopped` or `error`."""
+        """Write how this rank ended: `done`, `stopped` or `error`."""
         last = self.last
         write_json(
             self._folder / f"rank-{last.rank}.end.json",
@@ -94,7 +95,7 @@ class Heartbeat:
 
 
 def signs(folder: Path) -> list[RankStatus]:
-    """Return the last sign of each rank that gave one."""
+    """Return the last heartbeat of each rank that wrote one."""
     found = []
     for path in folder.glob("rank-*.pulse"):
         try:
@@ -114,6 +115,6 @@ def ends(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def stack(folder: Path, sign: RankStatus) -> str:
-    """Return what a rank wrote when it was asked where it is; empty if it did not answer."""
+    """Return the stack that a rank wrote on request; empty if it did not answer."""
     path = folder / f"rank-{sign.rank}.stack"
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""

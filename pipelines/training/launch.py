@@ -1,4 +1,4 @@
-"""The train stage: starts the ranks under torchrun, follows them, and keeps the record."""
+"""The stage train: starts the ranks under torchrun, reads their events, and records the run."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from pipelines.training.training_folder import TrainingFolder, name, tidy
 
 
 def device(config: TrainConfig) -> str:
-    """Return where to train, `auto` resolved.
+    """Return the device for training, with `auto` resolved.
 
     Raises:
-        UserError: If CUDA is asked for and absent.
+        UserError: If CUDA is requested and absent.
     """
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
@@ -43,7 +43,7 @@ def device(config: TrainConfig) -> str:
 
 
 def processes(config: TrainConfig, device: str) -> int:
-    """Return the number of ranks, `auto` resolved: one per GPU, else 1.
+    """Return the number of ranks, with `auto` resolved: one per GPU, or 1 without a GPU.
 
     Raises:
         UserError: If there are more ranks than GPUs.
@@ -61,7 +61,7 @@ def processes(config: TrainConfig, device: str) -> int:
 
 
 def check_batch(config: TrainConfig, ranks: int) -> None:
-    """Refuse a batch that leaves a rank, or one of its parts, less than two images.
+    """Refuse a batch that gives a rank, or one of its parts, fewer than two images.
 
     Raises:
         UserError: If it does.
@@ -81,12 +81,12 @@ def _threads(count: int) -> int:
 def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
     """Train the network and write `models/trained` and the tables of its history.
 
-    A training that was broken off goes on from its last checkpoint, in the same MLflow run.
+    An interrupted training continues from its last checkpoint, in the same MLflow run.
 
     Args:
         layout: The checkout.
-        params: All parameters; `train` decides the training, the rest is recorded.
-        afresh: Whether to train again what was trained to the end already.
+        params: All parameters; `train` decides the training, the others are recorded.
+        afresh: Whether to repeat a training that is already complete.
 
     Raises:
         UserError: If CUDA is absent, memory runs out, the loss diverges, or the registry does not
@@ -100,14 +100,14 @@ def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
     check_batch(config, world)
     folder = _folder(layout, config)
     with folder.held():
-        folder.job.unlink(missing_ok=True)  # of an attempt that has ended: no machine may join it
+        folder.job.unlink(missing_ok=True)  # of an earlier attempt, which no machine may join
         tidy(layout.trainings, folder.path.name)
         sweep(layout.trained)
         before = checkpoint.newest(folder.checkpoints)
         if not _goes_on(before, world, place, folder.remembered(), afresh):
             folder.forget()
         elif before:
-            print(f"  train: goes on from step {before.step}", flush=True)
+            print(f"  train: continues from step {before.step}", flush=True)
         folder.signs.mkdir(exist_ok=True)
         job = _job(layout, params, folder, place, world)
         tracking.close_dead_runs(layout)
@@ -134,7 +134,7 @@ def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
                     job, folder, machines, root=layout.root, restarts=watch.restarts, tick=follow
                 )
             if not follow.end:
-                raise Failed("the ranks ended without a word of how the training went")
+                raise Failed("the ranks ended without reporting a result")
             with atomic_directory(layout.trained) as out:
                 shutil.copytree(folder.network, out, dirs_exist_ok=True)
             weights = sha256_file(layout.trained / "network.safetensors")
@@ -151,27 +151,27 @@ def _saying_where_it_stopped(folder: TrainingFolder) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit):
         saved = checkpoint.newest(folder.checkpoints)
         if saved:
-            said = f"  train: stopped at step {saved.step}; the same command goes on from there"
+            said = f"  train: stopped at step {saved.step}; the same command continues from there"
             print(said, flush=True)
         raise
 
 
 def join(layout: Layout, params: Params) -> None:
-    """Train as one more machine of the training that the first machine has begun.
+    """Join, with this machine, the training that the first machine has begun.
 
     Args:
         layout: The same checkout as the first machine's, on a file system that both see.
         params: The same parameters.
 
     Raises:
-        UserError: If there is one machine only, or no training begins.
+        UserError: If there is only one machine, or no training begins.
         Failed: If a rank crashed or hung.
     """
     config, watch = params.train, params.supervision
     if watch.nodes == 1:
         raise UserError(
-            "supervision.nodes = 1: there is nothing to join; set it, and supervision.rendezvous, "
-            "to the number of machines"
+            "supervision.nodes = 1: there is nothing to join; set it to the number of machines, "
+            "and supervision.rendezvous to the host:port of the first one"
         )
     place = device(config)
     count = processes(config, place)
@@ -182,7 +182,7 @@ def join(layout: Layout, params: Params) -> None:
 
 
 def _begun(folder: TrainingFolder, patience: float) -> Job:
-    """Return the job of the attempt that is at work, once there is one."""
+    """Wait for an active attempt and return its job."""
     if wait_until(lambda: folder.job.is_file() and folder.busy(), patience, pause=0.2):
         return Job.read(folder.job)
     raise UserError(
@@ -203,10 +203,10 @@ def _goes_on(
     remembered: dict[str, Any],
     afresh: bool,
 ) -> bool:
-    """Say whether what an earlier attempt left counts.
+    """Return whether to continue from the state that an earlier attempt left.
 
-    One that was broken off does, whatever ranks and device it had. What was trained to the end
-    stands in only for exactly the same training; with other ranks it is trained again.
+    An interrupted training continues, even with other ranks or another device. A complete training
+    is used only for exactly the same settings; with other ranks it is repeated.
     """
     if saved is None or not saved.meta["finished"]:
         return True

@@ -1,8 +1,8 @@
-"""The learning rate: a linear warm-up, the waterfall of the paper (section 4.3), a cool-down.
+"""The learning rate: a linear warm-up, the paper's waterfall schedule (section 4.3), a cool-down.
 
-The waterfall divides the rate when the validation error failed to improve after a set number of
-evaluations. A short training may end before it falls, so the last steps also bring the rate down
-to zero. The state is a few numbers, so that a resumed run goes on exactly.
+The waterfall schedule lowers the rate when the validation error has not improved for a number of
+evaluations. A short training may end before that, so the rate also falls to zero in the last steps.
+The state consists of a few numbers, so that a resumed run continues exactly.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ class Waterfall:
     """Learning rate as a function of the step and of the validation results so far.
 
     Attributes:
-        lr: Rate after the warm-up and before the first fall.
+        lr: Rate after the warm-up and before the first drop.
         warmup: Steps over which the rate rises linearly to `lr`.
-        patience: Evaluations without improvement before a fall.
-        drop: Factor applied at each fall, in (0, 1).
+        patience: Evaluations without improvement before a drop.
+        drop: Factor applied at each drop, in (0, 1).
         steps: Steps of the whole training.
         cooldown: Share of the steps over which the rate falls linearly to zero at the end.
     """
@@ -41,7 +41,7 @@ class Waterfall:
         return float(self.lr * rise * fall * self.drop**self.falls)
 
     def evaluated(self, error: float, loss: float) -> bool:
-        """Take in a validation result and return whether it is the best so far.
+        """Process a validation result and return whether it is the best so far.
 
         Of two results with the same error the one with the smaller loss is better: on a small
         validation split many evaluations share one error.

@@ -28,14 +28,14 @@ from pipelines.training.parallel import TrainingRanks, unreduced
 from prong.refresh.saved_state import shared_moments
 
 LOG_EVERY = 10
-"""Steps behind each logged average of training loss and error."""
+"""Steps in each logged average of training loss and error."""
 _SCORED = 256
-"""Images that are scored at a time."""
+"""Images per scoring batch."""
 
 
 @dataclass
 class _Window:
-    """Sums since the last logged point, on the device, so that logging waits for it rarely."""
+    """Sums since the last logged point, on the device, so that logging rarely waits for it."""
 
     loss: Tensor
     wrong: Tensor
@@ -45,13 +45,13 @@ class _Window:
 
 @dataclass(frozen=True)
 class LoopState:
-    """What a checkpoint holds of a rank; see `checkpoint.write`.
+    """The content of a checkpoint for a rank; see `checkpoint.write`.
 
     Attributes:
         meta: Plain numbers that all ranks share.
         shared: Tensors that all ranks share, by file and name.
-        numbers: Plain numbers that are the rank's own.
-        own: Tensors that are the rank's own.
+        numbers: Plain numbers of this rank alone.
+        own: Tensors of this rank alone.
     """
 
     meta: dict[str, Any]
@@ -61,12 +61,12 @@ class LoopState:
 
 
 StepHook = Callable[["Loop", str], None]
-"""Called between two steps, and two parts of an evaluation, with what the loop is at: the same
-number of times on every rank. It may raise; the loop's state is whole then."""
+"""Called between two steps, and two parts of an evaluation, with the loop's phase: the same
+number of times on every rank. It may raise; the loop's state is consistent then."""
 
 
 def _nothing(_loop: Loop, _phase: str) -> None:
-    """Let the loop go on."""
+    """Return to let the loop continue."""
 
 
 class Loop:
@@ -75,8 +75,8 @@ class Loop:
     Args:
         config: Method and schedule.
         prepared: Directory of prepared images.
-        ranks: This process among its peers.
-        emit: Where events go; only rank 0 speaks.
+        ranks: This rank and the process group.
+        emit: Receives events; only rank 0 emits any.
         after_step: See `StepHook`.
     """
 
@@ -113,7 +113,7 @@ class Loop:
         self.step = 0
         self.refreshes = 0
         self.best: dict[str, float] = {}
-        self.unscored = False  # an epoch has ended and was not scored yet
+        self.unscored = False  # an epoch has ended and is not scored yet
         self._window = self._new_window()
 
     @property
@@ -143,10 +143,10 @@ class Loop:
             yield images.to(ranks.device), labels.to(ranks.device), size
 
     def run(self) -> dict[str, float]:
-        """Train from the present step to the last and return the best validation figures.
+        """Train from the current step to the last and return the best validation figures.
 
         Raises:
-            UserError: If the loss is no longer a number.
+            UserError: If the loss is NaN or infinite.
         """
         if self.step == 0 and self.natural is not None:
             self.after_step(self, "initialising")
@@ -162,7 +162,7 @@ class Loop:
         return self.best
 
     def _train(self, number: int, first: int) -> None:
-        """Make the steps of one epoch, from its batch `first` on, and score it."""
+        """Train one epoch, from its batch `first` on, and score it."""
         self.network.train()
         for images, labels, size in self._epoch(number, first):
             for group in self.optimizer.param_groups:
@@ -184,13 +184,13 @@ class Loop:
             self.after_step(self, "training")
 
     def _backward(self, images: Tensor, labels: Tensor, size: int) -> None:
-        """Leave the gradients of one batch of `size` images over all ranks, part by part."""
+        """Compute the gradients of one batch of `size` images over all ranks, part by part."""
         parts = self.config.accumulate
         pairs = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
         for index, (part, answers) in enumerate(pairs, 1):
             with nullcontext() if index == parts else unreduced(self.parallel):
                 logits = self.parallel(part)
-                # Divided by the global batch: what all parts and ranks give adds up to its mean.
+                # Divided by the global batch: the sum over all parts and ranks is its mean.
                 loss = functional.cross_entropy(logits, answers, reduction="sum") / size
                 loss.backward()  # type: ignore[no-untyped-call]
             self._window.loss += loss.detach() * size
@@ -202,7 +202,7 @@ class Loop:
         return _Window(zero.clone(), zero.clone())
 
     def _resumed_window(self) -> _Window:
-        """Return the window with its clock started: what came before was another process's."""
+        """Return the window with its clock started; earlier time belongs to another process."""
         window = self._window
         return _Window(window.loss, window.wrong, window.images)
 
@@ -229,13 +229,13 @@ class Loop:
 
     @torch.no_grad()
     def _evaluate(self) -> None:
-        """Score the validation split, feed the schedule, and remember the best figures."""
+        """Score the validation split, update the schedule, and store the best figures."""
         number = self.step // self.per_epoch
         self.network.eval()
         images, labels = self.validation
         mine = batches.slice_of(len(images), self.ranks.rank, self.ranks.size)
         sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
-        most = -(-len(images) // self.ranks.size)  # so that every rank has as many turns
+        most = -(-len(images) // self.ranks.size)  # so that every rank has equally many turns
         for start in range(0, most, _SCORED):
             self.after_step(self, "evaluating")
             part = images[mine][start : start + _SCORED].to(self.ranks.device)
@@ -256,7 +256,7 @@ class Loop:
         self.network.train()
 
     def state(self) -> LoopState:
-        """Return all that decides how the training goes on; tensors are its own, not copies."""
+        """Return everything that decides how the training continues; tensors are not copied."""
         optimizer, slots = state.pack_optimizer(self.optimizer)
         generators, own = state.pack_generators(self.ranks.device)
         window = {"loss": self._window.loss, "wrong": self._window.wrong}
@@ -279,7 +279,7 @@ class Loop:
         return LoopState(meta, shared, generators, own)
 
     def restore(self, saved: Checkpoint) -> None:
-        """Take over a checkpoint, also one of another number of ranks."""
+        """Load a checkpoint, which may be from another number of ranks."""
         meta, rank = saved.meta, self.ranks.rank
         everybody = saved.ranks == self.ranks.size
         parts = [saved.own(r) for r in ([rank] if everybody else range(saved.ranks))]
@@ -335,6 +335,6 @@ def _spec(config: TrainConfig, card: Card) -> network.NetworkSpec:
 
 
 def save(directory: Path, spec: network.NetworkSpec, trained: nn.Module) -> None:
-    """Write a trained network where the later stages look for it."""
+    """Write a trained network for the later stages."""
     directory.mkdir(parents=True, exist_ok=True)
     network.save(directory, spec, trained.state_dict())

@@ -15,7 +15,7 @@ LEARNING_RATE: dict[Method, float] = {
     "prong": 0.03,
     "prong+": 0.05,
 }
-"""What `train.lr: auto` means; each was the best of a coarse sweep on digits (docs/log.md)."""
+"""The rates for `train.lr: auto`, each the best of a coarse sweep on digits (docs/log.md)."""
 
 
 def learning_rate(config: TrainConfig) -> float:
@@ -24,9 +24,9 @@ def learning_rate(config: TrainConfig) -> float:
 
 
 def optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer of a method; weight decay spares biases and normalisation.
+    """Return the optimizer of a method; biases and normalisation have no weight decay.
 
-    Decay is decoupled in effect for PRONG: shrinking V by a factor shrinks W = V U by the same.
+    For PRONG the decay acts as decoupled: shrinking V by a factor shrinks W = V U by the same.
     """
     weights = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
     rest = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
@@ -43,7 +43,7 @@ def optimizer(config: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
 def reparametrizer(
     config: TrainConfig, network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> prong.Reparametrizer | None:
-    """Return what keeps the layers white, or None for a method without whitening."""
+    """Return the method's `Reparametrizer`, or None for a method without whitening."""
     if config.method not in ("prong", "prong+"):
         return None
     return prong.Reparametrizer(

@@ -1,7 +1,7 @@
 """The network that is trained, saved and folded: a small convolutional classifier.
 
 It takes raw images (uint8, or the same values in any float type) and normalises them itself, so
-that what is exported needs no preprocessing beside the decoder.
+the exported network needs no preprocessing except the decoder.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _SPEC, _WEIGHTS = "network.json", "network.safetensors"
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """All that fixes a network's architecture and input.
+    """The settings that define a network's architecture and input.
 
     Attributes:
-        method: Decides batch normalisation (`bn`, `prong+`) and whitening (`prong`, `prong+`).
+        method: Determines batch normalisation (`bn`, `prong+`) and whitening (`prong`, `prong+`).
         size: Edge of the square input, pixels.
         channels: 1 (grey) or 3 (RGB).
         classes: Class names; the position is the label.
@@ -61,11 +61,11 @@ class NetworkSpec:
 
 
 class Network(nn.Module):
-    """Blocks of a 3×3 convolution and a 2×2 maximum pool, a dense layer, logits.
+    """Blocks of a 3×3 convolution and 2×2 max pooling, then a dense layer and logits.
 
-    The blocks go on until at most 4×4 pixels are left: the dense layer's input covariance is then
-    of a size that is cheap to decompose. Every second block doubles the feature maps. This is the
-    canonical form; `prong.whiten` makes the whitened one of it.
+    There are blocks until at most 4×4 pixels are left. The dense layer's input
+    covariance is then cheap to decompose. Every second block doubles the feature maps. This is the
+    plain form with (W, b); `prong.whiten` makes the whitened form of it.
     """
 
     mean: Tensor
@@ -103,7 +103,7 @@ class Network(nn.Module):
 
 
 def build(spec: NetworkSpec) -> nn.Module:
-    """Return a freshly initialised network, whitened where the method asks for it."""
+    """Return a newly initialised network, whitened if the method whitens."""
     network: nn.Module = Network(spec)
     return prong.whiten(network) if spec.whitened else network
 

@@ -1,4 +1,4 @@
-"""Several ranks as one: the process group under torchrun, gradients, sums, and agreement.
+"""Communication of ranks: the process group under torchrun, gradients, sums, and agreement.
 
 With one rank every collective is a no-op, so the loop reads the same for one process and many.
 """
@@ -22,13 +22,13 @@ from pipelines.core.config import TrainConfig
 
 @dataclass(frozen=True)
 class TrainingRanks:
-    """This process among its peers.
+    """This rank and the process group.
 
     Attributes:
         rank: Position, from 0.
         size: Number of processes.
-        device: Where this rank computes.
-        control: The group of all ranks whose messages lie in the CPU's memory, or None alone.
+        device: Device of this rank.
+        control: The group of all ranks for tensors in CPU memory; None for a single rank.
     """
 
     rank: int
@@ -53,15 +53,15 @@ class TrainingRanks:
         return int(self.largest_(torch.tensor([-1 if self.rank else number]))[0])
 
     def barrier(self) -> None:
-        """Return once every rank has come here."""
+        """Return after every rank has called this."""
         self.largest_(torch.zeros(1))
 
     def parallel(self, network: nn.Module, config: TrainConfig) -> nn.Module:
-        """Return what to run a batch through: gradients are summed over ranks in its backward pass.
+        """Return the module for training: its backward pass sums the gradients over ranks.
 
-        Batch normalisation is synchronised, in place, where `train.batch_norm` asks for it. The
-        sum of one parameter's gradients depends on nothing but these: not on the bucket that it
-        travels in, so that a resumed run rounds as the first one did.
+        Batch normalisation is synchronised, in place, if `train.batch_norm` is `synchronised`. The
+        sum of one parameter's gradients does not depend on the bucket that it is sent in, so a
+        resumed run rounds in the same way as the first one.
         """
         if self.size == 1:
             return network
@@ -70,7 +70,7 @@ class TrainingRanks:
         wrapped = DistributedDataParallel(
             network,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            forward_sync_buffers=False,  # each rank's running statistics are its own
+            forward_sync_buffers=False,  # each rank has its own running statistics
             gradient_as_bucket_view=True,
         )
         wrapped.register_comm_hook(None, prong.sum_by_parameter)
@@ -88,7 +88,7 @@ class TrainingRanks:
 
 
 def unreduced(network: nn.Module) -> AbstractContextManager[None]:
-    """Let gradients add up in this rank alone: all parts of a batch but the last (`no_sync`)."""
+    """Sum gradients in this rank only: for all parts of a batch except the last (`no_sync`)."""
     if isinstance(network, DistributedDataParallel):
         return network.no_sync()
     return nullcontext()
@@ -98,7 +98,7 @@ def unreduced(network: nn.Module) -> AbstractContextManager[None]:
 def ranks(device: str, timeout: float) -> Iterator[TrainingRanks]:
     """Join the process group that torchrun set up; leave it at the end.
 
-    After an exception the group is not left: its other ranks may be gone, and would be waited for.
+    After an exception the group is not left, because that would wait for ranks that have ended.
 
     Args:
         device: `cpu` or `cuda`; with `cuda` each rank takes the device of its local rank.

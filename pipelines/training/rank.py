@@ -1,6 +1,6 @@
 """One rank of a training: `python -m pipelines.training.rank JOB.json`, started by torchrun.
 
-Torch and what needs it are imported late: a rank must notice at once that its run is gone.
+torch is imported late, because a rank must notice immediately that its run has ended.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PEER = re.compile(r"gloo|nccl|Connection (closed|reset)|Broken pipe|TCPStore|he
 
 @dataclass(frozen=True)
 class Job:
-    """All that a rank is told.
+    """The task of a rank.
 
     Attributes:
         config: The `train` section of the parameters.
@@ -46,10 +46,10 @@ class Job:
         device: `cpu` or `cuda`.
         threads: Threads of torch in each rank.
         checkpoint: Steps between checkpoints.
-        keep: Checkpoints that stay.
+        keep: Number of checkpoints to keep.
         timeout: Seconds without progress after which a rank counts as hung.
-        ranks: All ranks, over all machines.
-        attempt: Names this attempt among those at the same training.
+        ranks: Number of ranks on all machines.
+        attempt: Name of this attempt at the training.
     """
 
     config: TrainConfig
@@ -74,7 +74,7 @@ class Job:
 
 
 class AfterStep:
-    """What a rank does between two steps: gives a sign, asks whether to stop, saves."""
+    """The work of a rank between two steps: heartbeat, check for a stop, checkpoint."""
 
     def __init__(
         self,
@@ -92,16 +92,16 @@ class AfterStep:
 
     @property
     def elapsed(self) -> float:
-        """Seconds spent on the training, earlier attempts included as far as they were saved."""
+        """Seconds spent on the training, including the saved part of earlier attempts."""
         return self._elapsed + time.monotonic() - self._start
 
     def __call__(self, loop: Loop, phase: str) -> None:
-        """Raise `Stopped` after a checkpoint if the ranks agree to stop; else save when due."""
+        """Save and raise `Stopped` if the ranks agree to stop; otherwise save when due."""
         from pipelines.training.stopping import Stopped
 
         self._heartbeat(phase, loop.step)
         signum = self._stop.agreed(now=phase != "training")
-        # What the last step leaves is saved once, as finished.
+        # The state after the last step is saved once, as finished.
         on_the_way = phase == "training" and loop.step < loop.steps
         due = on_the_way and loop.step % self._job.checkpoint == 0
         if (signum or due) and loop.step:
@@ -110,7 +110,7 @@ class AfterStep:
             raise Stopped(signum)
 
     def save(self, loop: Loop, *, finished: bool = False) -> None:
-        """Write a checkpoint, unless the last one says the same."""
+        """Write a checkpoint, unless the last one has the same content."""
         from pipelines.training import checkpoint
 
         if self._saved == (loop.step, loop.unscored) and not finished:
@@ -137,12 +137,12 @@ class AfterStep:
         self._saved = (loop.step, loop.unscored)
 
     def resumed(self, loop: Loop, elapsed: float) -> None:
-        """Take note that the present state was read from a checkpoint."""
+        """Record that the current state was read from a checkpoint."""
         self._saved, self._elapsed = (loop.step, loop.unscored), elapsed
 
 
 def main(path: Path) -> int:
-    """Train as one rank, and leave a record of how it ended."""
+    """Train as one rank, and write how it ended."""
     exit_on_sigterm()
     end_with_keeper()
     job = Job.read(path)
@@ -166,7 +166,7 @@ def main(path: Path) -> int:
     if code:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # what is left of the process group may wait for ranks that are gone
+        os._exit(code)  # leaving the process group could wait for ranks that have ended
     heartbeat.end("done", time=time.time())
     lock.close()
     return 0
@@ -183,7 +183,7 @@ def _train(job: Job, folder: TrainingFolder, heartbeat: Heartbeat) -> int:
 
     torch.set_num_threads(job.threads)
     heartbeat("joining")
-    # The watch over the ranks is to find a hung one before the others give it up.
+    # Supervision should detect a hung rank before the collectives of the others time out.
     with ranks(job.device, 2 * job.timeout + 60) as peers:
         heartbeat("loading data")
         saved = checkpoint.agreed(folder.checkpoints, peers.rank, peers.told)
@@ -222,10 +222,10 @@ def _train(job: Job, folder: TrainingFolder, heartbeat: Heartbeat) -> int:
 
 
 def _explained(error: BaseException, job: Job, heartbeat: Heartbeat) -> dict[str, object]:
-    """Return what the record of a failed rank says."""
+    """Return the record of a failed rank."""
     text = " ".join(str(error).split())
     last, config = heartbeat.last, job.config
-    number = _SYSTEM.search(text)  # as a library says it that raises errors of its own
+    number = _SYSTEM.search(text)  # in the text of a library's own exception
     full = error if isinstance(error, OSError) else OSError(int(number[1]) if number else 0, text)
     if mended := disk_error(full):
         return {"kind": "user", "message": f"{mended} (rank {last.rank}, {last.phase})"}
@@ -236,9 +236,9 @@ def _explained(error: BaseException, job: Job, heartbeat: Heartbeat) -> dict[str
             "message": (
                 f"out of memory on {place}, rank {last.rank} of {job.ranks}, {last.phase} at step "
                 f"{last.step}: lower train.batch (now {config.batch}), or raise train.accumulate "
-                f"(now {config.accumulate}) to take a batch in more parts; train.width "
+                f"(now {config.accumulate}) to process a batch in more parts; train.width "
                 f"({config.width}), train.hidden ({config.hidden}) and train.samples "
-                f"({config.samples}) cost memory too ({text[:200]})"
+                f"({config.samples}) need memory too ({text[:200]})"
             ),
         }
     return {

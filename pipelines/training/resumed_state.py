@@ -1,8 +1,8 @@
-"""A training's state as plain tensors and numbers, for checkpoints that go on to the bit.
+"""A training's state as plain tensors and numbers, for checkpoints that resume bit by bit.
 
-What all ranks hold alike (weights, Φ, optimizer, schedule, position) is rank 0's to write; running
-statistics, moments that are being gathered, random generators and the sums since the last logged
-point are each rank's own. Another number of ranks takes over what those add up to.
+Rank 0 writes the state that is the same on all ranks (weights, Φ, optimizer, schedule, position).
+Each rank writes its own running statistics, moments gathered so far, random generators and sums
+since the last logged point. Another number of ranks continues with the sums of these.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def pack_optimizer(optimizer: Optimizer) -> tuple[dict[str, Any], Tensors]:
 
 
 def unpack_optimizer(optimizer: Optimizer, meta: Mapping[str, Any], tensors: Tensors) -> None:
-    """Give an optimizer what `pack_optimizer` took."""
+    """Restore an optimizer from the result of `pack_optimizer`."""
     state: dict[int, dict[str, Any]] = {}
     for index, values in meta["plain"].items():
         state.setdefault(int(index), {}).update(values)
     for name, value in tensors.items():
         index, _, key = name.partition(".")
-        # A copy with memory of its own: a file's bytes lie on no boundary that the CPU likes, and
-        # some products round by that.
+        # A copy in its own memory: tensors in a file's memory are not aligned, and the rounding of
+        # some products depends on the alignment.
         state.setdefault(int(index), {})[key] = value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": meta["groups"]})
 
@@ -62,7 +62,7 @@ def pack_generators(device: torch.device) -> tuple[dict[str, Any], Tensors]:
 
 
 def unpack_generators(plain: Mapping[str, Any], tensors: Tensors, device: torch.device) -> None:
-    """Give the generators what `pack_generators` took."""
+    """Restore the generators from the result of `pack_generators`."""
     version, numbers, gauss = plain["python"]
     random.setstate((version, tuple(numbers), gauss))
     kind, keys, *rest = plain["numpy"]
@@ -94,7 +94,7 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def average(parts: Sequence[Mapping[str, Tensor]]) -> Tensors:
-    """Return the mean of floating tensors over ranks; of others the first rank's."""
+    """Return the mean over ranks of floating tensors; for other tensors, the first rank's."""
     return {
         name: torch.stack([part[name] for part in parts]).mean(0)
         if first.is_floating_point()

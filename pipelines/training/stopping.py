@@ -1,7 +1,7 @@
-"""Stopping between two steps, all ranks at the same one.
+"""Stops all ranks between the same two steps.
 
-A signal reaches the ranks at different moments, or only one of them. Each notes it, and every few
-steps they ask each other: whatever one was told, all do.
+A signal reaches the ranks at different times, or only one of them. Each rank records it. Every few
+steps the ranks exchange their signals, and if one rank has a signal, all stop.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import torch
 from pipelines.training.parallel import TrainingRanks
 
 INTERVAL = 0.1
-"""Seconds between two questions, about."""
-_MOST = 20  # steps between two questions: the next may be much slower than the last
+"""Approximate seconds between two exchanges."""
+_MOST = 20  # steps between two exchanges: the next step may be much slower than the last
 
 
 class Stopped(BaseException):
-    """The ranks agreed to stop, after a checkpoint; no error, so nothing may swallow it.
+    """The ranks agreed to stop, after a checkpoint. Not an error, so no handler may catch it.
 
     Attributes:
-        signum: The signal that one of them got.
+        signum: The signal that one of them received.
     """
 
     def __init__(self, signum: int) -> None:
@@ -32,7 +32,7 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """Whether to stop: noted by this rank's signal handler, agreed on by all."""
+    """Whether to stop: set by this rank's signal handler, agreed on by all ranks."""
 
     def __init__(self, ranks: TrainingRanks) -> None:
         self._ranks = ranks
@@ -41,28 +41,28 @@ class Stop:
         self._since, self._asked = time.monotonic(), 1
 
     def listen(self) -> None:
-        """Note SIGTERM and SIGINT from here on, instead of ending at once."""
+        """Record SIGTERM and SIGINT from now on, instead of ending immediately."""
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self.note)
 
     def note(self, signum: int, _frame: FrameType | None = None) -> None:
-        """Remember that this rank is to stop."""
+        """Record that this rank should stop."""
         self._noted = signum
 
     def agreed(self, *, now: bool = False) -> int:
-        """Return the signal that some rank got, if it is time to ask, or 0.
+        """Return the signal that a rank received, if an exchange is due; otherwise 0.
 
-        Every rank must call this as often and with the same arguments as the others.
+        Every rank must make the same calls with the same arguments.
 
         Args:
-            now: Whether to ask in any case.
+            now: Whether to exchange in any case.
         """
         self._left -= 1
         if self._left > 0 and not now:
             return 0
         elapsed = time.monotonic() - self._since
         steps = min(_MOST, max(1, int(INTERVAL * self._asked / max(elapsed, 1e-6))))
-        # The first rank's count is everybody's: clocks differ.
+        # All ranks use the first rank's count, because clocks differ.
         said = torch.tensor([self._noted, 0 if self._ranks.rank else steps], dtype=torch.int64)
         signum, steps = self._ranks.largest_(said).tolist()
         self._since, self._asked, self._left = time.monotonic(), steps, steps

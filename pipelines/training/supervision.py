@@ -1,7 +1,7 @@
-"""The ranks of a training under torchrun: started, watched, and ended, every one of them.
+"""Starts, supervises and ends the ranks of a training under torchrun.
 
-torchrun puts each rank into a session of its own, so ending torchrun's group is not enough: the
-ranks are known by their signs of life and ended by process id.
+torchrun starts each rank in its own session, so ending torchrun's process group is not enough. The
+ranks are known from their heartbeats and are ended by process id.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from pipelines.training.training_folder import TrainingFolder
 
 GRACE = 6.0
 """Seconds that ranks have for their last checkpoint before SIGKILL."""
-_ANSWER = 2.0  # seconds that a hung rank has to say where it is
+_ANSWER = 2.0  # seconds that a hung rank has to write its stack
 _ORDER = ("loading", "joining", "loading data", "initialising", "training", "evaluating", "saving")
 _NEWS = 1500  # characters of a stack or log that a message shows
 
 
 @dataclass(frozen=True)
 class Machines:
-    """Which part of the ranks is started here.
+    """The ranks to start on this machine.
 
     Attributes:
         processes: Ranks on this machine.
-        nodes: Machines in all.
-        rendezvous: host:port where they meet; empty for this machine alone.
-        first: Whether this is the machine of the stage, and so of rank 0.
+        nodes: Number of machines.
+        rendezvous: host:port of the first machine; empty for a single machine.
+        first: Whether this machine runs the stage, and so rank 0.
     """
 
     processes: int
@@ -58,20 +58,20 @@ def supervise(
     restarts: int,
     tick: Callable[[], None],
 ) -> None:
-    """Run the ranks of a job to their end.
+    """Run the ranks of a job until they end.
 
     Args:
-        job: What the ranks are told; written to the folder already.
-        folder: The training's.
-        machines: Which ranks are started here.
+        job: The job of the ranks; already written to the folder.
+        folder: The training's folder.
+        machines: The ranks to start on this machine.
         root: The checkout.
         restarts: How often the ranks may be started again after one failed.
         tick: Called about ten times a second.
 
     Raises:
-        UserError: If a rank says that a setting, the data or the memory is at fault.
-        Interrupted: If the ranks were told to end, but not by this process.
-        Failed: If a rank crashed, was killed, or hung; the message begins with what it said.
+        UserError: If a rank reports an error in a setting or the data, or a lack of memory.
+        Interrupted: If the ranks were stopped, but not by this process.
+        Failed: If a rank crashed, was killed, or hung; the message begins with its error.
     """
     watch = _Watch(folder, job.timeout, machines.nodes)
 
@@ -110,7 +110,7 @@ def _command(job: Job, folder: TrainingFolder, machines: Machines, restarts: int
         # Names may resolve to an address that this machine does not know as its own.
         conf = f"is_host={int(machines.first)},join_timeout={int(job.timeout)}"
         command += ["--rdzv-conf", conf]
-    command += ["--log-dir", str(_logs(folder))]  # else one stays in /tmp for good
+    command += ["--log-dir", str(_logs(folder))]  # otherwise a folder stays in /tmp
     command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
     command += ["--shutdown-timeout", str(int(GRACE) - 1)]
     return [*command, "-m", "pipelines.training.rank", str(folder.job)]
@@ -121,7 +121,7 @@ def end_ranks(folder: TrainingFolder, grace: float) -> None:
     left = [sign for sign in heartbeat.signs(folder.signs) if sign.alive]
     for sign in left:
         sign.send(signal.SIGTERM)
-        sign.send(signal.SIGCONT)  # a stopped process would not hear it
+        sign.send(signal.SIGCONT)  # a stopped process does not receive it
     wait_until(lambda: not any(sign.alive for sign in left), grace)
     for sign in left:
         sign.send(signal.SIGKILL)
@@ -130,10 +130,10 @@ def end_ranks(folder: TrainingFolder, grace: float) -> None:
 
 
 class Hung(Exception):
-    """A rank gave no sign for too long.
+    """A rank gave no heartbeat for too long.
 
     Attributes:
-        message: Which, since when, and where it was.
+        message: The rank, since when, and its stack.
     """
 
     def __init__(self, message: str) -> None:
@@ -142,7 +142,7 @@ class Hung(Exception):
 
 
 class _Watch:
-    """Looks for a rank that gives no sign while others wait for it."""
+    """Detects a rank that gives no heartbeat while others wait for it."""
 
     def __init__(self, folder: TrainingFolder, timeout: float, nodes: int = 1) -> None:
         self._folder, self._timeout, self._nodes = folder, timeout, nodes
@@ -150,10 +150,10 @@ class _Watch:
         self._start = time.monotonic()
 
     def __call__(self) -> None:
-        """Raise `Hung` if no rank has moved for `timeout` seconds.
+        """Raise `Hung` if no rank has made progress for `timeout` seconds.
 
-        One that hangs soon stops all others, which wait for it in the next collective: it is the
-        one that is furthest behind, or that does not even answer when asked where it is.
+        A hung rank soon stops all others, which wait for it in the next collective. It is the rank
+        that is furthest behind, or that does not write its stack on request.
         """
         now = time.monotonic()
         for sign in heartbeat.signs(self._folder.signs):
@@ -166,7 +166,7 @@ class _Watch:
         if now - max([self._start, *(t for _, t in at_work)]) < self._timeout:
             return
         if not at_work:
-            said = f"no rank gave a sign for {self._timeout:g} s (supervision.timeout)"
+            said = f"no rank gave a heartbeat for {self._timeout:g} s (supervision.timeout)"
             if self._nodes > 1:
                 said += f"; do {self._nodes - 1} other machines run `prong join`?"
             raise Hung(said)
@@ -188,12 +188,12 @@ class _Watch:
         behind = min(ranks, key=lambda sign: (sign.step, _order(sign.phase)))
         suspect = silent[0] if silent else behind
         where = (
-            "it does not answer, as a stopped process does"
+            "it does not respond, like a stopped process"
             if suspect in silent
             else f"it was in\n{stacks.get(suspect.rank, '')[-_NEWS:].rstrip()}"
         )
         return (
-            f"rank {suspect.rank} hung: no sign for {self._timeout:g} s "
+            f"rank {suspect.rank} hung: no heartbeat for {self._timeout:g} s "
             f"(supervision.timeout), {suspect.phase} at step {suspect.step}; {where}"
         )
 
@@ -203,13 +203,13 @@ def _order(phase: str) -> int:
 
 
 def _failure(job: Job, folder: TrainingFolder, code: int) -> Exception:
-    """Return what to raise for ranks that ended with an error: the first cause in front."""
+    """Return the exception for ranks that ended with an error, with the first cause first."""
     ends = heartbeat.ends(folder.signs)
     errors = sorted((e for e in ends.values() if e["how"] == "error"), key=lambda e: e["time"])
     told = [e for e in errors if e["kind"] == "user"]
     if told:
         return UserError(str(told[0]["message"]))
-    # Those whose peer was lost say so; the loss itself is the cause.
+    # Ranks that lost a peer have another kind of error; the crashed peer is the cause.
     crashed = [e for e in errors if e["kind"] == "crash"]
     if crashed:
         return Failed(f"{_place(crashed[0], job)}: {crashed[0]['message']}\n{_trace(crashed[0])}")
@@ -220,24 +220,27 @@ def _failure(job: Job, folder: TrainingFolder, code: int) -> Exception:
     if stopped and not errors:
         step = max(int(e["step"]) for e in stopped)
         return Interrupted(
-            f"the ranks were told to end at step {step}; the same command goes on from there"
+            f"the ranks were stopped at step {step}; the same command continues from there"
         )
     if errors:
         return Failed(f"{_place(errors[0], job)}: {errors[0]['message']}\n{_trace(errors[0])}")
     return Failed(
-        f"torchrun ended with exit code {code} before a rank said anything\n{_tail(folder)}"
+        f"torchrun ended with exit code {code} before a rank reported anything\n{_tail(folder)}"
     )
 
 
 def _killed(sign: RankStatus, job: Job, folder: TrainingFolder) -> str:
     code = exit_codes(_codes(folder)).get(sign.rank)
-    said = f"rank {sign.rank} of {job.ranks} died without a word, {sign.phase} at step {sign.step}"
+    said = (
+        f"rank {sign.rank} of {job.ranks} died without an error message, "
+        f"{sign.phase} at step {sign.step}"
+    )
     if code is not None and code < 0:
         said += f" (signal {signal.Signals(-code).name})"
     if code in (None, -signal.SIGKILL):
         config = job.config
         said += (
-            "; the kernel ends processes like that when memory runs out: then lower train.batch "
+            "; the kernel ends processes in this way when memory runs out: lower train.batch "
             f"(now {config.batch}) or raise train.accumulate (now {config.accumulate})"
         )
     return said
@@ -258,17 +261,17 @@ def _tail(folder: TrainingFolder) -> str:
 
 
 def _codes(folder: TrainingFolder) -> Path:
-    """Return where the agent writes how the ranks ended."""
+    """Return the file in which the agent writes how the ranks ended."""
     return folder.signs / "exit-codes.json"
 
 
 def _logs(folder: TrainingFolder) -> Path:
-    """Return where torchrun keeps folders of its own, one for each attempt."""
+    """Return the folder for torchrun's own log folders, one for each attempt."""
     return folder.path / "logs"
 
 
 def without_signs(folder: TrainingFolder) -> None:
-    """Remove the signs and records of an earlier attempt's ranks, which are gone."""
+    """Remove heartbeats and records of an earlier attempt, whose ranks have ended."""
     for path in folder.signs.iterdir():
         path.unlink()
     folder.log.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""Where a training in progress lives: checkpoints, events, signs of life, its MLflow run's id.
+"""The folder of a training in progress: checkpoints, events, heartbeats, MLflow run id.
 
-It lies outside of what the stage makes: DVC removes that before a stage starts, and a killed
-training is to find its checkpoints again. Its name is a hash of all that decides the result, but
-for the number of ranks and the device, which another attempt may choose anew.
+It is not an output of the stage: DVC deletes outputs before a stage starts, and a killed training
+needs its checkpoints. Its name is a hash of everything that decides the result, except the number
+of ranks and the device, which another attempt may change.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pipelines.core.waiting import wait_until
 from pipelines.systems.locks import let_go, take, take_shared
 
 PATIENCE = 30.0
-"""Seconds to wait for the ranks of an attempt that was killed to end."""
+"""Seconds to wait until the ranks of a killed attempt have ended."""
 KEPT = 3
-"""How many other trainings' folders stay when one starts: those used last."""
+"""How many folders of other trainings are kept when one starts: those used last."""
 _ANEW = ("processes", "device")
 _LOCK, _RANKS_LOCK = "lock", "ranks.lock"
 
@@ -60,27 +60,27 @@ class TrainingFolder:
 
     @property
     def events(self) -> Path:
-        """What happened, a line each."""
+        """The events, one per line."""
         return self.path / "events.jsonl"
 
     @property
     def signs(self) -> Path:
-        """Signs of life of the ranks, and how each ended."""
+        """Heartbeats of the ranks, and how each ended."""
         return self.path / "ranks"
 
     @property
     def network(self) -> Path:
-        """Where the trained network is left."""
+        """The folder of the trained network."""
         return self.path / "network"
 
     @property
     def job(self) -> Path:
-        """What the ranks are told."""
+        """The job of the ranks."""
         return self.path / "job.json"
 
     @property
     def log(self) -> Path:
-        """What torchrun and the ranks print."""
+        """Output of torchrun and the ranks."""
         return self.path / "torchrun.log"
 
     def remembered(self) -> dict[str, Any]:
@@ -90,11 +90,11 @@ class TrainingFolder:
         return found
 
     def remember(self, **values: object) -> None:
-        """Keep the MLflow run's id and the like for the next attempt."""
+        """Store the MLflow run's id and similar values for the next attempt."""
         write_json(self.path / "run.json", values)
 
     def forget(self) -> None:
-        """Remove all that an earlier attempt left, so that the training begins anew."""
+        """Remove everything of an earlier attempt, so that the training starts again."""
         for path in self.path.iterdir():
             if path.name in (_LOCK, _RANKS_LOCK):
                 continue
@@ -105,12 +105,12 @@ class TrainingFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other attempts out; wait until the ranks of the last one are gone.
+        """Exclude other attempts; wait until the ranks of the last one have ended.
 
-        The kernel lets go of the locks when their holders die, however they die.
+        The kernel releases the locks when their holders end for any reason.
 
         Raises:
-            UserError: If another attempt is at work.
+            UserError: If another attempt is active.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / _LOCK).open("a") as lock, (self.path / _RANKS_LOCK).open("a") as ranks:
@@ -121,12 +121,12 @@ class TrainingFolder:
             yield
 
     def busy(self) -> bool:
-        """Say whether an attempt is at work."""
+        """Return whether an attempt is active."""
         with (self.path / _LOCK).open("a") as lock:
             return not take(lock)
 
     def hold_as_rank(self) -> IO[str]:
-        """Return a file that, while it is open, tells the next attempt that a rank is at work."""
+        """Return a file that shows the next attempt, while it is open, that a rank is active."""
         lock = (self.path / _RANKS_LOCK).open("a")
         take_shared(lock)
         return lock
@@ -135,16 +135,16 @@ class TrainingFolder:
 def _lock(file: IO[str], where: Path) -> None:
     if not wait_until(lambda: take(file), PATIENCE, pause=0.1):
         raise UserError(
-            f"{where}: another process is at work on the same training; wait for it or end it first"
+            f"{where}: another process runs the same training; wait for it or end it first"
         )
 
 
 def tidy(folder: Path, mine: str) -> None:
-    """Remove trainings that were not used for longest, all but `KEPT`, `mine` apart.
+    """Keep `mine` and the `KEPT` other trainings used last; remove the rest.
 
     Args:
-        folder: Of all trainings.
-        mine: The one that starts.
+        folder: The folder of all trainings.
+        mine: Name of the training that starts.
     """
     others = [path for path in folder.iterdir() if path.is_dir() and path.name != mine]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)

@@ -1,1 +1,1 @@
-"""The stage that holds the ONNX file to the network it came from."""
+"""The stage that compares the ONNX file with the trained network."""

@@ -1,7 +1,7 @@
-"""One image, step by step: what each layer of the trained network makes of it.
+"""One image, layer by layer: the output of each layer of the trained network.
 
-For the question «why did it answer that?», and for the one after it: «is it the training, the
-fold or the export?». The whitened network, the folded one and the ONNX file walk side by side.
+It helps to find out why a network gave an answer, and whether training, fold or export is the
+cause. The whitened network, the folded network and the ONNX file process the same image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipelines.training.network import load
 
 @dataclass(frozen=True)
 class Step:
-    """What one layer answered.
+    """The output of one layer.
 
     Attributes:
         layer: Its name in the network; `onnx` for the answer of ONNX Runtime.
@@ -34,11 +34,11 @@ class Step:
         shape: Of its output, without the batch.
         mean: Of its output's values.
         deviation: Standard deviation of them.
-        smallest: The least value.
-        largest: The greatest.
-        zeros: Share of values that are exactly zero: of a ReLU, its silent units.
+        smallest: Smallest value.
+        largest: Largest value.
+        zeros: Share of values that are exactly zero; for a ReLU, its inactive units.
         difference: Largest difference from the whitened network's same layer, relative to that
-            layer's largest value; of `onnx`, from the logits.
+            layer's largest value; for `onnx`, from the logits.
     """
 
     layer: str
@@ -54,12 +54,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Trace:
-    """The walk of one image through the network.
+    """The outputs of all layers for one image.
 
     Attributes:
         steps: In the order of computation, from the raw pixels to ONNX Runtime's logits.
         logits: The whitened network's, by class.
-        label: The likeliest class.
+        label: The most likely class.
     """
 
     steps: tuple[Step, ...]

@@ -1,4 +1,4 @@
-"""Holds whitened network, folded network and ONNX Runtime to one answer on real images."""
+"""Compares whitened network, folded network and ONNX Runtime on real images."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Parity:
     """Two networks on the same images at one batch.
 
     Attributes:
-        first: Name of the one.
-        second: Name of the other.
+        first: Name of the first network.
+        second: Name of the second network.
         batch: Images per call.
         images: Images compared.
         difference: Largest difference of logits, relative to the largest logit of the first.
-        ties: Images whose labels differ although the first's two best logits are closer than the
-            limit: either label is right.
-        labels: Images whose labels differ otherwise.
+        ties: Images whose labels differ while the two largest logits of the first network are
+            closer than the limit: both labels are accepted.
+        labels: Other images whose labels differ.
     """
 
     first: str
@@ -54,29 +54,29 @@ def verify(
 ) -> dict[str, Any]:
     """Compare the three networks on real test images, at every batch of `BATCHES`.
 
-    The torch networks run on the CPU in float32, ONNX Runtime without TF32 where it really runs.
+    The torch networks run on the CPU in float32, ONNX Runtime on its provider without TF32.
 
     Args:
         trained: Output of `train`.
         prepared: Output of `prepare`.
         onnx: Output of `export`.
         config: Provider, limit and number of images.
-        out: JSON file for what is returned; written only if all is within the limit.
+        out: JSON file for the returned values; written only if no difference exceeds the limit.
 
     Returns:
         `largest_difference`, `limit`, `images`, `ties`, `provider` (the one that ran),
         `onnxruntime` (its version), `sha256` (of the ONNX file) and `comparisons`.
 
     Raises:
-        UserError: If two networks differ by more than the limit or in a label, if the file is not
-            of this network, or if the provider asked for is absent.
+        UserError: If two networks differ by more than the limit or in a label, if the file does not
+            belong to this network, or if the requested provider is absent.
     """
     spec, network = load(trained)
     model = OnnxModel.load(onnx, config.provider, asked="verify.provider")
     require_fit(onnx, model.card, trained, spec, "export")
     images = load_split(prepared, "test").images[: config.images]
     if not len(images):
-        raise UserError(f"{prepared}: the test split holds no image; raise data.test")
+        raise UserError(f"{prepared}: the test split has no images; raise data.test")
     comparisons = compare(
         {
             "whitened": torch_answer(network),
@@ -87,7 +87,7 @@ def verify(
         config.limit,
     )
     where = f"ONNX Runtime {VERSION} on {model.provider}, {len(images)} images"
-    # Not `>`: a difference that is not a number must fail too.
+    # Not `>`: NaN must fail too.
     if not all(c.difference <= config.limit and c.labels == 0 for c in comparisons):
         raise UserError(
             f"{onnx}: the networks disagree; verify.limit = {config.limit:g} ({where})\n"
@@ -115,7 +115,7 @@ def compare(
     Args:
         networks: Name → function of images and batch that returns logits [n, classes].
         images: uint8 [n, channels, size, size], n ≥ 1; repeated where n is below a batch.
-        limit: Below which, relative to the largest logit, two logits count as tied.
+        limit: Two logits that differ by less, relative to the largest logit, count as tied.
     """
     found = []
     for batch in BATCHES:
@@ -151,7 +151,7 @@ def table(comparisons: list[Parity]) -> str:
 
 
 def torch_answer(network: nn.Module) -> Answer:
-    """Return a function of raw images and batch that gives a torch network's logits."""
+    """Return a function of raw images and batch size that returns a torch network's logits."""
 
     def answer(images: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:
         tensor = torch.from_numpy(images)

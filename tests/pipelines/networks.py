@@ -17,11 +17,13 @@ import torch
 from pipelines.core import params_file
 from pipelines.core.config import Method, Params
 from pipelines.data.prepare import prepare
+from pipelines.export.to_onnx import export
 from pipelines.training.loop import Loop, save
 from pipelines.training.parallel import TrainingRanks
 
 ROOT = Path(__file__).parents[2]
 Trained = Callable[[Method], Path]
+Exported = Callable[[Method], Path]
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +62,18 @@ def trained(small: Params, prepared: Path, tmp_path_factory: pytest.TempPathFact
         return out
 
     return train
+
+
+@pytest.fixture(scope="session")
+def exported(
+    small: Params, prepared: Path, trained: Trained, tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
+    """A function from a method to the ONNX file of its trained network, exported once."""
+
+    @cache
+    def to_onnx(method: Method) -> Path:
+        out = tmp_path_factory.mktemp("exported") / "model.onnx"
+        export(trained(method), prepared, small, ROOT, out)
+        return out
+
+    return to_onnx

@@ -10,6 +10,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import fork_server
+from git_commands import commit_all, git
+
 SOURCE = Path(__file__).parents[2]
 SMALL = (
     "data.limit=400",
@@ -41,7 +44,8 @@ class Checkout:
 
     def environment(self, **more: str) -> dict[str, str]:
         """Return an environment in which the checkout's own code and no other store is used."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+        others = ("PREFECT_", "MLFLOW_", "PYTHONDONTWRITEBYTECODE")  # a second start is quicker
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(others)}
         path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
         return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", **more}
 
@@ -62,12 +66,23 @@ class Checkout:
         out, err = process.communicate(timeout=280)
         return Done(process.returncode, out, err)
 
-    def run(self, *command: str) -> Done:
+    def forked(self, *arguments: str, **more: str) -> Done:
+        """Run `prong` with arguments and the code of the tests; modules need not be imported."""
+        ended = fork_server.start(
+            _prong,
+            *arguments,
+            leaves=self.root.parent / "output",
+            cwd=self.root,
+            env=self.environment(**more),
+        ).wait()
+        return Done(ended.code, ended.out, ended.err)
+
+    def run(self, *command: str, **more: str) -> Done:
         """Run another program in the checkout."""
         done = subprocess.run(
             command,
             cwd=self.root,
-            env=self.environment(),
+            env=self.environment(**more),
             capture_output=True,
             text=True,
             check=False,
@@ -88,6 +103,13 @@ class Checkout:
         assert done.code == 0, done.err
         states: list[str] = json.loads(done.out.splitlines()[-1])
         return states
+
+
+def _prong(*arguments: str) -> None:
+    from pipelines.cli.app import main
+
+    sys.argv = ["prong", *arguments]
+    main()
 
 
 def make(root: Path) -> Checkout:
@@ -115,11 +137,6 @@ def make(root: Path) -> Checkout:
 
     params_file.edit(root / "params.yaml", list(SMALL))
     checkout = Checkout(root)
-    for arguments in (
-        ("init", "-q"),
-        ("add", "-A"),
-        ("-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "start"),
-    ):
-        done = checkout.run("git", *arguments)
-        assert done.code == 0, done.err
+    git(root, "init", "-q")
+    commit_all(root, "start")
     return checkout

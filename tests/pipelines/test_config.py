@@ -118,7 +118,7 @@ def test_all_findings_come_at_once() -> None:
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", "just words\n", "", "\x00"])
-def test_a_file_that_is_no_mapping_is_a_user_error(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_a_user_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=r"params\.yaml"):
@@ -153,6 +153,35 @@ def test_the_hash_covers_the_named_sections_only(params: Path) -> None:
     after = params_file.load(params)
     assert before.hash("data", "train", "export") == after.hash("data", "train", "export")
     assert before.hash() != after.hash()
+
+
+def test_hashes_stay_those_of_the_registries_that_exist() -> None:
+    """Change a hash here only together with a value or a key of params.yaml."""
+    shipped = params_file.load(ROOT / "params.yaml")
+    assert shipped.hash() == "2a12aa2688f136ccbd67c90337272e60b007fc78cc6c13b5f321f5c337e1c71e"
+    assert {name: shipped.hash(name)[:16] for name in shipped.recorded()} == {
+        "data": "aa61c5912f05fa11",
+        "train": "979e76a24585d802",
+        "evaluate": "f0e20334849393c3",
+        "export": "699a41742235a2b0",
+        "verify": "831f0d74155dcbb4",
+        "registry": "b8f5d1fab370ea51",
+        "gates": "2d675c8c31a6651d",
+    }
+
+
+@pytest.mark.parametrize("broken", ["train: 3", "train:", "x: 1"])
+def test_an_edit_of_a_file_without_the_section_names_it(params: Path, broken: str) -> None:
+    text = params.read_text().replace("train:\n", f"{broken}\nold:\n")
+    params.write_text(text)
+    with pytest.raises(UserError, match=r"(?m)^train( = (3|null): must be a section|: missing)"):
+        params_file.edit(params, ["train.epochs=3"])
+    assert params.read_text() == text
+
+
+def test_text_that_is_not_unicode_is_a_user_error(params: Path) -> None:
+    with pytest.raises(UserError, match="cannot be used"):
+        params_file.edit(params, ["data.path=\udcff"])
 
 
 @pytest.mark.parametrize(

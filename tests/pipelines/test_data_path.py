@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from pipelines.core import params_file
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.pipeline import main_job as flow
+from pipelines.pipeline import run
 
 
 @pytest.mark.parametrize("path", [".", "data", "data/prepared", "data/prepared/x", "models", ".."])
@@ -24,9 +26,14 @@ def test_data_cannot_be_what_the_stages_make(tmp_path: Path, path: str) -> None:
         flow.check_data(layout, params_file.load(layout.params))
 
 
-def test_a_name_is_shown_as_it_is(tmp_path: Path) -> None:
-    checkout = make(tmp_path / "job")
-    done = checkout.prong("run", "--set", "data.path=/no/[such] folder")
-    assert done.code == 2
-    assert "data.path: data/raw → /no/[such] folder\n" in done.out
-    assert "'/no/[such] folder'" in done.err
+def test_a_path_with_brackets_is_shown_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(make(tmp_path / "job").root)
+    # What is wrong is found before a server would be asked.
+    monkeypatch.setattr(run, "prefect_api", lambda _: nullcontext(lambda: None))
+    for name in ("set_up", "exit_on_sigterm"):  # they change the process
+        monkeypatch.setattr(run, name, lambda *_: None)
+    with pytest.raises(UserError, match=r"'/no/\[such\] folder'"):
+        run.run_and_show(["data.path=/no/[such] folder"], [])
+    assert "data.path: data/raw → /no/[such] folder\n" in capsys.readouterr().out

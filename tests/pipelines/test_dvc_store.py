@@ -1,4 +1,4 @@
-"""What the stages made, kept in a remote and had back from it on another machine."""
+"""What the stages made is pushed to a remote and restored on another machine."""
 
 from __future__ import annotations
 

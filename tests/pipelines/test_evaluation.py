@@ -125,11 +125,11 @@ def test_what_cannot_be_scored_is_refused_and_nothing_is_written(
     write_json(data / "card.json", card)
     tensors = {key: value[:0].copy() for key, value in load_file(data / "test.safetensors").items()}
     save_file(tensors, data / "test.safetensors")
-    with pytest.raises(UserError, match="the test split holds no image"):
+    with pytest.raises(UserError, match="the test split has no images"):
         evaluate(other, data, small.evaluate, reports)
     spec, broken = load(trained("sgd"))
     state = {name: torch.full_like(value, torch.nan) for name, value in broken.state_dict().items()}
     network.save(tmp_path / "broken", replace(spec), state)
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="NaN or infinite"):
         evaluate(tmp_path / "broken", prepared, small.evaluate, reports)
     assert not reports.exists()

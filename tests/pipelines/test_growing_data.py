@@ -90,7 +90,7 @@ def test_added_images_are_trained_on_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["prepare"])
-def test_a_disk_that_takes_no_more_is_one_message_and_leaves_nothing_half_written(
+def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(
     checkout: Checkout, stage: str
 ) -> None:
     _write_digits(checkout.root / "data/raw/digits", 0, 100)

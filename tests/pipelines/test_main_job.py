@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from small_checkout import Checkout, Done, make
 
+from pipelines.core import params_file
 from pipelines.data.prepared import load_split
 
 STAGES = ("prepare", "train", "evaluate", "export", "verify")
@@ -40,7 +41,7 @@ def outcomes(done: Done) -> dict[str, str]:
 
 
 def versions(checkout: Checkout) -> list[dict[str, object]]:
-    done = checkout.prong("models", "--json")
+    done = checkout.forked("models", "--json")
     assert done.code == 0, done.err
     found: list[dict[str, object]] = json.loads(done.out)
     return found
@@ -100,6 +101,19 @@ def test_the_champion_answers(checkout: Checkout, first: Done, tmp_path: Path) -
     assert all(0 <= answer["probability"] <= 1 for answer in said["answers"])
 
 
+def test_an_export_parameter_is_a_change_of_export_alone(checkout: Checkout, first: Done) -> None:
+    """Of what follows DVC sees later that its input changed."""
+    path = checkout.root / "params.yaml"
+    before = path.read_bytes()
+    params_file.edit(path, ["export.opset=19"])
+    status = checkout.run("dvc", "status", "--json")
+    path.write_bytes(before)
+    assert status.code == 0, status.err
+    changed = {"changed deps": {"params.yaml": {"export": "modified"}}}
+    assert json.loads(status.out) == {"export": [changed]}
+
+
+@pytest.mark.slow
 def test_an_export_parameter_reruns_export_and_what_follows(
     checkout: Checkout, first: Done
 ) -> None:
@@ -134,6 +148,12 @@ def test_a_difference_over_its_limit_fails_the_run(checkout: Checkout, first: Do
     assert outcomes(mended)["export"] == "cached"
 
 
+def test_a_mistake_ends_the_process_with_one_message(checkout: Checkout) -> None:
+    done = checkout.prong("run", "--set", "train.epoch=3")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -151,7 +171,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     checkout: Checkout, first: Done, arguments: tuple[str, ...], words: list[str]
 ) -> None:
     before = (checkout.root / "params.yaml").read_bytes()
-    done = checkout.prong(*arguments)
+    done = checkout.forked(*arguments)
     assert done.code == 2, done.out + done.err
     assert "Traceback" not in done.err
     for word in words:

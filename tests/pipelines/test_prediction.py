@@ -7,28 +7,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.data.prepared import Split, load_card, load_split
 from pipelines.evaluation.scoring import error
-from pipelines.export.to_onnx import export
 from pipelines.serving.predict import predict
 from pipelines.systems.onnx.runtime import OnnxModel
 
 if TYPE_CHECKING:
-    from networks import Trained
+    from networks import Exported
 
 pytest_plugins = ["networks"]
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def model(
-    trained: Trained, prepared: Path, small: Params, tmp_path_factory: pytest.TempPathFactory
-) -> OnnxModel:
-    out = tmp_path_factory.mktemp("exported") / "model.onnx"
-    export(trained("prong"), prepared, small, ROOT, out)
-    return OnnxModel.load(out, "cpu")
+def model(exported: Exported) -> OnnxModel:
+    return OnnxModel.load(exported("prong"), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +58,7 @@ def test_an_image_of_another_size_and_colour_is_answered(model: OnnxModel, tmp_p
     assert {name for name, _ in found.top} == set(model.card.classes)
 
 
-def test_nothing_asked_nothing_answered(model: OnnxModel) -> None:
+def test_no_images_give_no_predictions(model: OnnxModel) -> None:
     assert predict(model, []) == []
 
 

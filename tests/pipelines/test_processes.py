@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.core.waiting import wait_until
 from pipelines.systems.processes import run_group
 
 # A child that starts a grandchild, both deaf to SIGTERM if asked; prints the grandchild's id.
@@ -22,12 +23,10 @@ time.sleep(60)
 
 
 def _gone(pid: int, within: float = 30.0) -> bool:
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.05)
-    return False
+    def gone() -> bool:
+        return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+    return wait_until(gone, within)
 
 
 def test_the_exit_code_comes_back(tmp_path: Path) -> None:
@@ -77,9 +76,7 @@ def test_a_child_ends_when_its_keeper_was_killed(
         [sys.executable, "-c", KEEPER, *child], cwd=Path(__file__).parents[2]
     )
     try:
-        deadline = time.monotonic() + 60
-        while not (note.exists() and note.read_text()) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        assert wait_until(lambda: note.exists() and note.read_text(), 60)
         time.sleep(0.0 if loading else 1.0)
         process.send_signal(signal.SIGKILL)
         process.wait()

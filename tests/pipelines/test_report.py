@@ -15,14 +15,13 @@ from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, write_json, write_text
 from pipelines.core.paths import Layout
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.export.to_onnx import export
 from pipelines.gates.finding import Finding
 from pipelines.pipeline.charts import Series, line_chart
 from pipelines.pipeline.report import StageLine, Summary, write_report
 from pipelines.verification.verify import verify
 
 if TYPE_CHECKING:
-    from networks import Trained
+    from networks import Exported, Trained
 
 pytest_plugins = ["networks"]
 ROOT = Path(__file__).parents[2]
@@ -60,14 +59,19 @@ CONDITIONING = """step,layer,condition_before,condition_after,whitening_error,se
 
 @pytest.fixture(scope="module")
 def finished(
-    trained: Trained, prepared: Path, small: Params, tmp_path_factory: pytest.TempPathFactory
+    trained: Trained,
+    exported: Exported,
+    prepared: Path,
+    small: Params,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A checkout in which the stages have run."""
     layout = Layout(tmp_path_factory.mktemp("checkout"))
     shutil.copytree(prepared, layout.prepared)
     out = layout.reports / "verification.json"
     evaluate(trained("prong"), prepared, small.evaluate, layout.reports)
-    export(trained("prong"), prepared, small, ROOT, layout.onnx)
+    layout.onnx.parent.mkdir()
+    shutil.copy(exported("prong"), layout.onnx)
     verify(trained("prong"), prepared, layout.onnx, small.verify, out)
     write_text(layout.reports / "history.csv", HISTORY)
     write_text(layout.reports / "conditioning.csv", CONDITIONING)
@@ -166,7 +170,9 @@ def test_equal_runs_give_equal_pages(layout: Layout) -> None:
     assert write_report(layout, SUMMARY).read_bytes() == first
 
 
-def test_conditioning_shows_each_layer_and_survives_what_is_no_number(layout: Layout) -> None:
+def test_conditioning_shows_each_layer_and_accepts_values_that_are_not_finite(
+    layout: Layout,
+) -> None:
     page = page_of(layout)
     labels = [str(svg["aria-label"]) for svg in page.attributes("svg")]
     assert "Condition number of head.<1>: after from 1.5 to 1.5; before from 4.82e+03" in " ".join(

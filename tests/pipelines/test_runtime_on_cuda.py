@@ -10,14 +10,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipelines.core.config import Params
 from pipelines.data.prepared import load_split
-from pipelines.export.to_onnx import export, folded
+from pipelines.export.to_onnx import folded
 from pipelines.systems.onnx.runtime import OnnxModel, Provider, providers
 from pipelines.training.network import load
 
 if TYPE_CHECKING:
-    from networks import Trained
+    from networks import Exported, Trained
 
 pytest_plugins = ["networks"]
 ROOT = Path(__file__).parents[2]
@@ -39,15 +38,8 @@ LIMIT = 1e-4  # of the largest logit: float32 without TF32
 
 
 @pytest.fixture(scope="module")
-def released(
-    trained: Trained,
-    prepared: Path,
-    small: Params,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    out = tmp_path_factory.mktemp("released") / "model.onnx"
-    export(trained("prong+"), prepared, small, ROOT, out)
-    return out
+def released(exported: Exported) -> Path:
+    return exported("prong+")
 
 
 @pytest.fixture(scope="module")

@@ -10,25 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.data.prepared import load_split
-from pipelines.export.to_onnx import export
 from pipelines.training.network import load
 from pipelines.verification.trace import trace
 
 if TYPE_CHECKING:
-    from networks import Trained
+    from networks import Exported, Trained
 
 pytest_plugins = ["networks"]
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def onnx(trained: Trained, prepared: Path, small: Params, tmp_path_factory) -> Path:  # type: ignore[no-untyped-def]
-    out: Path = tmp_path_factory.mktemp("exported") / "model.onnx"
-    export(trained("prong+"), prepared, small, ROOT, out)
-    return out
+def onnx(exported: Exported) -> Path:
+    return exported("prong+")
 
 
 def test_every_layer_is_shown_and_the_fold_changes_none(
@@ -52,6 +47,6 @@ def test_every_layer_is_shown_and_the_fold_changes_none(
     assert relu.smallest == 0
 
 
-def test_what_is_no_image_is_said(trained: Trained, onnx: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_named(trained: Trained, onnx: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent\.png"):
         trace(trained("prong+"), onnx, tmp_path / "absent.png")

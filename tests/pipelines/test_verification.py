@@ -12,26 +12,21 @@ from numpy.typing import NDArray
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json
-from pipelines.export.to_onnx import export
 from pipelines.systems.onnx.runtime import VERSION, providers
 from pipelines.training import network
 from pipelines.training.network import load
 from pipelines.verification.verify import BATCHES, compare, verify
 
 if TYPE_CHECKING:
-    from networks import Trained
+    from networks import Exported, Trained
 
 pytest_plugins = ["networks"]
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def onnx(
-    trained: Trained, prepared: Path, small: Params, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    out = tmp_path_factory.mktemp("exported") / "model.onnx"
-    export(trained("prong+"), prepared, small, ROOT, out)
-    return out
+def onnx(exported: Exported) -> Path:
+    return exported("prong+")
 
 
 def test_whitened_folded_and_onnx_agree_at_every_batch(
@@ -127,7 +122,7 @@ def test_a_label_may_differ_only_between_tied_logits() -> None:
     assert small_batch.difference == pytest.approx(1 / 100)
 
 
-def test_an_answer_that_is_no_number_is_over_every_limit() -> None:
+def test_an_answer_that_is_not_a_number_is_over_every_limit() -> None:
     networks = {"first": answer([[1.0, 0.0]]), "second": answer([[float("nan"), 0.0]])}
     found = compare(networks, IMAGES, limit=1e-4)
     assert not any(c.difference <= 1e9 for c in found)

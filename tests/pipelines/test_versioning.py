@@ -8,10 +8,12 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from dvc.repo import Repo
 
 from pipelines.core.errors import Failed, UserError
+from pipelines.core.waiting import wait_until
 from pipelines.systems.dvc import reproduce as versioning
 from pipelines.systems.dvc.reproduce import StageOutcome, ensure
 
@@ -78,7 +80,7 @@ def test_force_runs_what_has_not_changed(root: Path) -> None:
     assert ensure(root, "make", force=True).outcome is StageOutcome.RAN
 
 
-def test_a_missing_output_is_no_cache_hit(root: Path) -> None:
+def test_a_missing_output_is_not_a_cache_hit(root: Path) -> None:
     ensure(root, "make")
     (root / "out/b").unlink()
     assert ensure(root, "make").outcome is not StageOutcome.CACHED
@@ -118,7 +120,7 @@ def test_a_user_error_of_a_stage_comes_back_as_it_was_said(root: Path) -> None:
     assert str(caught.value) == "source.txt: wrong"
 
 
-def test_a_crash_is_no_user_error(root: Path) -> None:
+def test_a_crash_is_not_a_user_error(root: Path) -> None:
     (root / "source.txt").write_text("crash")
     with pytest.raises(Failed, match="make"):
         ensure(root, "make")
@@ -164,7 +166,9 @@ def test_a_list_of_locks_that_broke_off_does_not_stop_later_runs(root: Path, tex
 def test_an_interrupt_ends_the_stage_and_the_next_run_recovers(root: Path) -> None:
     (root / "source.txt").write_text("sleep")
     program = (
-        "from pipelines.systems.dvc.reproduce import ensure; import pathlib;"
+        "from pipelines.systems.dvc.reproduce import ensure; import pathlib, signal;"
+        # A shell starts what is to run in the background with SIGINT ignored, and so its children.
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
         f"ensure(pathlib.Path({str(root)!r}), 'make')"
     )
     process = subprocess.Popen(
@@ -235,20 +239,9 @@ def test_a_stage_that_is_to_run_waits_for_another_at_work(root: Path) -> None:
 
 
 def _wait_for_pid(path: Path) -> int:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        if path.exists() and path.read_text():
-            return int(path.read_text())
-        time.sleep(0.02)
-    raise AssertionError(f"{path} did not appear")
+    assert wait_until(lambda: path.exists() and path.read_text(), 90), f"{path} did not appear"
+    return int(path.read_text())
 
 
 def _gone(pid: int) -> bool:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
+    return wait_until(lambda: not psutil.pid_exists(pid), 90)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from git_commands import commit_all, git
 from small_checkout import Checkout, make
 
 from pipelines.core import params_file
@@ -51,17 +52,6 @@ def _tree(layout: Layout, params: Params, deployment: str = "nightly") -> Layout
     return worktree(layout, deployment=deployment, params=params, commit="HEAD")
 
 
-def _git(checkout: Checkout, *arguments: str) -> str:
-    done = checkout.run("git", *arguments)
-    assert done.code == 0, done.err
-    return done.out
-
-
-def _commit(checkout: Checkout) -> None:
-    _git(checkout, "add", "-A")
-    _git(checkout, "-c", "user.name=t", "-c", "user.email=t@e.org", "commit", "-qm", "more")
-
-
 def test_a_tree_is_clean_and_shares_every_store(
     checkout: Checkout, layout: Layout, params: Params
 ) -> None:
@@ -78,7 +68,7 @@ def test_a_tree_is_clean_and_shares_every_store(
     assert tree.params.read_text() == layout.params.read_text()
     assert (tree.root / "data/raw/note.txt").read_text() == "the user's own"
     for place in (layout.root, tree.root):
-        assert _git(checkout, "-C", str(place), "status", "--porcelain") == ""
+        assert git(checkout.root, "-C", str(place), "status", "--porcelain") == ""
 
 
 def test_it_is_found_again_until_finished_and_keyed_by_deployment_code_and_parameters(
@@ -93,14 +83,14 @@ def test_it_is_found_again_until_finished_and_keyed_by_deployment_code_and_param
     trees = {tree.root, _tree(layout, other).root, _tree(layout, params, "night ly/").root}
     assert params_file.load(_tree(layout, other).params).train.epochs == 7
     (checkout.root / "pipelines/extra.py").write_text("")
-    _commit(checkout)
+    commit_all(checkout.root)
     trees.add(_tree(layout, params).root)
     assert len(trees) == 4
     for root in trees:
         finish(Layout(root))
         finish(Layout(root))  # once more changes nothing
         assert not root.exists()
-    assert len(_git(checkout, "worktree", "list").splitlines()) == 1
+    assert len(git(checkout.root, "worktree", "list").splitlines()) == 1
     assert not _tree(layout, params).reports.exists()
 
 
@@ -118,7 +108,7 @@ def test_what_one_made_the_next_restores(
     checkout: Checkout, layout: Layout, params: Params
 ) -> None:
     (layout.root / "dvc.yaml").write_text(STAGE)
-    _commit(checkout)
+    commit_all(checkout.root)
     first, second = _tree(layout, params, "one"), _tree(layout, params, "two")
     assert ensure(first.root, "make").outcome is StageOutcome.RAN
     assert ensure(second.root, "make").outcome is StageOutcome.RESTORED
@@ -176,7 +166,7 @@ def test_one_whose_making_was_killed_is_made_anew(
     checkout: Checkout, layout: Layout, params: Params, tmp_path: Path
 ) -> None:
     # A git that writes half of the tree and is then killed with its caller.
-    real = _git(checkout, "--exec-path").strip()
+    real = git(checkout.root, "--exec-path")
     (tmp_path / "bin").mkdir()
     shim = tmp_path / "bin/git"
     shim.write_text(
@@ -193,10 +183,10 @@ def test_one_whose_making_was_killed_is_made_anew(
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert len(_git(checkout, "worktree", "list").splitlines()) == 2
+    assert len(git(checkout.root, "worktree", "list").splitlines()) == 2
     tree = _tree(layout, params)
     assert (tree.root / "dvc.yaml").is_file()
-    assert len(_git(checkout, "worktree", "list").splitlines()) == 2
+    assert len(git(checkout.root, "worktree", "list").splitlines()) == 2
 
 
 def test_changed_code_in_a_tree_is_not_run(layout: Layout, params: Params) -> None:

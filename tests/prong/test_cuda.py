@@ -14,6 +14,7 @@ from devices import BOTH, CUDA
 from exact import EXACT, reparametrizer
 from processes import run
 from safetensors.torch import load_file, save_file
+from small_runs import assert_same_bits, folded, train_step
 from test_path import PERIOD, SAMPLES, arrays, batches, reference, relative
 from test_path import network as dense_network
 from torch import nn
@@ -45,10 +46,6 @@ def start(device, **options):
     return model, optimizer, reparametrizer(model, optimizer, **options)
 
 
-def weights(model):
-    return torch.cat([p.detach().double().flatten().cpu() for p in prong.fold(model).parameters()])
-
-
 @pytest.mark.parametrize("device", BOTH)
 @pytest.mark.parametrize("tf32", [False, True])
 def test_reparametrisation_keeps_the_function(device, tf32):
@@ -77,7 +74,7 @@ def test_mixed_precision_follows_float32(device, half, mode):
         # Twenty steps are few: with this ρ they lead far enough to tell two paths apart.
         model, optimizer, natural = start(device, mode=mode, step_limit=0.03)
         natural.initialize([batch(99, device)[0]])
-        begun = weights(model)
+        begun = folded(model)
         # Low enough that no step is left out: the path beside it leaves out none.
         scaled = mixed and half is torch.float16
         scaler = torch.amp.GradScaler(device, init_scale=1024.0, enabled=scaled)
@@ -96,7 +93,7 @@ def test_mixed_precision_follows_float32(device, half, mode):
             losses.append(float(loss.detach()))
         assert natural.report.layers["3"].updated
         assert {buffer.dtype for buffer in model[3].phi_buffers()} == {torch.float32}
-        paths.append(weights(model))
+        paths.append(folded(model))
         runs.append(losses)
     # Eight bits of a product, and as many of a gradient.
     assert (paths[1] - paths[0]).norm() < 0.015 * paths[0].norm()
@@ -133,10 +130,7 @@ def test_the_preconditioned_path_is_the_closed_form(device):
     found = []
     for x, labels in batches(20):
         inputs, wanted = torch.tensor(x).to(device), torch.tensor(labels).to(device)
-        nn.functional.cross_entropy(model(inputs), wanted).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        natural.step()
+        train_step(model, optimizer, natural, inputs, wanted)
         plain, biases = arrays(prong.fold(model).cpu())
         found.append(np.concatenate([p.ravel() for p in [*plain, *biases]]))
     assert natural.report.layers["0"].updated
@@ -158,26 +152,21 @@ def test_compiled_there_are_two_graphs_and_the_same_path(device, mode):
             model, optimizer, natural = start(device, mode=mode, side_stream=side_stream)
             natural.initialize([batch(99, device)[0]])
             called = torch.compile(model, backend=counter, fullgraph=True) if compiled else model
-            for step in range(17):
-                x, y = batch(step, device)
-                nn.functional.cross_entropy(called(x), y).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                natural.step()
+            for index in range(17):
+                train_step(called, optimizer, natural, *batch(index, device))
             # One graph that takes statistics and one that does not; three reparametrisations add
             # none, and a side stream makes no difference to a graph.
             assert counter.frame_count == 2 * compiled
             assert natural.report.layers["0"].samples > 0
             assert (natural._stream is not None) == side_stream
-            paths.append((weights(model), natural.report.layers["0"].samples))
+            paths.append((folded(model), natural.report.layers["0"].samples))
             states.append(model.state_dict())
     assert len({samples for _, samples in paths}) == 1
     for path, _ in paths[1:]:
         assert (path - paths[0][0]).abs().max() < 1e-4
     if device == "cpu":  # on a CUDA device sums of gradients may have any order
         assert not natural._stream._streams
-        for name, value in states[1].items():
-            assert torch.equal(value, states[2][name]), name
+        assert_same_bits(states[2], states[1])
 
 
 def _resumed(rank, size, device, folder, options):
@@ -185,12 +174,8 @@ def _resumed(rank, size, device, folder, options):
     torch.use_deterministic_algorithms(True)
 
     def train(model, optimizer, natural, first, last):
-        for step in range(first, last):
-            x, y = batch(step, device)
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            natural.step()
+        for index in range(first, last):
+            train_step(model, optimizer, natural, *batch(index, device))
 
     whole = start(device, **options)
     whole[2].initialize([batch(99, device)[0]])
@@ -240,26 +225,19 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_no_step_between_reparametrisations_waits_for_the_device(device, side_stream, mode):
     model, optimizer, natural = start(device, mode=mode, step_limit=None, side_stream=side_stream)
-    drawn = [batch(step, device) for step in range(15)]
-
-    def step(x, y):
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return natural.step()
-
+    drawn = [batch(index, device) for index in range(15)]
     for x, y in drawn[:5]:  # the first period also tells how large a batch is
-        step(x, y)
+        train_step(model, optimizer, natural, x, y)
     gathered = 0
     for number, (x, y) in enumerate(drawn[5:], 6):
         if number % natural.period == 0:
-            assert step(x, y) is not None
+            assert train_step(model, optimizer, natural, x, y) is not None
             continue
         gathered += model[0].moments is not None
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            assert step(x, y) is None
+            assert train_step(model, optimizer, natural, x, y) is None
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert 0 < gathered < 8  # steps of both kinds were watched

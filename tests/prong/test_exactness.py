@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from exact import EXACT, reparametrizer
 from hypothesis import given, settings
@@ -90,17 +91,13 @@ def train(network, shape, options, init, seed, dtype, optimizer=None):
     return max(changes), difference(folded(x), model(x)), condition(model)
 
 
-@given(networks(), OPTIONS, st.sampled_from(INITS), st.integers(0, 99))
-@settings(max_examples=20)
-def test_fold_and_refresh_keep_the_function_in_float64(network, options, init, seed):
+def float64_keeps_the_function(network, options, init, seed):
     change, fold, bound = train(*network, options, init, seed, torch.float64)
     assert change * bound <= 1e-10
     assert fold <= 1e-10
 
 
-@given(networks(), OPTIONS, st.integers(0, 99))
-@settings(max_examples=12)
-def test_float32_stays_within_a_bound_in_the_condition_of_u(network, options, seed):
+def float32_stays_within_its_bound(network, options, seed):
     # V = W U⁻¹ is rounded to float32 and multiplied by U again: the function moves by at most a few
     # units of rounding (2⁻²⁴) times cond(U), over at most three layers here.
     change, fold, bound = train(*network, options, "preserve", seed, torch.float32)
@@ -109,12 +106,55 @@ def test_float32_stays_within_a_bound_in_the_condition_of_u(network, options, se
     assert fold <= 200 * unit * bound
 
 
-@given(networks(), st.integers(0, 99))
-@settings(max_examples=8)
-def test_other_optimizers_keep_the_function_too(network, seed):
+def another_optimizer_keeps_the_function(network, seed):
     options = {"two_sided": None, "batch_diagonal": True}
     change, fold, bound = train(
         *network, options, "whitened", seed, torch.float64, torch.optim.AdamW
     )
     assert change * bound <= 1e-10
     assert fold <= 1e-10
+
+
+IN_FLOAT64 = given(networks(), OPTIONS, st.sampled_from(INITS), st.integers(0, 99))
+IN_FLOAT32 = given(networks(), OPTIONS, st.integers(0, 99))
+IN_ADAMW = given(networks(), st.integers(0, 99))
+FEW, MANY = settings(max_examples=10), settings(max_examples=100)
+
+
+@IN_FLOAT64
+@FEW
+def test_fold_and_refresh_keep_the_function_in_float64(network, options, init, seed):
+    float64_keeps_the_function(network, options, init, seed)
+
+
+@IN_FLOAT32
+@FEW
+def test_float32_stays_within_a_bound_in_the_condition_of_u(network, options, seed):
+    float32_stays_within_its_bound(network, options, seed)
+
+
+@IN_ADAMW
+@FEW
+def test_other_optimizers_keep_the_function_too(network, seed):
+    another_optimizer_keeps_the_function(network, seed)
+
+
+@pytest.mark.slow
+@IN_FLOAT64
+@MANY
+def test_many_networks_keep_the_function_in_float64(network, options, init, seed):
+    float64_keeps_the_function(network, options, init, seed)
+
+
+@pytest.mark.slow
+@IN_FLOAT32
+@MANY
+def test_many_networks_stay_within_the_bound_of_float32(network, options, seed):
+    float32_stays_within_its_bound(network, options, seed)
+
+
+@pytest.mark.slow
+@IN_ADAMW
+@MANY
+def test_many_networks_keep_the_function_with_another_optimizer(network, seed):
+    another_optimizer_keeps_the_function(network, seed)

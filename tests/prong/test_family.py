@@ -5,23 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from exact import EXACT, reparametrizer
+from small_runs import dense, normal
 from torch import nn
 
 import prong
 from prong.analysis.fisher import output_fisher
 
 
-def data(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-
-def mlp(sizes=(5, 6, 4, 3), seed=0):
-    torch.manual_seed(seed)
-    layers = []
-    for i in range(len(sizes) - 1):
-        layers += [nn.Linear(sizes[i], sizes[i + 1]), nn.Tanh()]
-    return nn.Sequential(*layers[:-1]).double()
+def mlp():
+    return dense((5, 6, 4, 3))
 
 
 def attach(model, lr=0.05, **options):
@@ -31,7 +23,7 @@ def attach(model, lr=0.05, **options):
     return optimizer, reparametrizer(model, optimizer, **options)
 
 
-X = data(64, 5) @ data(5, 5, seed=1) + 1.0
+X = normal(64, 5) @ normal(5, 5, seed=1) + 1.0
 Y = torch.randint(0, 3, (64,), generator=torch.Generator().manual_seed(2))
 
 
@@ -64,7 +56,7 @@ def test_batch_diagonal_step_equals_the_closed_form():
     natural.initialize([X], "preserve")
     covector = torch.zeros(3, 5, dtype=torch.float64)
     for seed in range(3):
-        x = data(32, 5, seed=10 + seed) * (1 + seed)
+        x = normal(32, 5, seed=10 + seed) * (1 + seed)
         weight = prong.fold(model)[0].weight.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(nn.functional.linear(x, weight).cos().sum(), weight)
         model(x).cos().sum().backward()
@@ -227,7 +219,7 @@ def test_exact_fisher_equals_per_example_gradients(whitened):
 
 
 def test_output_fisher_of_every_likelihood():
-    z = data(1, 2)
+    z = normal(1, 2)
     p = z.sigmoid()[0]
     assert torch.allclose(output_fisher(z, "bernoulli")[0], torch.diag(p * (1 - p)))
     assert torch.equal(output_fisher(z, "gaussian")[0], torch.eye(2).double())
@@ -235,12 +227,19 @@ def test_output_fisher_of_every_likelihood():
     assert torch.allclose(output_fisher(z, "categorical")[0], torch.diag(q) - torch.outer(q, q))
 
 
-def test_whitening_improves_the_condition_of_the_fisher():
-    model = mlp((5, 6, 4, 3))
-    before = prong.exact_fisher(model, X, names=["2.weight"]).condition_number(1e-6)
-    attach(model, samples=64, damping=1e-3)[1].initialize([X], "preserve")
-    after = prong.exact_fisher(model, X, names=["2.weight"]).condition_number(1e-6)
-    assert after < 0.2 * before
+@pytest.mark.parametrize("damping", [1e-3, 0.1])
+def test_whitening_leaves_the_condition_that_the_damping_sets(damping):
+    # One layer and a Gaussian likelihood: F is I ⊗ E[(h − c)(h − c)ᵀ], and whitened I ⊗ λ/(λ + ε).
+    model = nn.Sequential(nn.Linear(5, 3)).double()
+    names = {"likelihood": "gaussian", "names": ["0.weight"]}
+    values = torch.linalg.eigvalsh(torch.cov(X.T, correction=0))
+    before = prong.exact_fisher(model, X - X.mean(0), **names).condition_number()
+    assert before == pytest.approx(float(values[-1] / values[0]))
+    attach(model, samples=64, damping=damping)[1].initialize([X], "preserve")
+    after = prong.exact_fisher(model, X, **names).condition_number()
+    shares = values / (values + damping)
+    assert after == pytest.approx(float(shares[-1] / shares[0]))
+    assert after < before
 
 
 def test_kronecker_is_exact_where_delta_does_not_depend_on_h():
@@ -282,7 +281,7 @@ def test_figure_2_draws_and_matplotlib_comes_only_then():
 
 
 def low_rank_input(rank=3, features=20):
-    return data(200, rank, seed=3) @ data(rank, features, seed=4) + 0.5
+    return normal(200, rank, seed=3) @ normal(rank, features, seed=4) + 0.5
 
 
 def test_compression_drops_units_and_keeps_the_function():
@@ -300,7 +299,7 @@ def test_compression_drops_units_and_keeps_the_function():
 
 
 def test_compression_error_is_what_it_says():
-    x = data(500, 8) @ data(8, 8, seed=1)
+    x = normal(500, 8) @ normal(8, 8, seed=1)
     model = nn.Sequential(nn.Linear(8, 8)).double()
     attach(model, samples=500)[1].initialize([x], "preserve")
     y = model(x).detach()
@@ -317,8 +316,8 @@ def test_compression_error_is_what_it_says():
 def test_compression_of_convolutions(groups, transposed):
     kind = nn.ConvTranspose2d if transposed else nn.Conv2d
     torch.manual_seed(0)
-    mix = data(2, 2, 6, seed=5)
-    latent = data(10, 2, 2, 5, 5)
+    mix = normal(2, 2, 6, seed=5)
+    latent = normal(10, 2, 2, 5, 5)
     x = torch.einsum("bgkhw,gkc->bgchw", latent, mix).reshape(10, 12, 5, 5)
     layer = kind(12, 6, 3, padding=1, stride=2, groups=groups, bias=not transposed)
     model = nn.Sequential(layer).double()

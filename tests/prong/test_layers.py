@@ -263,20 +263,3 @@ def test_moving_between_devices_takes_phi_along():
     model.to("meta")
     assert model[0].whitener.device.type == "meta"
     assert model[0].mean.device.type == "meta"
-
-
-def test_import_loads_torch_and_nothing_else_heavy():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, torch; before = set(sys.modules); import prong; "
-        "print({m.split('.')[0] for m in set(sys.modules) - before})"
-    )
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-    extra = eval(output)
-    assert "matplotlib" not in extra
-    assert "jaxtyping" not in extra
-    assert {name for name in extra if name not in sys.stdlib_module_names} <= {"prong", "torch"}

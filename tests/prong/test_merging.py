@@ -80,7 +80,7 @@ def test_an_empty_batch_leaves_no_trace(layer, shape, options):
     assert natural.refresh().layers["0"].examples == 3
 
 
-def test_variances_of_no_samples_are_nobodys():
+def test_variances_of_no_samples_stay_zero():
     variances = UnitVariances(torch.zeros(1, 3))
     variances.add(torch.zeros(1, 0, 3), torch.zeros(1, 3), torch.eye(3).unsqueeze(0))
     assert not any(bool(each.any()) for each in vars(variances).values())

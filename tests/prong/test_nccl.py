@@ -11,6 +11,7 @@ import torch
 from devices import CUDA
 from exact import EXACT, reparametrizer
 from processes import run, share
+from small_runs import assert_close, assert_same_bits
 from torch import nn
 
 import prong
@@ -67,12 +68,8 @@ OPTIONS = [{"root": "zca"}, {"mode": "preconditioned"}, {"root": "zca", "side_st
 
 def agree(ranks, expected):
     for other in ranks[1:]:
-        for name, value in ranks[0].items():
-            assert torch.equal(value, other[name]), name
-    for name, value in expected.items():
-        if value.numel() and value.is_floating_point():
-            apart = (ranks[0][name] - value).abs().max()
-            assert apart <= 1e-4 * max(1, value.abs().max()), name
+        assert_same_bits(other, ranks[0])
+    assert_close(ranks[0], expected, 1e-4)
 
 
 def test_two_ranks_over_gloo_are_one(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from exact import EXACT, reparametrizer
 from reference import ReferenceNetwork, ReferencePRONG
+from small_runs import train_step
 from torch import nn
 
 import prong
@@ -47,8 +49,9 @@ def arrays(model):
 MODES = ["fold", "activations", "preconditioned"]
 
 
+@functools.cache
 def run(root, rule, *, limit=None, lr=0.05, momentum=0.9, mode="fold", narrow=False, **options):
-    """Canonical parameters after every step."""
+    """Canonical parameters after every step; each path is taken once."""
     model = prong.whiten(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, **options)
     wanted = {"damping": 0.05, "root": root, "momentum": rule, "step_limit": limit, "mode": mode}
@@ -60,17 +63,14 @@ def run(root, rule, *, limit=None, lr=0.05, momentum=0.9, mode="fold", narrow=Fa
         inputs, wanted = torch.tensor(x), torch.tensor(labels)
         # Micro-batches of fewer rows than any layer has outputs, or the whole batch at once.
         parts = 4 if narrow else 1
-        for part, label in zip(inputs.chunk(parts), wanted.chunk(parts), strict=True):
-            (nn.functional.cross_entropy(model(part), label) / parts).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        natural.step()
+        train_step(model, optimizer, natural, inputs, wanted, parts)
         path.append([np.concatenate([p.ravel() for p in ps]) for ps in arrays(prong.fold(model))])
     assert natural.report is not None
     assert natural.report.layers["0"].samples == 3 * BATCH
     return np.array([np.concatenate(step) for step in path])
 
 
+@functools.cache
 def reference(rule, limit=None, lr=0.05):
     weights, biases = arrays(network())
     frozen = ReferencePRONG(

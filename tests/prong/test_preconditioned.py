@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from exact import EXACT, reparametrizer
+from small_runs import assert_same_bits, train_step
 from torch import nn
 
 import prong
@@ -84,13 +85,10 @@ def start(limit=None, **options):
 
 
 def advance(model, optimizer, natural, first, last, batch=16):
-    for step in range(first, last):
-        x = correlated(batch, WIDTHS[0], 100 + step)
-        target = correlated(batch, WIDTHS[-1], 500 + step)
-        nn.functional.mse_loss(model(x), target).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        natural.step()
+    for index in range(first, last):
+        x = correlated(batch, WIDTHS[0], 100 + index)
+        target = correlated(batch, WIDTHS[-1], 500 + index)
+        train_step(model, optimizer, natural, x, target, loss=nn.functional.mse_loss)
 
 
 @pytest.mark.parametrize("batch", [16, 80])
@@ -128,8 +126,7 @@ def test_a_resumed_run_with_leading_directions_is_the_same_to_the_bit():
     for each, state in zip((model, optimizer, natural), saved, strict=True):
         each.load_state_dict(state)
     advance(model, optimizer, natural, 6, 13)
-    for name, value in whole[0].state_dict().items():
-        assert torch.equal(value, model.state_dict()[name]), name
+    assert_same_bits(model.state_dict(), whole[0].state_dict())
 
 
 @pytest.mark.parametrize("batch", [16, 80])
@@ -155,7 +152,7 @@ def test_a_gradient_penalty_takes_the_path_of_the_folded_layers(batch):
 @pytest.mark.parametrize(
     "options", [{"mode": "fold"}, {"mode": "activations"}, {"kind": "diagonal"}]
 )
-def test_leading_directions_have_no_effect_where_nobody_uses_them(options):
+def test_leading_directions_have_no_effect_where_they_are_not_used(options):
     states = []
     for share in (None, 0.1):
         model, optimizer, natural = start(1e-3, leading=share, **options)
@@ -164,9 +161,7 @@ def test_leading_directions_have_no_effect_where_nobody_uses_them(options):
         assert natural.report.layers["0"].updated
         assert model[0].precision_damping is None
         states.append(model.state_dict())
-    assert states[0].keys() == states[1].keys()
-    for name, value in states[0].items():
-        assert torch.equal(value, states[1][name]), name
+    assert_same_bits(*states)
 
 
 def test_natural_gradients_are_no_jacobians():

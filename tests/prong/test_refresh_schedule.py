@@ -78,7 +78,7 @@ def test_turns_lie_as_far_apart_as_they_can():
 
 @pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.parametrize("units", [1, 3, 13])
-def test_early_steps_double_and_are_everybodys(units, spread):
+def test_early_steps_double_and_are_those_of_all_units(units, spread):
     for period in range(1, 400):
         schedule = Schedule(period, units, spread, True)
         assert list(schedule.early_steps) == early_of(schedule), period

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from exact import reparametrizer
@@ -74,12 +71,3 @@ def test_a_sharded_weight_is_refused_by_name(tmp_path):
             ("WhitenedLinear", True, ""),
             ("FSDPLinear", False, "excluded"),
         ]
-
-
-def test_nothing_of_it_is_imported_for_those_who_do_not_shard():
-    found = "[m for m in sys.modules if 'fsdp' in m or 'distributed.tensor' in m]"
-    loaded = f"import sys, prong; print({found})"
-    done = subprocess.run(
-        [sys.executable, "-c", loaded], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from exact import EXACT, reparametrizer
 from merged_moments import assert_moments_of, gathered
 from processes import groups, run, share
+from small_runs import WIDE, assert_close, assert_same_bits, sgd
 from torch import nn
 
 import prong
@@ -23,11 +24,7 @@ from prong.refresh.collect import first_batches
 from prong.refresh.exchange import assignment
 from prong.refresh.result import LENGTH
 
-STEPS, BATCH, WIDE = 7, 12, torch.float64
-
-
-def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+STEPS, BATCH = 7, 12
 
 
 def adam(parameters):
@@ -192,8 +189,7 @@ def check(ranks, cases, sizes):
             assert any("'updated': True" in report for report in first["reports"]), name
             for found in (each[number, name] for each in ranks[1:number]):
                 assert found["reports"] == first["reports"], name
-                for key, value in first["state"].items():
-                    assert torch.equal(value, found["state"][key]), (number, name, key)
+                assert_same_bits(found["state"], first["state"], (number, name))
                 assert [each[:2] for each in found["optimizer"]] == [
                     each[:2] for each in first["optimizer"]
                 ]
@@ -201,17 +197,13 @@ def check(ranks, cases, sizes):
                     first["optimizer"], found["optimizer"], strict=True
                 ):
                     assert torch.equal(value, other), (number, name, key)
-                for key, value in first["damping"].items():
-                    assert torch.equal(value, found["damping"][key]), (number, name)
+                assert_same_bits(found["damping"], first["damping"], (number, name))
             assert {rank for ranks_ in first["owners"] for rank in ranks_} == set(
                 first["assigned"]
             ), name
             if comparable:
                 alone = ranks[0][1, name]["folded"]
-                for key, value in alone.items():
-                    limit = 1e-10 * max(1, value.abs().max())
-                    error = (value - first["folded"][key]).abs().max()
-                    assert error <= limit, (number, name, key, float(error))
+                assert_close(first["folded"], alone, 1e-10, (number, name))
 
 
 def _quick(rank, size):
@@ -333,7 +325,7 @@ def _failures(rank, size, mode):
     return plain_report(report), reasons, after, changed
 
 
-def test_a_failure_is_everybodys(quick):
+def test_a_failure_is_the_same_on_all_ranks(quick):
     for index in range(2):
         text, reasons, state, changed = quick[0]["failures"][index]
         assert reasons == {
@@ -345,8 +337,7 @@ def test_a_failure_is_everybodys(quick):
         assert changed == {"0"}
         for each in quick[1:]:
             assert each["failures"][index][0] == text
-            for key, value in each["failures"][index][2].items():
-                assert torch.equal(value, state[key])
+            assert_same_bits(each["failures"][index][2], state)
 
 
 def _batches(rank, size):

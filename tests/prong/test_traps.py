@@ -6,16 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from exact import EXACT, reparametrizer
+from small_runs import normal
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import prong
 from prong.refresh.collect import gather, new_moments
-
-
-def data(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def attach(model, x, **options):
@@ -31,7 +27,7 @@ def attach(model, x, **options):
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 def test_convolution_pads_first_and_centres_after(mode):
     # Centring before zero padding would leave −c at the border; here by hand: pad, U(h − c), valid.
-    x = data(5, 3, 6, 6) + 4.0
+    x = normal(5, 3, 6, 6) + 4.0
     layer = nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode, dtype=torch.float64)
     model, _, _ = attach(nn.Sequential(layer), x)
     layer = model[0]
@@ -44,14 +40,14 @@ def test_convolution_pads_first_and_centres_after(mode):
 
 
 def test_border_zeros_are_not_samples():
-    x = data(5, 3, 6, 6) + 4.0
+    x = normal(5, 3, 6, 6) + 4.0
     model, _, natural = attach(nn.Sequential(nn.Conv2d(3, 4, 5, padding=2)), x)
     assert natural.report.layers["0"].samples == 5 * 6 * 6
     assert (model[0].mean[0] - x.mean((0, 2, 3))).abs().max() < 1e-12
 
 
 def test_every_group_has_its_own_whitener():
-    x = data(40, 6, 5)
+    x = normal(40, 6, 5)
     x[:, 3:] = 3 * x[:, 3:] + x[:, :3]  # groups of different scale, and correlated with each other
     model, _, _ = attach(nn.Sequential(nn.Conv1d(6, 4, 3, groups=2)), x, damping=1e-9)
     layer = model[0]
@@ -64,7 +60,7 @@ def test_every_group_has_its_own_whitener():
 
 def test_rows_and_columns_of_u_are_not_mixed_up():
     # U's rows are the whitened units: U Σ Uᵀ = I. With columns, Uᵀ Σ U, it is nowhere near.
-    x = data(300, 5) @ data(5, 5, seed=1)
+    x = normal(300, 5) @ normal(5, 5, seed=1)
     model, _, _ = attach(nn.Sequential(nn.Linear(5, 2)), x, damping=1e-9)
     u = model[0].whitener[0]
     covariance = torch.cov(x.T, correction=0)
@@ -77,7 +73,7 @@ def test_rows_and_columns_of_u_are_not_mixed_up():
 
 def test_momentum_follows_the_basis():
     # A pause: no gradient, only momentum, the covector g. It moves W by −0.9 η (g_W − g_b cᵀ) P.
-    x = data(50, 4) @ data(4, 4, seed=1) + 1.0
+    x = normal(50, 4) @ normal(4, 4, seed=1) + 1.0
     torch.manual_seed(0)
     model, optimizer, natural = attach(nn.Sequential(nn.Linear(4, 3)), x, damping=0.1)
     plain = [p.detach().clone().requires_grad_() for p in prong.fold(model)[0].parameters()]
@@ -121,7 +117,7 @@ def test_activation_checkpointing_does_not_count_twice(reentrant, two_sided):
         options = {**EXACT, "samples": 9, "two_sided": two_sided}
         natural = reparametrizer(model, optimizer, period=2, **options)
         for _ in range(2):
-            model(data(6, 4).requires_grad_()).square().mean().backward()
+            model(normal(6, 4).requires_grad_()).square().mean().backward()
             assert natural.gathering.active
             if two_sided:
                 counts.append(float(model.first.backward_moments.count))
@@ -142,7 +138,7 @@ def test_statistics_only_come_from_training_mode():
 
 
 def test_casting_the_model_leaves_phi_wide():
-    x = data(60, 4) @ data(4, 4, seed=1)
+    x = normal(60, 4) @ normal(4, 4, seed=1)
     model, _, _ = attach(nn.Sequential(nn.Linear(4, 3)), x)
     model.float()
     kept = model[0].whitener.clone()
@@ -156,7 +152,7 @@ def test_casting_the_model_leaves_phi_wide():
 
 def test_uneven_rounding_of_products_is_not_used_for_statistics():
     # TF32 keeps 11 bits, and whitening amplifies its error by cond(U): hence products in float64.
-    x = data(60, 4).float()
+    x = normal(60, 4).float()
     model = prong.whiten(nn.Sequential(nn.Linear(4, 3)))
     torch.set_float32_matmul_precision("medium")
     try:
@@ -190,4 +186,4 @@ def test_folded_kernels_are_contiguous():
     for kind in (nn.Conv2d, nn.ConvTranspose2d):
         model = prong.whiten(nn.Sequential(kind(2, 1, 2, bias=False)).double())
         assert model[0].fold()[0].is_contiguous()
-        model(data(4, 2, 6, 6)).sum().backward()
+        model(normal(4, 2, 6, 6)).sum().backward()

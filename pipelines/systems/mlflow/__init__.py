@@ -1,15 +1,35 @@
-"""MLflow: what was measured. The connection, the runs of trainings, and their end."""
+"""MLflow: what was measured and what is released. Only this package imports it.
+
+`registered_models`, `logged_models` and `artifacts` are the registry's calls, by name; here are
+the connection, the runs of trainings, and their end.
+"""
 
 from __future__ import annotations
 
+# First: MLflow reads its surroundings when it is imported, and this file runs before its modules.
+import pipelines.systems.mlflow.surroundings  # noqa: F401
+
+# isort: split
+from mlflow import MlflowClient
+
 from pipelines.systems.mlflow.address import answering, artifact_root, shown_uri, tracking_uri
 from pipelines.systems.mlflow.dead_runs import close_dead_runs
-from pipelines.systems.mlflow.imported_runs import find_run, import_history, import_run, run_status
+from pipelines.systems.mlflow.imported_runs import (
+    RecordedRun,
+    find_run,
+    import_history,
+    import_run,
+    log_reports,
+    read_run,
+    run_status,
+)
 from pipelines.systems.mlflow.runs import WEIGHTS_TAG, TrainingRun, metric_name, training_run
-from pipelines.systems.mlflow.store import connect, experiment_id
+from pipelines.systems.mlflow.store import connect, experiment_id, probe
 
 __all__ = [
     "WEIGHTS_TAG",
+    "MlflowClient",
+    "RecordedRun",
     "TrainingRun",
     "answering",
     "artifact_root",
@@ -19,7 +39,10 @@ __all__ = [
     "find_run",
     "import_history",
     "import_run",
+    "log_reports",
     "metric_name",
+    "probe",
+    "read_run",
     "run_status",
     "shown_uri",
     "tracking_uri",

@@ -9,10 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-# First: MLflow reads its surroundings when it is imported.
-import pipelines.systems.mlflow.surroundings  # noqa: F401
-
-# isort: split
 import requests
 import sqlalchemy
 from mlflow.exceptions import MlflowException

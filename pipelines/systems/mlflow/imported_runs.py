@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
@@ -127,6 +129,53 @@ def _number(text: str | None) -> float | None:
         return None
 
 
+def log_reports(
+    client: MlflowClient, run_id: str, figures: Iterable[tuple[str, float]], reports: Path
+) -> None:
+    """Write figures and the folder of reports onto a run.
+
+    Args:
+        client: Of the store.
+        run_id: The run.
+        figures: Name and value; characters that MLflow does not take become `_`.
+        reports: The folder, kept as the artifact `reports`.
+    """
+    now = int(time.time() * 1000)
+    points = [Metric(metric_name(name), value, now, 0) for name, value in figures]
+    for start in range(0, len(points), POINTS_PER_CALL):
+        client.log_batch(run_id, metrics=points[start : start + POINTS_PER_CALL])
+    client.log_artifacts(run_id, str(reports), "reports")
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What is known of a run.
+
+    Attributes:
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        params: By name.
+        metrics: The last value of each, by name.
+        tags: By name.
+    """
+
+    status: str
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+
+
+def read_run(client: MlflowClient, run_id: str) -> RecordedRun | None:
+    """Return what is known of a run, or None if there is no such run."""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+    data = run.data
+    return RecordedRun(str(run.info.status), {**data.params}, {**data.metrics}, {**data.tags})
+
+
 def run_status(layout: Layout, run_id: str) -> str | None:
     """Return how a run stands (RUNNING, FINISHED …), or None if there is no such run.
 
@@ -135,9 +184,5 @@ def run_status(layout: Layout, run_id: str) -> str | None:
     """
     client = connect(layout)
     with answering(layout):
-        try:
-            return str(client.get_run(run_id).info.status)
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
+        run = read_run(client, run_id)
+    return None if run is None else run.status

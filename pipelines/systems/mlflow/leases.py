@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import sqlalchemy as sa
+from mlflow import MlflowClient
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
@@ -28,6 +29,7 @@ from pipelines.core.errors import Unavailable
 from pipelines.core.paths import Layout
 from pipelines.systems.liveness import gone, identity
 from pipelines.systems.mlflow.address import SERVERS, answering, scheme, tracking_uri
+from pipelines.systems.mlflow.server_leases import ServerLeases
 
 LASTS = 30.0
 """Seconds a lease lasts unless renewed."""
@@ -208,10 +210,6 @@ def lease_store(layout: Layout) -> Store:
     """Return where the leases of this checkout's tracking store are kept."""
     uri = tracking_uri(layout)
     if scheme(uri) in SERVERS or scheme(uri) == "databricks":
-        from mlflow import MlflowClient  # seconds, which a lease in a table does without
-
-        from pipelines.systems.mlflow.server_leases import ServerLeases
-
         return ServerLeases(MlflowClient(uri))
     return TableLeases(uri)
 

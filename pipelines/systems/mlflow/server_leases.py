@@ -14,9 +14,6 @@ import json
 import time
 from email.utils import parsedate_to_datetime
 
-import pipelines.systems.mlflow.surroundings  # noqa: F401  # before MLflow is imported
-
-# isort: split
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
@@ -24,6 +21,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from pipelines.systems.liveness import gone, identity
+from pipelines.systems.mlflow.paging import every_page
 
 PREFIX = "prong-lease."
 """Of the names of registered models that are leases."""
@@ -46,17 +44,12 @@ class ServerLeases:
         self._client = client
 
     def _generations(self, name: str) -> dict[int, RegisteredModel]:
-        found: dict[int, RegisteredModel] = {}
-        token = None
-        while True:
-            page = self._client.search_registered_models(
+        found = every_page(
+            lambda token: self._client.search_registered_models(
                 f"name LIKE '{_kind(name)}%'", max_results=100, page_token=token
             )
-            for model in page:
-                found[int(model.name.removeprefix(_kind(name)))] = model
-            token = page.token
-            if not token:
-                return found
+        )
+        return {int(model.name.removeprefix(_kind(name))): model for model in found}
 
     def _now(self) -> float:
         """Return the server's time, seconds since 1970; this machine's if it tells none."""

@@ -7,10 +7,6 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-# First: MLflow reads its surroundings when it is imported.
-import pipelines.systems.mlflow.surroundings  # noqa: F401
-
-# isort: split
 import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -140,6 +136,18 @@ def connect(layout: Layout) -> MlflowClient:
             _check_database(uri)
             _create_tables(layout, uri)
         return MlflowClient(uri)
+
+
+def probe(layout: Layout) -> None:
+    """Put a question to the tracking store whose answer does not matter.
+
+    Raises:
+        UserError: If the store cannot be used.
+        Unavailable: If it does not answer.
+    """
+    client = connect(layout)
+    with answering(layout):
+        client.search_experiments(max_results=1)
 
 
 def experiment_id(layout: Layout, client: MlflowClient, name: str) -> str:

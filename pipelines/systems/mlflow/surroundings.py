@@ -1,4 +1,4 @@
-"""MLflow's surroundings: quiet, private, and failing in seconds. Import it before MLflow."""
+"""MLflow's surroundings: quiet, private, and failing in seconds. Imported before MLflow."""
 
 from __future__ import annotations
 

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, numpy_helper
 
 from pipelines.core.errors import UserError
 from pipelines.systems.onnx.metadata import INPUT, LARGEST_FILE, OUTPUTS, OnnxMetadata
+
+__all__ = [
+    "ModelProto",
+    "checked_card",
+    "load",
+    "outside",
+    "parse",
+    "read_checked",
+    "tensor_values",
+]
 
 
 def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
@@ -22,7 +34,7 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
                     yield from _graphs(inner)
 
 
-def tensors(model: ModelProto) -> Iterator[TensorProto]:
+def _tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Yield every tensor a model holds: initializers, sparse ones, and those in attributes."""
     nodes = [node for function in model.functions for node in function.node]
     for graph in _graphs(model.graph):
@@ -37,11 +49,25 @@ def tensors(model: ModelProto) -> Iterator[TensorProto]:
                 yield from (sparse.values, sparse.indices)
 
 
+def tensor_values(model: ModelProto) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield name and values of every tensor that a model holds in its file.
+
+    A tensor without a name is called by its place. Types that numpy does not have, such as
+    bfloat16, come as those of `ml_dtypes`.
+
+    Args:
+        model: None of its tensors lies outside the file.
+    """
+    for place, tensor in enumerate(_tensors(model)):
+        if tensor.data_type != TensorProto.UNDEFINED:  # else an attribute that holds no tensor
+            yield tensor.name or f"tensor {place}", numpy_helper.to_array(tensor)
+
+
 def outside(model: ModelProto) -> list[tuple[str, str]]:
     """Return the tensors that lie outside the file: name, and where, as the model says."""
     return [
         (tensor.name, next((e.value for e in tensor.external_data if e.key == "location"), ""))
-        for tensor in tensors(model)
+        for tensor in _tensors(model)
         if tensor.external_data or tensor.data_location
     ]
 
@@ -65,6 +91,11 @@ def parse(content: bytes) -> ModelProto:
         return onnx.load_model_from_string(content)
     except DecodeError:
         raise ValueError("not an ONNX model, or a damaged one") from None
+
+
+def load(path: Path) -> ModelProto:
+    """Return the model that a file of this project holds; nothing is checked."""
+    return onnx.load(str(path))
 
 
 def checked_card(model: ModelProto) -> OnnxMetadata:

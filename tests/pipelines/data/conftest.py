@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pipelines.core.config import DataConfig
+from pipelines.data.prepare import prepare
 
 SHARED = Path(__file__).parents[3] / "../shared/data"
 
@@ -40,6 +41,15 @@ def config() -> Callable[..., DataConfig]:
         return DataConfig(**(values | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All 5,000 digits, prepared."""
+    root = tmp_path_factory.mktemp("digits")
+    config = DataConfig("digits", "data/raw", "", "", 0, 0, 0, 0.05, 0.10, 0.15)
+    prepare(config, root=root, downloads=root / "down", out=root / "prepared")
+    return root / "prepared"
 
 
 @pytest.fixture

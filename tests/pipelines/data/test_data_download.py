@@ -286,7 +286,7 @@ def test_a_mirror_directory(tmp_path: Path, place: str, form: str) -> None:
         ("http://a b", "not a URL|no answer"),
     ],
 )
-def test_a_mirror_that_is_none(tmp_path: Path, mirror: str, message: str) -> None:
+def test_a_wrong_mirror_is_refused(tmp_path: Path, mirror: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         get(tmp_path, remote(), mirror)
 

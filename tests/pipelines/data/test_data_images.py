@@ -144,7 +144,7 @@ def test_of_an_animation_the_first_frame_counts() -> None:
 @given(
     st.binary(max_size=200), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM"])
 )
-def test_bytes_that_are_no_image_are_a_users_error(tail: bytes, head: bytes) -> None:
+def test_bytes_that_are_not_an_image_are_a_user_error(tail: bytes, head: bytes) -> None:
     with pytest.raises(UserError, match=r"^folder/x\.png: "):
         decode(head + tail, size=4, channels=3, name="folder/x.png")
 

@@ -54,7 +54,7 @@ ROWS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2), st.booleans()),
 
 
 @given(ROWS, ROWS, st.booleans())
-def test_growth_moves_no_image(
+def test_new_images_move_no_image_to_another_split(
     old: list[tuple[int, int, bool]], new: list[tuple[int, int, bool]], has_test: bool
 ) -> None:
     def splits(rows: list[tuple[int, int, bool]]) -> dict[str, str]:

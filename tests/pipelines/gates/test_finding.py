@@ -50,7 +50,7 @@ def test_a_tag_is_strict_json_of_bounded_length(text: str) -> None:
         '{"gate":"skew","verdict":"pass","figure":"x","limit":1,"reason":""}',
     ],
 )
-def test_a_tag_that_holds_no_finding_does_not_let_through(text: str) -> None:
+def test_a_tag_without_a_finding_does_not_pass(text: str) -> None:
     (finding,) = from_tags({"gate.skew": text})
     assert (finding.gate, finding.verdict) == ("skew", "not run")
 
@@ -64,7 +64,7 @@ def test_what_was_never_run_blocks() -> None:
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
-def test_the_limit_itself_passes_and_no_number_never(figure: float, limit: float) -> None:
+def test_the_limit_itself_passes_and_nan_never_does(figure: float, limit: float) -> None:
     assert held_to("x", limit, limit, "").passed
     if abs(figure - limit) > 1e-8:
         assert held_to("x", figure, limit, "").passed == (figure < limit)

@@ -100,7 +100,7 @@ def test_what_a_class_wins_makes_up_for_what_it_loses() -> None:
     ("images", "lost", "passes"),
     [(1, 1, False), (2, 1, True), (2, 2, False), (5, 1, True), (5, 2, False), (20, 2, True)],
 )
-def test_one_image_of_several_is_no_evidence_and_a_whole_class_is(
+def test_one_image_of_several_is_not_evidence_and_a_whole_class_is(
     images: int, lost: int, passes: bool
 ) -> None:
     labels = np.array([0] * 50 + [1] * images)

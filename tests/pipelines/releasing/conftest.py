@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkout import Checkout, prepare_digits
-from nursery import Nursery, nursery
+from finished_checkout import FinishedCheckout, list_few_packages, prepare_digits
 from object_store import object_store
 from postgres import Postgres, postgres
-from stage import PostgresDatabases, SqliteFiles, Stage, checkouts
+from registries import PostgresDatabases, Registries, Registry, SqliteFiles, checkouts
 
 from pipelines.core.paths import Layout
 
 __all__ = ["object_store", "postgres"]  # fixtures
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_packages() -> None:
+    list_few_packages()
 
 
 @pytest.fixture(scope="session")
@@ -57,21 +61,14 @@ def layout(tmp_path: Path, database: Path, monkeypatch: pytest.MonkeyPatch) -> L
 
 
 @pytest.fixture
-def checkout(layout: Layout, digits: Path) -> Callable[..., Checkout]:
+def checkout(layout: Layout, digits: Path) -> Callable[..., FinishedCheckout]:
     """Bring the checkout to where its stages have run; again for another model."""
     shutil.copytree(digits, layout.prepared)
 
-    def make(noise: float = 0.0, seed: int = 0) -> Checkout:
-        return Checkout.make(layout, noise, seed)
+    def make(noise: float = 0.0, seed: int = 0) -> FinishedCheckout:
+        return FinishedCheckout.make(layout, noise, seed)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def hatch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    """Runs commands in processes of their own that need not import anything."""
-    with nursery(tmp_path_factory.mktemp("notes")) as found:
-        yield found
 
 
 @pytest.fixture(scope="session")
@@ -85,12 +82,12 @@ def on_sqlite(
     tmp_path_factory: pytest.TempPathFactory,
     database: Path,
     roots: dict[str, Path],
-    hatch: Nursery,
-) -> Stage:
+) -> Registries:
     """Registries on sqlite."""
     folder = tmp_path_factory.mktemp("sqlite")
     shutil.copy(database, folder / "migrated")
-    return Stage(SqliteFiles(folder), (folder / "artifacts").as_uri(), roots, hatch)
+    artifacts = (folder / "artifacts").as_uri()
+    return Registries(SqliteFiles(folder), artifacts, roots, folder / "output")
 
 
 @pytest.fixture(scope="session")
@@ -98,11 +95,10 @@ def on_postgres(
     tmp_path_factory: pytest.TempPathFactory,
     postgres: Postgres,
     roots: dict[str, Path],
-    hatch: Nursery,
-) -> Stage:
+) -> Registries:
     """Registries on PostgreSQL."""
-    folder = tmp_path_factory.mktemp("artifacts")
-    stage = Stage(PostgresDatabases(postgres), folder.as_uri(), roots, hatch)
+    folder = tmp_path_factory.mktemp("postgresql")
+    artifacts = (folder / "artifacts").as_uri()
     uri = postgres.create("migrated")
-    hatch.told(roots["A"], {"MLFLOW_TRACKING_URI": uri}, "look")  # MLflow makes its tables
-    return stage
+    Registry({"MLFLOW_TRACKING_URI": uri}, roots, folder).look()  # MLflow makes its tables
+    return Registries(PostgresDatabases(postgres), artifacts, roots, folder / "output")

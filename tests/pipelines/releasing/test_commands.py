@@ -1,39 +1,28 @@
-"""The commands as they are typed, each a process of its own, on the default store."""
+"""The commands as they are typed, each in a process of its own, on the default store."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from checkout import Checkout
-from test_release import MODEL
+from finished_checkout import FinishedCheckout
+from git_commands import git
+from small_checkout import SOURCE, Checkout, Done
+from stored_versions import MODEL
 
 from pipelines.core.paths import Layout
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
 
-SOURCE = Path(__file__).parents[3]
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
-def prong(layout: Layout, *arguments: str) -> subprocess.CompletedProcess[str]:
+def prong(layout: Layout, *arguments: str) -> Done:
     """Type `prong …` in a checkout."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_"))}
-    return subprocess.run(
-        [sys.executable, "-m", "pipelines.cli.app", *arguments],
-        cwd=layout.root,
-        env={**kept, "PYTHONPATH": str(SOURCE)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=250,
-    )
+    return Checkout(layout.root).forked(*arguments)
 
 
 @pytest.fixture
@@ -48,45 +37,43 @@ def released(checkout: Make, layout: Layout) -> Layout:
     return layout
 
 
-@pytest.mark.slow
 def test_back_and_forth_by_commands(released: Layout) -> None:
     refused = prong(released, "promote")
-    assert refused.returncode == 1, refused.stderr
-    assert "v3 was not promoted: blocked by champion" in refused.stderr
-    assert "champion stays v2" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert refused.code == 1, refused.err
+    assert "v3 was not promoted: blocked by champion" in refused.err
+    assert "the champion is still v2" in refused.err
+    assert "Traceback" not in refused.err
 
     back = prong(released, "rollback", "--reason", "answers were odd")
-    assert back.returncode == 0, back.stderr
-    assert back.stdout.strip() == f"{MODEL} v1 is champion again (before: v2)"
-    assert back.stderr == ""
+    assert back.code == 0, back.err
+    assert back.out.strip() == f"{MODEL} v1 is champion again (before: v2)"
+    assert back.err == ""
 
     said = prong(released, "history", "--json")
-    assert said.returncode == 0, said.stderr
-    entries = json.loads(said.stdout)["entries"]
+    assert said.code == 0, said.err
+    entries = json.loads(said.out)["entries"]
     assert [entry["version"] for entry in entries] == [1, 2, 1]
     assert entries[-1]["reason"] == "answers were odd"
 
 
-@pytest.mark.slow
 def test_every_command_of_the_life_cycle(released: Layout) -> None:
-    assert "is champion already" in prong(released, "promote", "2").stdout
+    assert "is champion already" in prong(released, "promote", "2").out
     table = prong(released, "history")
-    assert table.returncode == 0, table.stderr
-    assert "promoted" in table.stdout
+    assert table.code == 0, table.err
+    assert "promoted" in table.out
     compared = prong(released, "compare", "champion", "3", "--json")
-    assert compared.returncode == 0, compared.stderr
-    assert json.loads(compared.stdout)["second"] == 3
-    subprocess.run(["git", "init", "-q"], cwd=released.root, check=True)
+    assert compared.code == 0, compared.err
+    assert json.loads(compared.out)["second"] == 3
+    git(released.root, "init", "-q")
     (released.root / ".dvc").mkdir()
     (released.root / ".dvc/config").touch()
     dry = prong(released, "gc", "--dry-run", "--keep", "0")
-    assert (dry.returncode, dry.stdout) == (0, "nothing to remove\n"), dry.stderr
+    assert (dry.code, dry.out) == (0, "nothing to remove\n"), dry.err
     for wrong in (("rollback", "--to", "9"), ("promote", "best"), ("compare", "1", "9")):
         done = prong(released, *wrong)
-        assert done.returncode == 2, done.stdout
-        assert wrong[-1] in done.stderr
-        assert "Traceback" not in done.stderr
+        assert done.code == 2, done.out
+        assert wrong[-1] in done.err
+        assert "Traceback" not in done.err
 
 
 def test_a_rollback_loads_neither_torch_nor_what_trains(released: Layout) -> None:
@@ -97,15 +84,7 @@ def test_a_rollback_loads_neither_torch_nor_what_trains(released: Layout) -> Non
         "finally: print(sorted({'torch', 'prefect', 'dvc', 'onnxscript', 'matplotlib'}"
         " & set(sys.modules)))"
     )
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=released.root,
-        env={**kept, "PYTHONPATH": str(SOURCE)},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=250,
-    )
-    assert "is champion again" in done.stdout
-    assert done.stdout.splitlines()[-1] == "[]"
+    done = Checkout(released.root).run(sys.executable, "-c", program, PYTHONPATH=str(SOURCE))
+    assert done.code == 0, done.err
+    assert "is champion again" in done.out
+    assert done.out.splitlines()[-1] == "[]"

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from checkout import Checkout
+from finished_checkout import FinishedCheckout
 
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, write_json
@@ -14,10 +14,10 @@ from pipelines.release import promote as promotion
 from pipelines.release import register as release
 
 MODEL = "prong-digits"
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
-def two_versions(make: Make) -> Checkout:
+def two_versions(make: Make) -> FinishedCheckout:
     """Register two versions: another learning rate, another error of one class."""
     first = make()
     release.register(first.layout, first.params, None)

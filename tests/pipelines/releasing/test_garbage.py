@@ -1,33 +1,29 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
-from test_release import MODEL, aliases, stored
+from finished_checkout import FinishedCheckout
+from git_commands import git
+from stored_versions import MODEL, aliases, stored
 
 from pipelines.core.errors import UserError
 from pipelines.core.files import write_text
 from pipelines.core.paths import Layout
-from pipelines.registry import artifacts, version_files
+from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release import gc as garbage
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
 from pipelines.release import transaction
 from pipelines.systems import mlflow as tracking
+from pipelines.systems.mlflow import artifacts
 
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 LOCK = "schema: '2.0'\nstages:\n  prepare:\n    outs:\n    - path: data/prepared\n      md5: {}\n"
-
-
-def git(root: Path, *arguments: str) -> None:
-    who = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", *who, *arguments], cwd=root, check=True, capture_output=True)
 
 
 @pytest.fixture

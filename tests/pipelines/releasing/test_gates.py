@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from checkout import Checkout, prepare_digits
-from sabotage import MODEL, again, exchange, register, reweigh, sign_again, stored
+from faulty_versions import again, exchange, register, reweigh, sign_again
+from finished_checkout import FinishedCheckout, prepare_digits
+from small_checkout import SOURCE, Checkout
+from stored_versions import MODEL, stored
 
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.files import sha256_file
@@ -32,18 +31,18 @@ from pipelines.release.best_champions import best_champions
 from pipelines.release.hold_to_gates import hold_to_gates, show
 from pipelines.systems import mlflow as tracking
 
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
-def version(made: Checkout, number: int) -> Version:
+def version(made: FinishedCheckout, number: int) -> Version:
     return registry.get_version(tracking.connect(made.layout), MODEL, number)
 
 
-def stored_version(made: Checkout, number: int) -> StoredVersion:
+def stored_version(made: FinishedCheckout, number: int) -> StoredVersion:
     return StoredVersion(made.layout, version(made, number))
 
 
-def judged(made: Checkout, number: int, champion: int | None = None) -> dict[str, Finding]:
+def judged(made: FinishedCheckout, number: int, champion: int | None = None) -> dict[str, Finding]:
     old = None if champion is None else stored_version(made, champion)
     found = judge(made.layout, made.params, stored_version(made, number), old)
     assert [finding.gate for finding in found] == list(GATES)
@@ -77,31 +76,22 @@ def test_any_version_can_be_held_to_the_gates(
 def test_the_command_says_why_and_exits_with_one(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    root = Path(__file__).parents[3]
     for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(root / name, made.layout.root / name)
+        shutil.copy(SOURCE / name, made.layout.root / name)
     tracking.connect(made.layout).delete_model_version_tag(MODEL, "1", "lineage.torch")
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli.app", "gates", "1", "--json"],
-        cwd=made.layout.root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert done.returncode == 1, done.stderr
-    assert json.loads(done.stdout)["blocked_by"] == ["lineage"]
-    assert done.stderr == ""
+    done = Checkout(made.layout.root).forked("gates", "1", "--json")
+    assert done.code == 1, done.err
+    assert json.loads(done.out)["blocked_by"] == ["lineage"]
+    assert done.err == ""
     with pytest.raises(UserError, match="version 7: does not exist; there are: 1"):
         hold_to_gates(made.layout, made.params, MODEL, 7)
 
 
-def test_what_is_no_model_at_all_is_refused_by_its_format(checkout: Make) -> None:
+def test_a_file_that_is_not_a_model_is_refused_by_the_format_gate(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
     number = again(made)
-    path = stored(made, number)
+    path = stored(made.layout, number)
     for content in (b"", b"not a model", path.read_bytes()[:1000]):
         path.write_bytes(content)
         client = tracking.connect(made.layout)
@@ -119,7 +109,7 @@ def test_no_damage_makes_the_judge_raise(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
     number = again(made)
-    path, draw = stored(made, number), np.random.default_rng(0)
+    path, draw = stored(made.layout, number), np.random.default_rng(0)
     whole, client = path.read_bytes(), tracking.connect(made.layout)
     small = len(whole) - 28 * 28 * 10 * 4  # most of the file is weights; damage the rest
     for _ in range(25):
@@ -200,7 +190,7 @@ def test_the_champion_is_loaded_and_scored_once(
     made = checkout()
     release.register(made.layout, made.params, None)
     assert promotion.promote(made.layout, made.params, 1).promoted
-    Checkout.make(made.layout, 100.0, 0)
+    FinishedCheckout.make(made.layout, 100.0, 0)
     release.register(made.layout, made.params, None)
     loaded: list[Path] = []
     begin = Contender.__init__
@@ -215,7 +205,7 @@ def test_the_champion_is_loaded_and_scored_once(
     assert len(loaded) == 2
 
 
-def best(made: Checkout, champions: list[Version] | None = None) -> float | None:
+def best(made: FinishedCheckout, champions: list[Version] | None = None) -> float | None:
     """The lowest error of any champion, where version 2 is the present one."""
     rows = registry.list_versions(made.layout, MODEL) if champions is None else champions
     past = [StoredVersion(made.layout, found) for found in best_champions(rows)]
@@ -229,7 +219,7 @@ def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path
     made = checkout()
     release.register(made.layout, made.params, None)
     first = promotion.promote(made.layout, made.params, 1)
-    second = Checkout.make(made.layout, 100.0, 0)
+    second = FinishedCheckout.make(made.layout, 100.0, 0)
     release.register(made.layout, made.params, None)
     wide = replace(made.params.gates, margin=1.0, class_margin=1.0, robustness=1.0)
     assert promotion.promote(made.layout, replace(made.params, gates=wide), 2).promoted
@@ -243,9 +233,9 @@ def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path
     from pipelines.systems.onnx.runtime import OnnxModel
 
     split, classes = load_split(made.layout.prepared, "gate"), load_card(other).classes
-    model = OnnxModel.load(stored(made, 1), "cpu")
+    model = OnnxModel.load(stored(made.layout, 1), "cpu")
     assert best(made) == error(model, split, classes).error
-    # A champion that is gone holds nobody to anything.
+    # A champion whose file is gone sets no limit.
     assert best(made, []) is None
     assert second.gate_errors > made.gate_errors
 
@@ -254,7 +244,7 @@ def test_the_ratchet_blocks_what_is_as_good_as_a_champion_that_slid(checkout: Ma
     made = checkout()
     release.register(made.layout, made.params, None)
     promotion.promote(made.layout, made.params, 1)
-    Checkout.make(made.layout, 100.0, 0)
+    FinishedCheckout.make(made.layout, 100.0, 0)
     release.register(made.layout, made.params, None)
     gates = replace(made.params.gates, margin=1.0, class_margin=1.0, robustness=1.0)
     wide = replace(made.params, gates=gates)
@@ -271,7 +261,7 @@ def test_the_ratchet_blocks_what_is_as_good_as_a_champion_that_slid(checkout: Ma
 def test_where_the_weights_are_at_hand_parity_is_measured_again(
     checkout: Make, change: str
 ) -> None:
-    """A real network, trained by nobody, folded and exported as the stages do."""
+    """A real, untrained network, folded and exported as the stages do."""
     import torch
 
     from pipelines.data.prepared import load_card

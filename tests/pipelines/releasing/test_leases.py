@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkout import Checkout
-from nursery import Nursery, until_stopped
+from finished_checkout import FinishedCheckout
+from fork_server import until_stopped
 from postgres import Postgres
-from stage import Registry, Stage
+from registries import Registries, Registry
 from test_crashes import whole_again
 
 from pipelines.core import faults
@@ -25,7 +25,7 @@ from pipelines.systems.liveness import identity
 from pipelines.systems.mlflow import leases
 from pipelines.systems.mlflow.leases import TableLeases, leased
 
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 NAME = "registry m"
 
 
@@ -111,21 +111,21 @@ ASLEEP = {
 """Point → situation, model, command, its options, the champion in the end."""
 
 
-def sleep_and_wake(stage: Stage, point: str) -> None:
+def sleep_and_wake(registries: Registries, point: str) -> None:
     """Put a holder to sleep until another has done its work, and wake it."""
     situation, model, command, options, champion = ASLEEP[point]
-    registry = stage.registry(situation)
+    registry = registries.at(situation)
     before = registry.look()
-    pid = registry.start(model, command, f"{point}:stop", lasts=2.0, **options)
-    until_stopped(pid)
+    asleep = registry.start(model, command, f"{point}:stop", lasts=2.0, **options)
+    until_stopped(asleep)
     other = registry.call(model, command, **options)  # waits until the lease has run out
     assert other.code == 0 or "is champion already" in other.said, other.said
     between = registry.look()
     whole_again(between, before)
     assert between["aliases"]["champion"] == champion
 
-    os.kill(pid, signal.SIGCONT)
-    woken = registry.hatch.wait(pid)
+    os.kill(asleep.pid, signal.SIGCONT)
+    woken = asleep.wait()
     assert woken.code == 1
     assert "LeaseLost" in woken.said
     assert "taken over" in woken.said
@@ -134,27 +134,31 @@ def sleep_and_wake(stage: Stage, point: str) -> None:
 
 @pytest.mark.parametrize("point", list(ASLEEP)[:1])
 def test_a_holder_that_slept_through_its_lease_changes_nothing(
-    on_sqlite: Stage, point: str
+    on_sqlite: Registries, point: str
 ) -> None:
     sleep_and_wake(on_sqlite, point)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", list(ASLEEP)[1:])
-def test_nobody_who_slept_changes_anything_on_sqlite(on_sqlite: Stage, point: str) -> None:
+def test_a_holder_that_slept_changes_nothing_at_any_point_on_sqlite(
+    on_sqlite: Registries, point: str
+) -> None:
     sleep_and_wake(on_sqlite, point)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ASLEEP)
-def test_nobody_who_slept_changes_anything_on_postgresql(on_postgres: Stage, point: str) -> None:
+def test_a_holder_that_slept_changes_nothing_at_any_point_on_postgresql(
+    on_postgres: Registries, point: str
+) -> None:
     sleep_and_wake(on_postgres, point)
 
 
 def at_once(registry: Registry, models: list[str]) -> list[Any]:
     """Let all register and promote at once; return what each was told."""
-    started = [registry.start(model, "release_all") for model in models]
-    ended = [registry.hatch.wait(pid) for pid in started]
+    started = [registry.start(model, "release_model") for model in models]
+    ended = [process.wait() for process in started]
     assert [one.code for one in ended] == [0] * len(models), ended
     return [one.said for one in ended]
 
@@ -175,8 +179,8 @@ def all_is_there(registry: Registry, models: list[str], said: list[Any]) -> None
     assert [e["replaced"] for e in seen["entries"]] == [None, *live[:-1]]
 
 
-def test_two_transactions_at_once(on_sqlite: Stage) -> None:
-    registry = on_sqlite.registry("empty")
+def test_two_transactions_at_once(on_sqlite: Registries) -> None:
+    registry = on_sqlite.at("empty")
     all_is_there(registry, ["A", "B"], at_once(registry, ["A", "B"]))
 
 
@@ -189,35 +193,35 @@ def many(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[str, Pa
         layout = Layout(folder / f"m{seed}")
         layout.state.mkdir(parents=True)
         shutil.copytree(digits, layout.prepared)
-        Checkout.make(layout, 1.0 + seed, seed)
+        FinishedCheckout.make(layout, 1.0 + seed, seed)
         found[f"m{seed}"] = layout.root
     return found
 
 
 @pytest.mark.slow
-def test_four_transactions_at_once_on_sqlite(on_sqlite: Stage, many: dict[str, Path]) -> None:
+def test_four_transactions_at_once_on_sqlite(on_sqlite: Registries, many: dict[str, Path]) -> None:
     models = [*list(many)[:4], "m0"]  # and a fifth with the bytes of the first
-    made = on_sqlite.registry("empty")
-    registry = Registry(made.env, {**made.roots, **many}, made.hatch)
+    made = on_sqlite.at("empty")
+    registry = Registry(made.env, {**made.roots, **many}, made.leaves)
     all_is_there(registry, models, at_once(registry, models))
 
 
 @pytest.mark.slow
-def test_eight_at_once_on_postgresql(on_postgres: Stage, many: dict[str, Path]) -> None:
-    made = on_postgres.registry("empty")
-    registry = Registry(made.env, {**made.roots, **many}, made.hatch)
+def test_eight_at_once_on_postgresql(on_postgres: Registries, many: dict[str, Path]) -> None:
+    made = on_postgres.at("empty")
+    registry = Registry(made.env, {**made.roots, **many}, made.leaves)
     all_is_there(registry, list(many), at_once(registry, list(many)))
 
 
 @pytest.mark.slow
 def test_first_starts_at_once_make_one_database(
-    postgres: Postgres, roots: dict[str, Path], hatch: Nursery, tmp_path: Path
+    postgres: Postgres, roots: dict[str, Path], tmp_path: Path
 ) -> None:
     env = {
         "MLFLOW_TRACKING_URI": postgres.create("empty"),
         "MLFLOW_DEFAULT_ARTIFACT_ROOT": (tmp_path / "artifacts").as_uri(),
     }
-    registry = Registry(env, roots, hatch)
+    registry = Registry(env, roots, tmp_path / "output")
     all_is_there(registry, ["A", "B", "C"], at_once(registry, ["A", "B", "C"]))
 
 
@@ -225,7 +229,6 @@ def test_first_starts_at_once_make_one_database(
 def test_a_server_knows_leases_and_intents_too(
     layout: Layout,
     roots: dict[str, Path],
-    hatch: Nursery,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -233,7 +236,7 @@ def test_a_server_knows_leases_and_intents_too(
 
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # so none is started
     with pages(layout, mlflow_port=free_port(5700), prefect_port=4200) as (page, _):
-        registry = Registry({"MLFLOW_TRACKING_URI": page.url}, roots, hatch)
+        registry = Registry({"MLFLOW_TRACKING_URI": page.url}, roots, tmp_path / "output")
         all_is_there(registry, ["A", "B"], at_once(registry, ["A", "B"]))
         registry.told("C", "register")
         before = registry.look()
@@ -242,12 +245,12 @@ def test_a_server_knows_leases_and_intents_too(
         whole_again(registry.look(), before)
         assert registry.look()["aliases"]["champion"] == 3
         registry.told("C", "rollback")
-        pid = registry.start("C", "hold", lasts=2.0)
-        until_stopped(pid)
+        asleep = registry.start("C", "hold", lasts=2.0)
+        until_stopped(asleep)
         registry.told("C", "promote", version=3, asked=True)
         between = registry.look()
-        os.kill(pid, signal.SIGCONT)
-        woken = hatch.wait(pid)
+        os.kill(asleep.pid, signal.SIGCONT)
+        woken = asleep.wait()
         assert woken.code == 1
         assert "LeaseLost" in woken.said
         assert registry.look() == between

@@ -1,26 +1,18 @@
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
+from finished_checkout import FinishedCheckout
+from git_commands import commit_all, git
 
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file, write_text
 from pipelines.provenance.lineage import commit, dirty, is_dirty, lineage
 
-Make = Callable[..., Checkout]
-
-
-def git(root: Path, *arguments: str) -> str:
-    who = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(
-        ["git", *who, *arguments], cwd=root, check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
+Make = Callable[..., FinishedCheckout]
 
 
 @pytest.fixture
@@ -31,8 +23,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root.mkdir(parents=True)
     write_text(root / "params.yaml", "a: 1\n")
     git(root.parent, "init", "-q")
-    git(root.parent, "add", "-A")
-    git(root.parent, "commit", "-q", "-m", "first")
+    commit_all(root.parent)
     return root
 
 
@@ -41,7 +32,7 @@ def test_a_clean_checkout_names_its_commit(repository: Path) -> None:
     assert dirty(repository) == "false"
 
 
-def test_the_lock_that_each_run_writes_is_no_change(repository: Path) -> None:
+def test_the_lock_that_each_run_writes_is_not_a_change(repository: Path) -> None:
     write_text(repository / "dvc.lock", "stages: {}\n")
     assert not is_dirty(repository)
 
@@ -62,7 +53,7 @@ def test_outside_a_repository_nothing_is_known(
     assert (commit(tmp_path), dirty(tmp_path)) == ("unknown", "unknown")
 
 
-def test_a_repository_without_commits_has_none_to_name(
+def test_a_repository_without_commits_has_an_unknown_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkout import Checkout, write_model
-from test_release import MODEL, aliases, forget, stored
+from finished_checkout import FinishedCheckout, write_model
+from stored_versions import MODEL, aliases, forget, stored
 
 from pipelines.core.errors import Failed, UserError
 from pipelines.core.files import sha256_file
@@ -24,7 +24,7 @@ from pipelines.release.decision import Decision
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.onnx.runtime import OnnxModel
 
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def test_a_change_of_the_history_is_noticed(line: Line, layout: Layout) -> None:
     found = transaction.read_state(client, MODEL).history
     assert "entry 2 is gone" in found.damage
     assert "entry 3 does not follow on the entry before it" in found.damage
-    # A damaged list stands in nobody's way.
+    # A damaged history does not prevent a rollback.
     promotion.rollback(layout, MODEL, "1", "")
     assert aliases(layout)["champion"] == 1
 

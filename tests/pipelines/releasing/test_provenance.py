@@ -5,44 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from finished_checkout import FinishedCheckout
+from git_commands import commit_all, git
 
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, sha256_file, write_text
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
+from pipelines.provenance import bom, signing
 from pipelines.provenance import release_branch as releases
-from pipelines.provenance import signing
 from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release import audit as ancestry
 from pipelines.release import register as release
 from pipelines.release.audit import Verdict
 from pipelines.release.sign import sign_version
-from pipelines.systems import git
+from pipelines.systems import git as repositories
 from pipelines.systems import mlflow as tracking
 
 ROOT = Path(__file__).parents[3]
 MODEL = "prong-digits"
-Make = Callable[..., Checkout]
-
-
-def run(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True)
-    return done.stdout
+Make = Callable[..., FinishedCheckout]
 
 
 @pytest.fixture
-def made(checkout: Make) -> Checkout:
+def made(checkout: Make) -> FinishedCheckout:
     """A checkout in a repository, with the lock and the parameters its stages leave."""
     made = checkout()
     root = made.layout.root
@@ -51,10 +46,8 @@ def made(checkout: Make) -> Checkout:
     md5 = hashlib.md5(made.layout.onnx.read_bytes(), usedforsecurity=False).hexdigest()
     out = {"path": "models/model.onnx", "hash": "md5", "md5": md5}
     write_text(root / "dvc.lock", json.dumps({"schema": "2.0", "stages": {"e": {"outs": [out]}}}))
-    run(root, "init", "-q")
-    run(root, "add", "-A")
-    who = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
-    run(root, *who, "commit", "-qm", "first")
+    git(root, "init", "-q")
+    commit_all(root)
     return made
 
 
@@ -64,12 +57,15 @@ def folder_of(layout: Layout, number: int) -> Path:
     return Path(where.removeprefix("file://"))
 
 
-def registered(made: Checkout) -> registry.Version:
+def registered(made: FinishedCheckout) -> registry.Version:
     done = release.register(made.layout, made.params, "flow-1")
     return registry.find_version(made.layout, MODEL, str(done.version))
 
 
-def test_a_bill_of_materials_that_the_schema_takes_lists_what_was_there(made: Checkout) -> None:
+def test_a_bill_of_materials_that_the_schema_takes_lists_what_was_there(
+    made: FinishedCheckout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bom, "distributions", distributions)  # all of them
     version = registered(made)
     text = (folder_of(made.layout, 1) / "bom.cdx.json").read_text()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
@@ -93,7 +89,7 @@ def test_a_bill_of_materials_that_the_schema_takes_lists_what_was_there(made: Ch
     assert locks["dvc.lock"] == sha256_file(made.layout.root / "dvc.lock")
 
 
-def test_the_card_says_what_the_reports_say(made: Checkout) -> None:
+def test_the_card_says_what_the_reports_say(made: FinishedCheckout) -> None:
     version = registered(made)
     text = (folder_of(made.layout, 1) / "card.md").read_text()
     test = read_json(made.layout.reports / "evaluation.json")
@@ -101,7 +97,9 @@ def test_the_card_says_what_the_reports_say(made: Checkout) -> None:
         assert said in text
 
 
-def test_what_lies_beside_depends_on_nothing_but_the_model(made: Checkout, tmp_path: Path) -> None:
+def test_what_lies_beside_depends_on_nothing_but_the_model(
+    made: FinishedCheckout, tmp_path: Path
+) -> None:
     from pipelines.provenance.attachments import write_attachments
     from pipelines.provenance.lineage import lineage
 
@@ -119,30 +117,32 @@ def test_what_lies_beside_depends_on_nothing_but_the_model(made: Checkout, tmp_p
     assert found[0] == found[1]
 
 
-def test_each_release_is_kept_on_a_branch_and_nothing_else_is_touched(made: Checkout) -> None:
+def test_each_release_is_kept_on_a_branch_and_nothing_else_is_touched(
+    made: FinishedCheckout,
+) -> None:
     root = made.layout.root
-    before = run(root, "status", "--porcelain"), run(root, "rev-parse", "HEAD")
+    before = git(root, "status", "--porcelain"), git(root, "rev-parse", "HEAD")
     registered(made)
-    assert (run(root, "status", "--porcelain"), run(root, "rev-parse", "HEAD")) == before
+    assert (git(root, "status", "--porcelain"), git(root, "rev-parse", "HEAD")) == before
     for name in releases.FILES:
         kept = releases.kept(made.layout, MODEL, 1, name)
         assert kept == (root / name).read_bytes()
-    tip = git.tip(root, releases.BRANCH)
+    tip = repositories.tip(root, releases.BRANCH)
     assert releases.keep(made.layout, MODEL, 1, "") == tip  # again: no second commit
     write_text(root / "dvc.lock", "stages: {}\n")
     releases.keep(made.layout, MODEL, 2, "")
-    assert run(root, "ls-tree", "-r", "--name-only", releases.BRANCH).split() == [
+    assert git(root, "ls-tree", "-r", "--name-only", releases.BRANCH).split() == [
         f"{MODEL}-v{number}/{name}" for number in (1, 2) for name in releases.FILES
     ]
-    assert run(root, "fsck", "--strict") == ""
+    assert git(root, "fsck", "--strict") == ""
 
 
-def test_writers_at_once_lose_no_commit(made: Checkout) -> None:
+def test_concurrent_writers_lose_no_commit(made: FinishedCheckout) -> None:
     root = made.layout.root
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda n: releases.keep(made.layout, MODEL, n, ""), range(12)))
-    assert len(run(root, "ls-tree", "-r", "--name-only", releases.BRANCH).split()) == 24
-    assert int(run(root, "rev-list", "--count", releases.BRANCH)) == 12
+    assert len(git(root, "ls-tree", "-r", "--name-only", releases.BRANCH).split()) == 24
+    assert int(git(root, "rev-list", "--count", releases.BRANCH)) == 12
 
 
 def test_without_a_repository_the_copies_in_the_registry_do(checkout: Make) -> None:
@@ -154,11 +154,11 @@ def test_without_a_repository_the_copies_in_the_registry_do(checkout: Make) -> N
     assert kept.read_text() == "stages: {}\n"
 
 
-def links(made: Checkout, version: registry.Version) -> dict[str, Verdict]:
+def links(made: FinishedCheckout, version: registry.Version) -> dict[str, Verdict]:
     return {link.name: link.verdict for link in ancestry.walk(made.layout, version)}
 
 
-def test_every_link_of_a_sound_version_holds(made: Checkout) -> None:
+def test_every_link_of_a_sound_version_holds(made: FinishedCheckout) -> None:
     found = links(made, registered(made))
     # The parameters here are the project's own, the model's metadata those of the fixture.
     assert {name for name, verdict in found.items() if verdict is not Verdict.HOLDS} <= {
@@ -169,7 +169,7 @@ def test_every_link_of_a_sound_version_holds(made: Checkout) -> None:
     assert {"data_hash", "code_hash", "dvc.lock", "lock → bytes", "commit", "run"} <= set(found)
 
 
-def test_tags_that_lie_are_found(made: Checkout) -> None:
+def test_tags_that_lie_are_found(made: FinishedCheckout) -> None:
     registered(made)
     client = tracking.connect(made.layout)
     lies = {
@@ -186,9 +186,9 @@ def test_tags_that_lie_are_found(made: Checkout) -> None:
     assert found["commit"] is Verdict.UNKNOWN  # it may be in another clone
 
 
-def test_files_that_do_not_fit_are_found(made: Checkout) -> None:
+def test_files_that_do_not_fit_are_found(made: FinishedCheckout) -> None:
     version, folder = registered(made), folder_of(made.layout, 1)
-    run(made.layout.root, "branch", "-D", releases.BRANCH)
+    git(made.layout.root, "branch", "-D", releases.BRANCH)
     out = {"path": "models/model.onnx", "md5": "0" * 32}
     write_text(folder / "dvc.lock", json.dumps({"stages": {"e": {"outs": [out]}}}))
     assert links(made, version)["lock → bytes"] is Verdict.BROKEN
@@ -199,7 +199,7 @@ def test_files_that_do_not_fit_are_found(made: Checkout) -> None:
 
 
 def test_a_version_can_be_signed_anew_and_only_if_its_bytes_are_right(
-    made: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: FinishedCheckout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = registered(made)
     old = version_files.signer(made.layout, version)

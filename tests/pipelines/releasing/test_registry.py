@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from checkout import Checkout
-from test_release import forget, stored
+from finished_checkout import FinishedCheckout
+from stored_versions import forget, stored
 
 from pipelines.cli.versions_table import show_versions
 from pipelines.core.errors import Unavailable, UserError
@@ -14,10 +14,11 @@ from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
+from pipelines.release import transaction
 from pipelines.systems import mlflow as tracking
 
 MODEL = "prong-digits"
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
 def test_without_a_model_it_is_said_how_to_get_one(layout: Layout, checkout: Make) -> None:
@@ -100,6 +101,34 @@ def test_more_versions_than_one_page_are_all_found(layout: Layout) -> None:
         client.create_model_version(MODEL, str(layout.root))
     found = registry.versions(client, MODEL)
     assert [version.number for version in found] == list(range(103, 0, -1))
+
+
+def test_whether_one_version_is_complete_is_not_asked_of_all(
+    checkout: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = checkout()
+    release.register(made.layout, made.params, None)
+
+    def lists_all(*_: object, **__: object) -> None:
+        raise AssertionError("all versions were listed")
+
+    with transaction.transaction(made.layout, MODEL) as held:
+        monkeypatch.setattr(registry, "versions", lists_all)
+        assert [held.is_complete(number) for number in (1, 2, None)] == [True, False, False]
+
+
+def test_a_file_that_is_absent_is_found_before_anyone_waits_for_the_lease(
+    checkout: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = checkout()
+    made.layout.onnx.unlink()
+
+    def waits(*_: object) -> None:
+        raise AssertionError("the lease was taken")
+
+    monkeypatch.setattr(transaction, "transaction", waits)
+    with pytest.raises(UserError, match=r"model\.onnx: absent; the stage export makes it"):
+        release.register(made.layout, made.params, None)
 
 
 def test_a_server_that_is_away_is_named_with_the_setting(

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkout import Checkout
+from finished_checkout import FinishedCheckout
 from object_store import ObjectStore
 from PIL import Image
 from postgres import Postgres
-from test_release import MODEL, forget
+from stored_versions import MODEL, forget
 
 from pipelines.data.prepared import load_split
-from pipelines.registry import artifacts, version_files
+from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release import gc as garbage
 from pipelines.release import promote as promotion
@@ -21,9 +21,10 @@ from pipelines.release import register as release
 from pipelines.release import transaction
 from pipelines.serving.predict import predict
 from pipelines.systems import mlflow as tracking
+from pipelines.systems.mlflow import artifacts
 from pipelines.systems.onnx.runtime import OnnxModel
 
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 
 
 @pytest.mark.slow
@@ -62,7 +63,7 @@ def test_a_team_releases_from_postgresql_and_s3(
     where = version_files.location(made.layout, row)
     assert where.startswith(f"{bucket}/mlflow")
 
-    # What nobody needs goes from the bucket too.
+    # What is not needed is deleted from the bucket too.
     made = checkout(noise=2.0)
     third = release.register(made.layout, made.params, None)
     where = version_files.location(

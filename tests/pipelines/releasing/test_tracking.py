@@ -1,3 +1,5 @@
+"""The MLflow run of a training, and the database that is made for it."""
+
 from __future__ import annotations
 
 import logging
@@ -5,15 +7,11 @@ import math
 import os
 import resource
 import signal
-import socket
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric_name
 
-from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.files import write_text
 from pipelines.core.paths import Layout
+from pipelines.core.waiting import wait_until
 from pipelines.systems import liveness
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.mlflow.leases import leased
@@ -103,9 +101,7 @@ def test_points_are_seen_while_training(layout: Layout) -> None:
     client = tracking.connect(layout)
     with tracking.training_run(layout, experiment="e", params={}, tags={}) as run:
         run.log({"loss": 3.0}, step=1)
-        deadline = time.monotonic() + 90
-        while not client.get_run(run.run_id).data.metrics and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: client.get_run(run.run_id).data.metrics, 90)
         assert client.get_run(run.run_id).data.metrics == {"loss": 3.0}
         assert client.get_run(run.run_id).info.status == "RUNNING"
 
@@ -152,7 +148,7 @@ def test_sigterm_ends_a_run_as_killed(layout: Layout) -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_run_whose_process_is_gone_is_closed_and_no_other(layout: Layout) -> None:
+def test_only_a_run_whose_process_is_gone_is_closed(layout: Layout) -> None:
     dead, alive = child(TRAIN, layout), child(TRAIN, layout)
     try:
         assert dead.stdout is not None
@@ -161,9 +157,8 @@ def test_a_run_whose_process_is_gone_is_closed_and_no_other(layout: Layout) -> N
         dead.kill()  # not waited for: a zombie is gone as well
         client = tracking.connect(layout)
         foreign = client.create_run(tracking.experiment_id(layout, client, "e")).info.run_id
-        deadline = time.monotonic() + 90
-        while not (closed := tracking.close_dead_runs(layout)) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        closed: list[str] = []
+        wait_until(lambda: closed.extend(tracking.close_dead_runs(layout)) or closed, 90)
         assert closed == [gone]
         status = {r: client.get_run(r).info.status for r in (gone, here, foreign)}
         assert status == {gone: "KILLED", here: "RUNNING", foreign: "RUNNING"}
@@ -202,9 +197,7 @@ def test_a_store_that_goes_away_costs_a_warning_and_no_point(
         database.rename(away)
         database.mkdir()
         run.log({"loss": 1.0}, step=1)
-        deadline = time.monotonic() + 90
-        while not caplog.records and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(lambda: caplog.records, 90)
         run.log({"loss": 2.0}, step=2)
         database.rmdir()
         away.rename(database)
@@ -253,92 +246,7 @@ def test_good_names_stay_as_they_are(name: str) -> None:
     assert tracking.metric_name(name) == name
 
 
-@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "ftp://x", "mlflow.db"])
-def test_a_store_that_is_none_is_named_with_what_is_allowed(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch, uri: str
-) -> None:
-    monkeypatch.setenv(URI, uri)
-    with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI = .*allowed: a server") as raised:
-        tracking.connect(layout)
-    assert repr(uri) in str(raised.value)
-
-
-def test_a_silent_server_is_given_up_in_seconds(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setenv(URI, f"http://me:secret@127.0.0.1:{listener.getsockname()[1]}")
-        start = time.monotonic()
-        with pytest.raises(Unavailable, match=r"timed out.*MLFLOW_TRACKING_URI") as raised:
-            tracking.connect(layout)
-    assert time.monotonic() - start < 15
-    assert "secret" not in str(raised.value)
-
-
-@contextmanager
-def answers(status: int) -> Iterator[str]:
-    """Serve one status whatever is asked."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-@pytest.mark.parametrize(
-    ("status", "kind", "said"),
-    [
-        (401, UserError, "refused access"),
-        (403, UserError, "refused access"),
-        (404, UserError, "not MLflow"),
-        (503, Unavailable, "does not answer"),
-    ],
-)
-def test_what_a_server_says_instead(
-    layout: Layout,
-    monkeypatch: pytest.MonkeyPatch,
-    status: int,
-    kind: type[UserError],
-    said: str,
-) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with answers(status) as uri:
-        monkeypatch.setenv(URI, uri)
-        with pytest.raises(kind, match=said) as raised:
-            tracking.find_run(layout, "e", "ab")
-    assert type(raised.value) is kind
-    assert uri in str(raised.value)
-
-
-def test_a_damaged_database_is_named_at_once(layout: Layout) -> None:
-    (layout.state / "mlflow.db").write_bytes(b"no database" * 1000)
-    start = time.monotonic()
-    with pytest.raises(UserError, match=r"mlflow\.db cannot be used: file is not a database"):
-        tracking.connect(layout)
-    assert time.monotonic() - start < 5
-
-
-def test_an_older_mlflows_database_says_how_to_upgrade(layout: Layout) -> None:
-    with sqlite3.connect(layout.state / "mlflow.db") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
-    connection.close()
-    with pytest.raises(UserError, match="mlflow db upgrade"):
-        tracking.connect(layout)
-
-
-def test_a_full_disk_is_the_users_to_mend(layout: Layout) -> None:
+def test_a_full_disk_is_a_user_error(layout: Layout) -> None:
     size = (layout.state / "mlflow.db").stat().st_size
     code = (
         "from pipelines.core.errors import UserError\n"
@@ -357,15 +265,6 @@ def test_a_full_disk_is_the_users_to_mend(layout: Layout) -> None:
     assert "cannot be used" in said
     assert "MLFLOW_TRACKING_URI" in said
     assert "free space" in said
-
-
-def test_a_place_that_takes_no_database_is_a_disk_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv(URI, raising=False)
-    write_text(tmp_path / "checkout/.prong", "a file where the folder should be")
-    with pytest.raises(OSError, match=r"\.prong"):
-        tracking.connect(Layout(tmp_path / "checkout"))
 
 
 def test_one_at_a_time(layout: Layout, tmp_path: Path) -> None:

@@ -18,13 +18,17 @@ from prefect.states import Completed, Crashed, Pending, Running, Scheduled
 from ruamel.yaml import YAML
 from small_checkout import SOURCE
 
-from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.errors import Failed, Unavailable, UserError
 from pipelines.core.paths import Layout
 from pipelines.scheduling import deployment
 from pipelines.scheduling import flow_runs as runs
 from pipelines.scheduling.cron import schedule
 from pipelines.scheduling.deployment import FLOW, POOL, deploy
+from pipelines.scheduling.rules import can_pass
 from pipelines.systems.liveness import identity
+from pipelines.systems.prefect.connection import api
+from pipelines.systems.prefect.decorators import retried
+from pipelines.systems.prefect.deployed_flows import deployments_of
 from pipelines.systems.processes import process_start
 
 NIGHTLY = schedule("0 3 * * *", "UTC")
@@ -65,8 +69,8 @@ def test_the_same_call_twice_makes_one_deployment_with_one_schedule(served: Layo
     moved, changed = deploy(served, "twice", weekly, POOL)
     assert changed
     assert (moved.cron, moved.timezone) == ("30 4 * * 1", "Europe/Paris")
-    with runs.api() as client:
-        (found,) = [one for one in deployment.deployments(client) if one.name == "twice"]
+    with api() as client:
+        (found,) = [one for one in deployments_of(client, FLOW) if one.name == "twice"]
         assert len(client.read_deployment_schedules(found.id)) == 1
     assert ("twice", moved) in deployment.plans()
 
@@ -93,7 +97,7 @@ def test_an_unknown_pool_is_refused_by_name(served: Layout) -> None:
 
 def test_a_dead_run_is_closed_and_the_newest_begun_again(served: Layout) -> None:
     deploy(served, "dying", NIGHTLY, POOL)
-    with runs.api() as client:
+    with api() as client:
         where = client.read_deployment_by_name(f"{FLOW}/dying").id
         old = begun(client, where, Running(), lost())
         young = begun(client, where, Running(), lost())
@@ -112,7 +116,7 @@ def test_a_dead_run_is_closed_and_the_newest_begun_again(served: Layout) -> None
 
 def test_a_run_whose_process_lives_is_left_alone(served: Layout) -> None:
     deploy(served, "living", NIGHTLY, POOL)
-    with runs.api() as client:
+    with api() as client:
         where = client.read_deployment_by_name(f"{FLOW}/living").id
         made = [
             begun(client, where, Running(), identity()),
@@ -126,7 +130,7 @@ def test_a_run_whose_process_lives_is_left_alone(served: Layout) -> None:
 
 def test_a_crashed_run_is_begun_again_unless_a_later_one_did_its_work(served: Layout) -> None:
     deploy(served, "crashing", NIGHTLY, POOL)
-    with runs.api() as client:
+    with api() as client:
         where = client.read_deployment_by_name(f"{FLOW}/crashing").id
         run = begun(client, where, Crashed(message="exit code -9"))
         assert [one.again for one in runs.close_dead(client, where, begin_again=True)] == [True]
@@ -139,7 +143,7 @@ def test_a_crashed_run_is_begun_again_unless_a_later_one_did_its_work(served: La
 
 def test_skipped_runs_say_why(served: Layout) -> None:
     deploy(served, "late", NIGHTLY, POOL)
-    with runs.api() as client:
+    with api() as client:
         where = client.read_deployment_by_name(f"{FLOW}/late").id
         run = begun(client, where, Scheduled(scheduled_time=datetime.now(UTC)))
         runs.skip(client, [str(run.id)], "late: another works in its place")
@@ -152,7 +156,7 @@ def test_skipped_runs_say_why(served: Layout) -> None:
 
 def test_runs_older_than_a_week_are_history(served: Layout) -> None:
     deploy(served, "old", NIGHTLY, POOL)
-    with runs.api() as client:
+    with api() as client:
         where = client.read_deployment_by_name(f"{FLOW}/old").id
         long_ago = Scheduled(scheduled_time=datetime.now(UTC) - timedelta(days=30))
         client.create_flow_run_from_deployment(where, state=long_ago)
@@ -188,10 +192,28 @@ def test_prefect_yaml_declares_what_prong_schedule_makes() -> None:
         assert schedule(when["cron"], when["timezone"])
 
 
+@pytest.mark.parametrize(
+    ("error", "calls"),
+    [(Unavailable("silent"), 3), (UserError("wrong"), 1), (Failed("crashed"), 1)],
+)
+def test_prefect_makes_again_only_what_can_pass(
+    served: Layout, error: Exception, calls: int
+) -> None:
+    made = []
+
+    def attempt() -> None:
+        made.append(1)
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        retried(attempt, [0, 0], can_pass)()
+    assert len(made) == calls
+
+
 @pytest.mark.slow
 def test_prefects_own_command_deploys_the_same(served: Layout) -> None:
     shutil.copy(SOURCE / "prefect.yaml", served.root)
-    with runs.api() as client:
+    with api() as client:
         deployment.ensure_pool(client, POOL)
         address = str(client.api_url)
     here = str(served.root)  # a shell sets PWD when it changes folders

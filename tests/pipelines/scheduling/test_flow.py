@@ -1,4 +1,4 @@
-"""The entry flow's parts on a real Prefect server: which errors make an attempt again."""
+"""The entry flow's parts: what is told of a run, and that one of a deployment works at a time."""
 
 from __future__ import annotations
 
@@ -7,45 +7,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 from webhook import Receiver
 
 from pipelines.core import params_file
 from pipelines.core.config import AlertsConfig, Params
-from pipelines.core.errors import Failed, Unavailable, UserError
+from pipelines.core.errors import Failed, UserError
 from pipelines.core.paths import Layout
 from pipelines.pipeline.main_job import JobResult
 from pipelines.release.promote import Decision
 from pipelines.release.register import Registration
-from pipelines.scheduling.flow import Call, _announce, _may_pass, _only_one, _reporting
+from pipelines.scheduling.flow import Call, _announce, _only_one, _reporting
 from pipelines.scheduling.rules import Due
 from pipelines.systems import mlflow as tracking
-
-
-@pytest.mark.parametrize(
-    ("error", "calls"),
-    [(Unavailable("silent"), 3), (UserError("wrong"), 1), (Failed("crashed"), 1)],
-)
-def test_prefect_makes_again_only_what_can_pass(
-    served: Layout, error: Exception, calls: int
-) -> None:
-    made = []
-
-    @task(
-        retries=2,
-        retry_delay_seconds=[0, 0],
-        retry_condition_fn=_may_pass,
-        cache_policy=NO_CACHE,
-    )
-    def attempt() -> None:
-        made.append(1)
-        raise error
-
-    with pytest.raises(type(error), match=str(error)):
-        attempt()
-    assert len(made) == calls
-
 
 CALL = Call("retrain", "", Due("run-1", datetime(2030, 1, 1, tzinfo=UTC), "running"))
 

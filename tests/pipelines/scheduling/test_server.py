@@ -61,7 +61,7 @@ def test_a_server_that_was_killed_is_not_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"api": 1, "pid": "x"}'])
-def test_a_damaged_note_is_no_server(tmp_path: Path, text: str) -> None:
+def test_a_damaged_note_is_not_taken_for_a_server(tmp_path: Path, text: str) -> None:
     layout = Layout(tmp_path)
     layout.state.mkdir(parents=True)
     (layout.state / "prefect-server.json").write_text(text)

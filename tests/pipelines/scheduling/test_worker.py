@@ -23,6 +23,7 @@ from small_checkout import Checkout, make
 from webhook import Receiver
 
 from pipelines.core import params_file
+from pipelines.core.waiting import wait_until
 from pipelines.training import checkpoint, heartbeat
 
 T = TypeVar("T")
@@ -71,12 +72,14 @@ def relatives(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 def until(ask: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
     """Return the first true answer."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        if answer := ask():
-            return answer
-        time.sleep(0.5)
-    raise AssertionError(f"waited {patience:.0f} s in vain for {what}")
+    answers: list[T] = []
+
+    def asked() -> T:
+        answers[:] = [ask()]
+        return answers[0]
+
+    assert wait_until(asked, patience, pause=0.5), f"waited {patience:.0f} s in vain for {what}"
+    return answers[0]
 
 
 def api(checkout: Checkout) -> str:

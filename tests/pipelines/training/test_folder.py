@@ -1,4 +1,4 @@
-"""The folder of a training in progress: its name, its locks, and what stays of others."""
+"""The folder of a training in progress: its name, its locks, and which others are kept."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_second_attempt_waits_and_a_killed_one_leaves_no_lock(
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another process is at work"), place.held():
+        with pytest.raises(UserError, match="another process runs the same"), place.held():
             pass
         assert place.busy() == (who == "stage")
     finally:
@@ -66,7 +66,7 @@ def test_a_second_attempt_waits_and_a_killed_one_leaves_no_lock(
     assert not place.busy()
 
 
-def test_those_used_last_stay(tmp_path: Path) -> None:
+def test_the_trainings_used_last_are_kept(tmp_path: Path) -> None:
     for age, name in enumerate(("new", "mine", "older", "old", "oldest", "busy")):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (1000 - age, 1000 - age))

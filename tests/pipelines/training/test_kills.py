@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,6 +20,7 @@ import pytest
 from small_checkout import Checkout, make
 
 from pipelines.core import params_file
+from pipelines.core.waiting import wait_until
 
 SETTINGS = ["train.epochs=25", "train.period=5", "supervision.checkpoint=9"]
 KILLS = 27  # of each number of ranks
@@ -169,3 +171,58 @@ def test_sigkill_at_random_times(checkout: Checkout, ranks: int) -> None:
     started = time.monotonic()
     assert checkout.run("dvc", "status").code == 0
     assert time.monotonic() - started < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "after"),
+    [
+        (signal.SIGKILL, 0.0),  # while the rank still loads
+        (signal.SIGKILL, 5.0),
+        (signal.SIGTERM, 5.0),
+    ],
+)
+def test_no_process_outlives_its_run_and_the_next_run_goes_on(
+    tmp_path: Path, how: signal.Signals, after: float
+) -> None:
+    checkout = make(tmp_path / "job")
+    params_file.edit(checkout.root / "params.yaml", ["train.epochs=5000", "train.processes=1"])
+    process = checkout.start("run")
+    family: list[psutil.Process] = []
+    try:
+        family = _with_ranks(process.pid, after)
+        process.send_signal(how)
+        assert process.wait(timeout=60) != 0
+        _, left = psutil.wait_procs(family, timeout=60)
+        assert not left, f"left at work: {[' '.join(_command(p)) for p in left]}"
+    finally:
+        for one in [*family, process]:
+            with suppress(psutil.Error):
+                one.kill()
+        process.communicate()
+    params_file.edit(checkout.root / "params.yaml", ["train.epochs=1"])
+    done = checkout.prong("run")
+    assert done.code == 0, done.out + done.err
+    assert "prepare   cached" in done.out
+    states = set(checkout.run_states())
+    assert "RUNNING" not in states
+    assert "KILLED" in states or "FAILED" in states
+
+
+def _with_ranks(pid: int, after: float) -> list[psutil.Process]:
+    """Return all descendants of a run, `after` seconds since its first rank was started."""
+
+    def ranks() -> list[psutil.Process]:
+        family = psutil.Process(pid).children(recursive=True)
+        return [p for p in family if "pipelines.training.rank" in " ".join(_command(p))]
+
+    assert wait_until(lambda: len(ranks()) >= 2, 120), "no rank came up"  # torchrun and its rank
+    time.sleep(after)
+    return psutil.Process(pid).children(recursive=True)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

@@ -1,19 +1,29 @@
-"""The stage: what of an earlier attempt counts, and the MLflow run that goes on."""
+"""The stage `train`: when an earlier attempt is continued, and its MLflow run with it."""
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from small_checkout import Checkout, make
 
 from pipelines.core import params_file
+from pipelines.core.config import TrainConfig
+from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.systems import mlflow as tracking
+from pipelines.training import launch
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.launch import _goes_on
+from pipelines.training.loop import Loop
+from pipelines.training.parallel import TrainingRanks
 
 
 def _saved(finished: bool) -> Checkpoint:
@@ -31,7 +41,7 @@ def _saved(finished: bool) -> Checkpoint:
         (_saved(True), 2, False, False),
     ],
 )
-def test_what_an_earlier_attempt_left_counts(
+def test_when_an_earlier_attempt_is_continued(
     saved: Checkpoint | None, ranks: int, afresh: bool, counts: bool
 ) -> None:
     before = {"ranks": 1, "device": "cpu"}
@@ -40,13 +50,30 @@ def test_what_an_earlier_attempt_left_counts(
         assert not _goes_on(saved, ranks, "cuda", before, afresh)
 
 
+def test_cuda_asked_for_and_absent_is_refused(small: TrainConfig) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(UserError, match=r"train\.device = 'cuda'.*allowed: auto, cpu"):
+        launch.device(replace(small, device="cuda"))
+    assert launch.device(replace(small, device="auto")) == "cpu"
+
+
+def test_a_batch_too_small_for_the_ranks_is_refused(small: TrainConfig) -> None:
+    with pytest.raises(UserError, match=r"train\.batch = 4.*3 processes × train\.accumulate = 1"):
+        launch.check_batch(replace(small, batch=4), 3)
+    with pytest.raises(UserError, match=r"train\.accumulate = 2"):
+        launch.check_batch(replace(small, batch=6, accumulate=2), 2)
+    launch.check_batch(replace(small, batch=8, accumulate=2), 2)
+    assert launch.processes(replace(small, processes="auto"), "cpu") == 1
+
+
 def _runs(layout: Layout) -> list[Any]:
     client = tracking.connect(layout)
     ids = [e.experiment_id for e in client.search_experiments()]
     return list(client.search_runs(ids))
 
 
-def test_a_run_goes_on_under_its_id_and_no_point_comes_twice(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_id_and_has_each_point_once(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
 
     def opened(resume: str | None) -> Any:
@@ -82,10 +109,10 @@ def test_a_run_that_is_gone_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+def checkout(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Checkout:
+    """A small checkout in which `prepare` has run."""
     made = make(tmp_path_factory.mktemp("launch") / "job")
-    done = made.run("dvc", "repro", "prepare")
-    assert done.code == 0, done.out + done.err
+    shutil.copytree(prepared, made.root / "data/prepared")
     return made
 
 
@@ -97,8 +124,28 @@ def _train(checkout: Checkout, **more: str) -> dict[str, Any]:
     return found
 
 
+def test_two_ranks_train_the_network_of_one(checkout: Checkout) -> None:
+    """PRONG without batch normalisation, whose statistics are each rank's own."""
+    settings = ["train.method=prong", "train.processes=2", "train.period=4"]
+    params_file.edit(checkout.root / "params.yaml", settings)
+    assert _train(checkout)["processes"] == 2
+    two = load_file(checkout.root / "models/trained/network.safetensors")
+    config = params_file.load(checkout.root / "params.yaml").train
+    ranks = TrainingRanks(0, 1, torch.device("cpu"))
+    alone = Loop(config, checkout.root / "data/prepared", ranks, None)
+    alone.run()
+    one = alone.network.state_dict()
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=2e-3, atol=2e-4, msg=name)
+    with (checkout.root / "reports/conditioning.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["step"] for row in rows} >= {"0", "4", "8"}
+    assert all(float(row["condition_after"]) < 1e6 for row in rows)
+
+
 @pytest.mark.slow
-def test_a_finished_training_stands_in_for_itself_alone(checkout: Checkout) -> None:
+def test_a_finished_training_is_reused_only_by_the_same_training(checkout: Checkout) -> None:
     layout = Layout(checkout.root)
     first = _train(checkout)
     weights = (layout.trained / "network.safetensors").read_bytes()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gang import Gang
+from rank_processes import RankProcesses
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,13 +19,13 @@ from pipelines.training import checkpoint
 Tensors = dict[str, Tensor]
 
 
-def _losses(gang: Gang) -> list[float]:
-    events = [json.loads(line) for line in gang.paths.events.read_text().splitlines()]
+def _losses(training: RankProcesses) -> list[float]:
+    events = [json.loads(line) for line in training.paths.events.read_text().splitlines()]
     return [event["train_loss"] for event in events if event["kind"] == "step"]
 
 
-def _network(gang: Gang) -> Tensors:
-    return load_file(gang.paths.network / "network.safetensors")
+def _network(training: RankProcesses) -> Tensors:
+    return load_file(training.paths.network / "network.safetensors")
 
 
 def _spread(one: Tensors, other: Tensors) -> float:
@@ -38,29 +38,37 @@ def _spread(one: Tensors, other: Tensors) -> float:
     )
 
 
-def _same_bits(gang: Gang) -> None:
-    """Each rank left a hash of weights, Φ and momentum; see `gang`."""
-    found = sorted(gang.folder.glob("hash-*"))
-    assert len(found) == gang.ranks
+def _same_bits(training: RankProcesses) -> None:
+    """Each rank left a hash of weights, Φ and momentum; see `rank_processes`."""
+    found = sorted(training.folder.glob("hash-*"))
+    assert len(found) == training.ranks
     assert len({path.read_text() for path in found}) == 1
 
 
-@pytest.mark.parametrize("method", ["prong+", pytest.param("prong", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("method", "counts"),
+    [
+        ("prong+", [2]),
+        pytest.param("prong+", [4], marks=pytest.mark.slow),
+        pytest.param("prong", [2, 4], marks=pytest.mark.slow),
+    ],
+)
 def test_float64_agrees_over_50_steps(
-    train: TrainConfig, prepared: Path, tmp_path: Path, method: Method
+    train: TrainConfig, prepared: Path, tmp_path: Path, method: Method, counts: list[int]
 ) -> None:
     """At the tuned rate; 400 digits, 10 epochs of 5 batches."""
     settings = replace(
         train, method=method, width=8, hidden=32, epochs=10, period=10,
         batch=48, samples=240,
     )  # fmt: skip
-    gang = Gang(prepared, tmp_path / "1", settings, options=("float64", "every", "hash"))
-    gang.train()
-    one, losses = _network(gang), _losses(gang)
+    options = ("float64", "every", "hash")
+    alone = RankProcesses(prepared, tmp_path / "1", settings, options=options)
+    alone.train()
+    one, losses = _network(alone), _losses(alone)
     assert len(losses) == 50
     assert one["head.1.weight"].dtype == torch.float64
-    for ranks in (2, 4):
-        several = gang.another(str(ranks), ranks=ranks)
+    for ranks in counts:
+        several = alone.another(str(ranks), ranks=ranks)
         several.train()
         _same_bits(several)
         assert _spread(one, _network(several)) <= 1e-10
@@ -93,18 +101,18 @@ def test_the_main_job_in_float32_stays_as_near_as_one_bit(
     So what several ranks do to it is held against one rank whose weights began one bit off.
     """
     settings = replace(train, epochs=4)
-    gang = Gang(all_digits, tmp_path / "1", settings, options=("every", "hash"))
-    gang.train()
-    one = _losses(gang)
+    training = RankProcesses(all_digits, tmp_path / "1", settings, options=("every", "hash"))
+    training.train()
+    one = _losses(training)
     assert len(one) >= 200
 
-    def apart(other: Gang) -> list[float]:
+    def apart(other: RankProcesses) -> list[float]:
         other.train()
         return [abs(a - b) / b for a, b in zip(_losses(other), one, strict=True)]
 
-    nudged = apart(gang.another("nudged", options=("every", "nudge")))
+    nudged = apart(training.another("nudged", options=("every", "nudge")))
     for ranks in (2, 4):
-        several = gang.another(str(ranks), ranks=ranks)
+        several = training.another(str(ranks), ranks=ranks)
         found = apart(several)
         _same_bits(several)
         print(f"{ranks} ranks: step 1 {found[0]:.1e}, largest {max(found[:200]):.1e}, "
@@ -118,12 +126,12 @@ def test_parts_and_uneven_shares_give_the_same_batch(
 ) -> None:
     """31 images over two ranks, each in three parts: PRONG without batch normalisation."""
     settings = replace(small, method="prong", batch=31, lr=0.01)
-    gang = Gang(prepared, tmp_path / "whole", settings, options=("float64", "hash"))
-    gang.train()
-    parts = gang.another("parts", config=replace(settings, accumulate=3), ranks=2)
+    training = RankProcesses(prepared, tmp_path / "whole", settings, options=("float64", "hash"))
+    training.train()
+    parts = training.another("parts", config=replace(settings, accumulate=3), ranks=2)
     parts.train()
     _same_bits(parts)
-    assert _spread(_network(gang), _network(parts)) <= 1e-10
+    assert _spread(_network(training), _network(parts)) <= 1e-10
 
 
 @pytest.mark.slow
@@ -133,10 +141,12 @@ def test_three_ranks_resume_to_the_bit(
 ) -> None:
     """Three: where the order of a sum shows."""
     settings = replace(small, batch_norm=batch_norm)
-    gang = Gang(prepared, tmp_path / "whole", settings, ranks=3, checkpoint=4, options=("hash",))
-    weights = gang.train()
-    _same_bits(gang)
-    killed = gang.another("killed", more={"PRONG_FAULT": "train.step@1#10"})
+    training = RankProcesses(
+        prepared, tmp_path / "whole", settings, ranks=3, checkpoint=4, options=("hash",)
+    )
+    weights = training.train()
+    _same_bits(training)
+    killed = training.another("killed", more={"PRONG_FAULT": "train.step@1#10"})
     codes = killed.run()
     assert codes[1] == -9
     assert all(codes)
@@ -156,9 +166,11 @@ def test_another_number_of_ranks_goes_on_within_rounding(
     small: TrainConfig, prepared: Path, tmp_path: Path, before: int, after: int
 ) -> None:
     """In mid-window: what the ranks had gathered is merged exactly."""
-    gang = Gang(prepared, tmp_path / "whole", small, options=("float64", "hash"), checkpoint=13)
-    gang.train()
-    killed = gang.another(
+    training = RankProcesses(
+        prepared, tmp_path / "whole", small, options=("float64", "hash"), checkpoint=13
+    )
+    training.train()
+    killed = training.another(
         "killed", ranks=before, more={"PRONG_FAULT": f"train.step@{before - 1}#14"}
     )
     assert any(killed.run())
@@ -168,4 +180,4 @@ def test_another_number_of_ranks_goes_on_within_rounding(
     killed.more, killed.ranks = {}, after
     killed.train()
     _same_bits(killed)
-    assert _spread(_network(gang), _network(killed)) <= 1e-10
+    assert _spread(_network(training), _network(killed)) <= 1e-10

@@ -1,8 +1,9 @@
-"""A training that was broken off goes on to the very bytes it would have come to."""
+"""An interrupted training, resumed, ends with the same bytes as an uninterrupted one."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import time
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gang import Gang
+from rank_processes import RankProcesses
 from torch import nn
 
 from pipelines.core.config import Method, TrainConfig
 from pipelines.core.faults import POINTS
+from pipelines.core.waiting import wait_until
 from pipelines.training import checkpoint, heartbeat
 from pipelines.training import resumed_state as state
 from pipelines.training.checkpoint import Checkpoint
@@ -145,10 +147,10 @@ def test_an_optimizer_goes_on(kind: str) -> None:
     assert torch.equal(layer.weight, twin.weight)
 
 
-def _rows(gang: Gang) -> list[dict[str, Any]]:
+def _rows(training: RankProcesses) -> list[dict[str, Any]]:
     """Return the events that count, without what the clock says."""
     kept: list[dict[str, Any]] = []
-    for line in gang.paths.events.read_text().splitlines():
+    for line in training.paths.events.read_text().splitlines():
         event = json.loads(line)
         if event["kind"] == "resume":
             del kept[event["keep"] :]
@@ -177,23 +179,20 @@ FAULTS = (
 )
 
 
-@pytest.mark.parametrize(
-    "fault", [pytest.param(f, marks=() if i % 3 == 2 else pytest.mark.slow)
-              for i, f in enumerate(FAULTS)],
-)  # fmt: skip
+@pytest.mark.parametrize("fault", FAULTS)
 def test_sigkill_at_every_point(
-    small: TrainConfig, prepared: Path, tmp_path: Path, reference: Gang, fault: str
+    small: TrainConfig, prepared: Path, tmp_path: Path, reference: RankProcesses, fault: str
 ) -> None:
-    gang = replace(reference, folder=tmp_path / "killed", more={"PRONG_FAULT": fault})
-    assert gang.run() == [-signal.SIGKILL]
-    gang.more = {}
-    assert gang.train() == reference.weights()
-    assert _rows(gang) == _rows(reference)
+    training = replace(reference, folder=tmp_path / "killed", more={"PRONG_FAULT": fault})
+    assert training.run() == [-signal.SIGKILL]
+    training.more = {}
+    assert training.train() == reference.weights()
+    assert _rows(training) == _rows(reference)
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Gang:
-    """A training that nobody disturbed."""
+def reference(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> RankProcesses:
+    """An uninterrupted training."""
     from pipelines.core import params_file
 
     train = params_file.load(Path(__file__).parents[3] / "params.yaml").train
@@ -201,9 +200,15 @@ def reference(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Gang:
         train, epochs=2, batch=32, width=4, hidden=16, warmup=2, period=5, samples=200
     )
     folder = tmp_path_factory.mktemp("reference") / "whole"
-    gang = Gang(prepared, folder, settings, checkpoint=4)
-    gang.train()
-    return gang
+    training = RankProcesses(prepared, folder, settings, checkpoint=4)
+    training.train()
+    return training
+
+
+def _at_step(training: RankProcesses, step: int) -> bool:
+    """Say whether the first rank trains and has made so many steps."""
+    signs = heartbeat.signs(training.paths.signs)
+    return bool(signs) and signs[0].phase == "training" and signs[0].step >= step
 
 
 @pytest.mark.parametrize(
@@ -213,26 +218,20 @@ def test_a_signal_makes_a_checkpoint_and_an_end(
     small: TrainConfig, prepared: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     settings = replace(small, epochs=2000)
-    gang = Gang(prepared, tmp_path / "long", settings, checkpoint=10**6)
-    (process,) = gang.start()
+    training = RankProcesses(prepared, tmp_path / "long", settings, checkpoint=10**6)
+    (process,) = training.start()
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            signs = heartbeat.signs(gang.paths.signs)
-            if signs and signs[0].phase == "training" and signs[0].step > 5:
-                break
-            time.sleep(0.05)
-        process.send_signal(how)
+        assert wait_until(lambda: _at_step(training, 6), 60), process.output()
+        os.kill(process.pid, how)
         start = time.monotonic()
-        assert process.wait(timeout=60) == 128 + how
+        assert process.wait(60).code == 128 + how
         assert time.monotonic() - start < 10
     finally:
         process.kill()
-        process.communicate()
-    saved = checkpoint.newest(gang.paths.checkpoints)
+    saved = checkpoint.newest(training.paths.checkpoints)
     assert saved is not None
     assert saved.step > 5
-    (end,) = heartbeat.ends(gang.paths.signs).values()
+    (end,) = heartbeat.ends(training.paths.signs).values()
     assert (end["how"], end["step"]) == ("stopped", saved.step)
 
 
@@ -242,14 +241,14 @@ def test_every_point_of_a_training_is_tried() -> None:
 
 
 def test_a_damaged_checkpoint_costs_steps_and_not_the_result(
-    prepared: Path, tmp_path: Path, reference: Gang
+    prepared: Path, tmp_path: Path, reference: RankProcesses
 ) -> None:
-    gang = replace(reference, folder=tmp_path / "harmed", more={"PRONG_FAULT": "train.step#10"})
-    assert gang.run() == [-signal.SIGKILL]
-    newest = checkpoint.newest(gang.paths.checkpoints)
+    training = replace(reference, folder=tmp_path / "harmed", more={"PRONG_FAULT": "train.step#10"})
+    assert training.run() == [-signal.SIGKILL]
+    newest = checkpoint.newest(training.paths.checkpoints)
     assert newest is not None
     assert newest.step == 8
     (newest.path / "network.safetensors").write_bytes(b"")
-    gang.more = {}
-    assert gang.train() == reference.weights()
-    assert "is damaged" in gang.said[0]
+    training.more = {}
+    assert training.train() == reference.weights()
+    assert "is damaged" in training.output[0]

@@ -1,4 +1,4 @@
-"""Each sabotaged candidate is refused by the gate that is meant for it, and by no other."""
+"""Each faulty candidate is refused by the gate that is meant for it, and by no other."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import faulty_versions as wrong
 import numpy as np
 import pytest
-import sabotage as wrong
-from checkout import Checkout
-from sabotage import MODEL, again, exchange, register
+from faulty_versions import again, exchange, register
+from finished_checkout import FinishedCheckout
+from stored_versions import MODEL
 
 from pipelines.core.files import read_json, write_json
 from pipelines.core.paths import Layout
@@ -23,7 +24,7 @@ from pipelines.release import promote as promotion
 from pipelines.release import register as release
 from pipelines.systems import mlflow as tracking
 
-Make = Callable[..., Checkout]
+Make = Callable[..., FinishedCheckout]
 READING = {name for name, gate in GATES.items() if gate.reads}
 LOADING = frozenset(GATES) - READING - {"lineage", "size", "fold"}
 WIDE = {"margin": 1.0, "class_margin": 1.0, "robustness": 1.0}
@@ -32,7 +33,7 @@ UNTIMED = 1e6  # for models of microseconds, to which a few nodes more matter
 
 @dataclass(frozen=True)
 class Case:
-    """A sabotaged candidate.
+    """A faulty candidate.
 
     Attributes:
         gate: The one meant for it.
@@ -42,15 +43,15 @@ class Case:
     """
 
     gate: str
-    make: Callable[[Checkout], int]
+    make: Callable[[FinishedCheckout], int]
     limits: Mapping[str, Any] = field(default_factory=dict)
     not_run: frozenset[str] = frozenset()
 
 
-def version(act: Callable[[Checkout, int], None]) -> Callable[[Checkout], int]:
+def version(act: Callable[[FinishedCheckout, int], None]) -> Callable[[FinishedCheckout], int]:
     """A good second version to which something is done in the registry."""
 
-    def make(made: Checkout) -> int:
+    def make(made: FinishedCheckout) -> int:
         number = again(made)
         act(made, number)
         return number
@@ -58,18 +59,18 @@ def version(act: Callable[[Checkout, int], None]) -> Callable[[Checkout], int]:
     return make
 
 
-def exchanged(change: Callable[[Any], None]) -> Callable[[Checkout], int]:
+def exchanged(change: Callable[[Any], None]) -> Callable[[FinishedCheckout], int]:
     return lambda made: exchange(made, again(made), change)
 
 
-def registered(change: Callable[[Any], None], **more: bool) -> Callable[[Checkout], int]:
+def registered(change: Callable[[Any], None], **more: bool) -> Callable[[FinishedCheckout], int]:
     return lambda made: register(made, change, **more)
 
 
-def verified(figures: dict[str, Any]) -> Callable[[Checkout], int]:
+def verified(figures: dict[str, Any]) -> Callable[[FinishedCheckout], int]:
     """A second version whose verification says something else."""
 
-    def make(made: Checkout) -> int:
+    def make(made: FinishedCheckout) -> int:
         path = made.layout.reports / "verification.json"
         write_json(path, {**read_json(path), **figures})
         return again(made)
@@ -77,8 +78,8 @@ def verified(figures: dict[str, Any]) -> Callable[[Checkout], int]:
     return make
 
 
-def worse(made: Checkout) -> int:
-    Checkout.make(made.layout, 100.0, 0)
+def worse(made: FinishedCheckout) -> int:
+    FinishedCheckout.make(made.layout, 100.0, 0)
     return release.register(made.layout, made.params, None).version
 
 
@@ -138,27 +139,29 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def arena(
+def with_champion(
     tmp_path_factory: pytest.TempPathFactory, database: Path, digits: Path
-) -> Iterator[Checkout]:
-    """A checkout whose first version is champion, for one sabotaged candidate after another."""
-    layout = Layout(tmp_path_factory.mktemp("arena") / "checkout")
+) -> Iterator[FinishedCheckout]:
+    """A checkout whose first version is champion, for one faulty candidate after another."""
+    layout = Layout(tmp_path_factory.mktemp("champion") / "checkout")
     layout.state.mkdir(parents=True)
     shutil.copy(database, layout.state / "mlflow.db")
     shutil.copytree(digits, layout.prepared)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_DEFAULT_ARTIFACT_ROOT"):
             patch.delenv(name, raising=False)
-        made = Checkout.make(layout, 0.0, 0)
+        made = FinishedCheckout.make(layout, 0.0, 0)
         release.register(layout, made.params, None)
         assert promotion.promote(layout, made.params, 1).promoted
         yield made
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_sabotaged_candidate_is_refused_by_its_gate(arena: Checkout, name: str) -> None:
+def test_a_faulty_candidate_is_refused_by_its_gate(
+    with_champion: FinishedCheckout, name: str
+) -> None:
     case = CASES[name]
-    made = Checkout.make(arena.layout, 0.0, 0)
+    made = FinishedCheckout.make(with_champion.layout, 0.0, 0)
     number = case.make(made)
     assert number > 1
     limits: dict[str, Any] = {"latency": UNTIMED, **case.limits}
@@ -206,7 +209,7 @@ def test_a_slow_slide_is_stopped_at_the_margin_below_the_best(checkout: Make) ->
     right = right_images(made)
     last = best
     for step in range(1, 12):
-        Checkout.make(made.layout, 0.0, 0)
+        FinishedCheckout.make(made.layout, 0.0, 0)
         number = register(made, forget_images(made, right[:step]))
         done = promotion.promote(made.layout, params, number)
         if not done.promoted:
@@ -222,7 +225,7 @@ def test_a_slow_slide_is_stopped_at_the_margin_below_the_best(checkout: Make) ->
     assert done.error - best.error > 0.08
 
 
-def right_images(made: Checkout) -> list[int]:
+def right_images(made: FinishedCheckout) -> list[int]:
     """Images of the gate split that the model answers rightly."""
     from pipelines.data.prepared import load_split
     from pipelines.evaluation.scoring import error
@@ -233,7 +236,7 @@ def right_images(made: Checkout) -> list[int]:
     return [int(at) for at in np.flatnonzero(~score.wrong)]
 
 
-def forget_images(made: Checkout, positions: list[int]) -> Callable[[Any], None]:
+def forget_images(made: FinishedCheckout, positions: list[int]) -> Callable[[Any], None]:
     """Answer some images of the gate split wrongly and all others as before.
 
     The linear model is given one more layer: how far an image is from each of those, exactly.

@@ -1,7 +1,7 @@
 """Ranks as torchrun would start them, but one by one, so that a test knows each process.
 
-Run as a program it is one rank, with what a test wants beside `pipelines.training.rank`: another
-floating type, a loss of every step, or a fault.
+Each can be given what a test wants beside `pipelines.training.rank`: another floating type, a loss
+of every step, or a fault.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import fork_server
+from fork_server import Forked
 
 from pipelines.core.config import TrainConfig
 from pipelines.systems.processes import kept
@@ -24,11 +25,11 @@ from pipelines.training.training_folder import TrainingFolder
 if TYPE_CHECKING:
     from pipelines.training.loop import Loop
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
-class Gang:
+class RankProcesses:
     """The ranks of one training.
 
     Attributes:
@@ -36,9 +37,9 @@ class Gang:
         folder: The training's folder.
         config: Its settings.
         ranks: How many.
-        options: Words to the ranks: `float64`, `every` (a loss of every step), `hash` (each leaves
-            a hash of what all are to hold alike), `nudge` (weights begin one bit further from
-            zero), `little memory`, `little disk`.
+        options: What they do besides: `float64`, `every` (log each step's loss), `hash` (write a
+            hash of the state that must be equal on all ranks), `nudge` (change each initial weight
+            by one bit), `little memory`, `little disk`.
         checkpoint: Steps between checkpoints.
         keep: Checkpoints that stay.
         more: Environment variables.
@@ -62,8 +63,13 @@ class Gang:
         """The folder's parts."""
         return TrainingFolder(self.folder)
 
-    def job(self) -> Job:
-        """Write and return what the ranks are told."""
+    @property
+    def leaves(self) -> Path:
+        """Where processes leave what they print."""
+        return self.folder.with_name(f"{self.folder.name} output")
+
+    def write_job(self) -> Path:
+        """Write what the ranks are told and return the file."""
         self.paths.signs.mkdir(parents=True, exist_ok=True)
         job = Job(
             config=self.config,
@@ -78,76 +84,70 @@ class Gang:
             attempt="test",
         )
         job.write(self.paths.job)
-        return job
+        return self.paths.job
 
-    def start(self) -> list[subprocess.Popen[str]]:
+    def start(self) -> list[Forked]:
         """Start every rank."""
-        self.job()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        started = []
-        for rank in range(self.ranks):
-            env = {
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(self.ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                **self.more,
-            }
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, __file__, str(self.paths.job), *self.options],
-                    cwd=ROOT,
-                    env=kept(env),
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
-        return started
+        path = self.write_job()
+        port = free_port()
+        return [self._start(path, rank, port) for rank in range(self.ranks)]
 
-    def supervised(self) -> subprocess.Popen[str]:
+    def _start(self, path: Path, rank: int, port: int) -> Forked:
+        env = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(self.ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            **self.more,
+        }
+        return fork_server.start(
+            run_rank, path, self.options, leaves=self.leaves, cwd=ROOT, env=kept(env), exits=True
+        )
+
+    def supervised(self) -> Forked:
         """Start a process that supervises the ranks under torchrun, as the stage does."""
-        self.job()
-        words = [str(self.paths.job), "supervise", str(self.restarts)]
-        return subprocess.Popen(
-            [sys.executable, __file__, *words],
-            cwd=ROOT,
-            env={**os.environ, **self.more},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        arguments, env = (self.write_job(), self.restarts), {**os.environ, **self.more}
+        return fork_server.start(
+            run_supervisor, *arguments, leaves=self.leaves, cwd=ROOT, env=env, exits=True
         )
 
     def run(self, seconds: float = 240) -> list[int]:
         """Run every rank to its end and return the exit codes."""
         started = self.start()
         try:
-            self.said = [process.communicate(timeout=seconds)[0] for process in started]
+            ended = [process.wait(seconds) for process in started]
         finally:
             for process in started:
                 process.kill()
-        return [process.returncode for process in started]
+        self.output = [one.output for one in ended]
+        return [one.code for one in ended]
 
     def train(self) -> bytes:
         """Run to a good end and return the bytes of the trained network."""
         codes = self.run()
-        assert codes == [0] * self.ranks, "\n".join(self.said)
+        assert codes == [0] * self.ranks, "\n".join(self.output)
         return self.weights()
 
     def weights(self) -> bytes:
         """Return the bytes of the trained network."""
         return (self.paths.network / "network.safetensors").read_bytes()
 
-    def another(self, folder: str, **changes: object) -> Gang:
-        """Return a gang for another folder beside this one's."""
+    def another(self, folder: str, **changes: object) -> RankProcesses:
+        """Return the ranks of a training in another folder beside this one."""
         return replace(self, folder=self.folder.with_name(folder), **changes)  # type: ignore[arg-type]
 
 
-def _supervise(path: Path, restarts: int) -> int:
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def run_supervisor(path: Path, restarts: int) -> int:
+    """Supervise the ranks of a job in the present process; return its exit code."""
     from pipelines.core.errors import Failed, Interrupted, UserError
     from pipelines.systems.processes import exit_on_sigterm
     from pipelines.training.supervision import Machines, supervise
@@ -163,7 +163,8 @@ def _supervise(path: Path, restarts: int) -> int:
     return 0
 
 
-def _main(job: Path, options: set[str]) -> int:
+def run_rank(job: Path, options: tuple[str, ...]) -> int:
+    """Be one rank in the present process; return its exit code."""
     from pipelines.training import rank
 
     if "little memory" in options:
@@ -231,10 +232,3 @@ def _leave_hash(folder: Path) -> None:
             (folder / f"hash-{loop.ranks.rank}").write_text(digest.hexdigest())
 
     AfterStep.save = and_hash  # type: ignore[method-assign]
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    if sys.argv[2:3] == ["supervise"]:
-        sys.exit(_supervise(Path(sys.argv[1]), int(sys.argv[3])))
-    sys.exit(_main(Path(sys.argv[1]), set(sys.argv[2:])))

@@ -1,7 +1,8 @@
-"""A registry in a known situation, copied for each test in no time: on sqlite or PostgreSQL."""
+"""Registries in known situations, copied for each test: on sqlite or PostgreSQL."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,8 +10,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
-from checkout import Checkout
-from nursery import Ended, Nursery
+import fork_server
+import release_commands
+from finished_checkout import FinishedCheckout
+from fork_server import Ended, Forked
 from postgres import Postgres
 
 from pipelines.core.paths import Layout
@@ -60,85 +63,103 @@ class Registry:
 
     Attributes:
         env: The settings that lead to it.
+        roots: Model → a checkout that holds it.
+        leaves: Directory for what commands print and return.
     """
 
     env: Mapping[str, str]
     roots: Mapping[str, Path]
-    hatch: Nursery
+    leaves: Path
+
+    def start(
+        self,
+        model: str,
+        command: str,
+        fault: str = "",
+        lasts: float | None = None,
+        **options: Any,
+    ) -> Forked:
+        """Start a command in the checkout of a model.
+
+        Args:
+            model: Which.
+            command: One of `release_commands.COMMANDS`.
+            fault: A point at which it is to die.
+            lasts: Seconds that a lease lasts, if not as long as everywhere.
+            options: Arguments of the command.
+        """
+        return fork_server.start(
+            release_commands.run,
+            *(self.roots[model], command, lasts, options),
+            leaves=self.leaves,
+            cwd=self.roots[model],
+            env={**os.environ, **self.env, "PRONG_FAULT": fault},
+        )
 
     def call(self, model: str, command: str, fault: str = "", **options: Any) -> Ended:
-        """Run a command in the checkout of a model, to die at a point if one is given."""
-        env = {**self.env, "PRONG_FAULT": fault}
-        return self.hatch.call(self.roots[model], env, command, **options)
+        """Run a command to its end."""
+        return self.start(model, command, fault, **options).wait()
 
     def told(self, model: str, command: str, **options: Any) -> Any:
         """Run a command that must succeed; return what it returned."""
-        return self.hatch.told(self.roots[model], self.env, command, **options)
-
-    def start(self, model: str, command: str, fault: str = "", **options: Any) -> int:
-        """Start a command; return its process id."""
-        env = {**self.env, "PRONG_FAULT": fault}
-        return self.hatch.start(self.roots[model], env, command, **options)
+        ended = self.call(model, command, **options)
+        assert ended.code == 0, ended.said
+        return ended.said
 
     def look(self) -> Any:
         """Say how the registry stands, changing nothing."""
         return self.told("A", "look")
 
 
-SITUATIONS: dict[str, tuple[tuple[str, str, dict[str, Any]], ...]] = {
-    "empty": (),
-    "registered": (("A", "register", {}),),
-    "one": (("A", "release_all", {}),),
-    "challenged": (("A", "release_all", {}), ("B", "register", {})),
-    "two": (("A", "release_all", {}), ("B", "release_all", {})),
-    "three": (
-        ("A", "release_all", {}),
-        ("B", "release_all", {}),
-        ("C", "release_all", {}),
-    ),
-    "returned": (
-        ("A", "release_all", {}),
-        ("B", "release_all", {}),
-        ("B", "rollback", {}),
-        ("C", "register", {}),
-    ),
+Steps = tuple[tuple[str, str, dict[str, Any]], ...]
+SITUATIONS: dict[str, tuple[str, Steps]] = {
+    "empty": ("migrated", ()),
+    "registered": ("empty", (("A", "register", {}),)),
+    "one": ("empty", (("A", "release_model", {}),)),
+    "challenged": ("one", (("B", "register", {}),)),
+    "two": ("one", (("B", "release_model", {}),)),
+    "three": ("two", (("C", "release_model", {}),)),
+    "returned": ("two", (("B", "rollback", {}), ("C", "register", {}))),
 }
-"""What was done before: model, command, options."""
+"""The situation before, and what is done then: model, command, options."""
 
 
 @dataclass
-class Stage:
+class Registries:
     """Makes registries in situations.
 
     Attributes:
         databases: Where they are kept.
         artifacts: Folder or address of all artifacts.
         roots: Model → a checkout that holds it.
-        hatch: Runs the commands.
+        leaves: Directory for what commands print and return.
     """
 
     databases: Databases
     artifacts: str
     roots: Mapping[str, Path]
-    hatch: Nursery
-    settings: Mapping[str, str] = field(default_factory=dict)
-    _made: set[str] = field(default_factory=set)
+    leaves: Path
+    _made: dict[str, str] = field(default_factory=lambda: {"migrated": "migrated"})
     _count: Iterator[int] = field(default_factory=lambda: count(1))
 
     def _registry(self, uri: str) -> Registry:
         env = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_DEFAULT_ARTIFACT_ROOT": self.artifacts}
-        return Registry({**env, **self.settings}, self.roots, self.hatch)
+        return Registry(env, self.roots, self.leaves)
 
-    def registry(self, situation: str) -> Registry:
+    def at(self, situation: str) -> Registry:
         """Return a new registry in a situation; its database is made by copying."""
+        return self._registry(self.databases.copy(f"try-{next(self._count)}", self._at(situation)))
+
+    def _at(self, situation: str) -> str:
+        """Return the database in a situation, made if it is not there."""
         if situation not in self._made:
-            uri = self.databases.copy(f"at-{situation}", "migrated")
-            registry = self._registry(uri)
-            for model, command, options in SITUATIONS[situation]:
+            before, steps = SITUATIONS[situation]
+            name = f"at-{situation}"
+            registry = self._registry(self.databases.copy(name, self._at(before)))
+            for model, command, options in steps:
                 registry.told(model, command, **options)
-            self._made.add(situation)
-        name = f"try-{next(self._count)}"
-        return self._registry(self.databases.copy(name, f"at-{situation}"))
+            self._made[situation] = name
+        return self._made[situation]
 
 
 def checkouts(folder: Path, digits: Path) -> dict[str, Path]:
@@ -148,7 +169,7 @@ def checkouts(folder: Path, digits: Path) -> dict[str, Path]:
         layout = Layout(folder / name)
         layout.state.mkdir(parents=True)
         shutil.copytree(digits, layout.prepared)
-        Checkout.make(layout, float(seed), seed)
+        FinishedCheckout.make(layout, float(seed), seed)
         if found:  # who shares a registry shares the key
             shutil.copytree(Layout(found["A"]).state / "keys", layout.state / "keys")
         else:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pickle
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx
-from checkout import Checkout
+from finished_checkout import FinishedCheckout
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
+from stored_versions import MODEL, stored
 
 from pipelines.core.files import read_json, sha256_file, write_json
 from pipelines.data.prepared import load_split
@@ -24,17 +24,10 @@ from pipelines.release import register as release
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.onnx.runtime import OnnxModel
 
-MODEL = "prong-digits"
 
-
-def stored(made: Checkout, number: int) -> Path:
-    """The file of a version as the store holds it."""
-    client = tracking.connect(made.layout)
-    where = client.get_model_version_download_uri(MODEL, str(number))
-    return Path(where.removeprefix("file://")) / version_files.MODEL_FILE
-
-
-def register(made: Checkout, change: Callable[[ModelProto], None], *, rescore: bool = True) -> int:
+def register(
+    made: FinishedCheckout, change: Callable[[ModelProto], None], *, rescore: bool = True
+) -> int:
     """Change the checkout's model and register it as any other; return the version.
 
     Args:
@@ -54,12 +47,12 @@ def register(made: Checkout, change: Callable[[ModelProto], None], *, rescore: b
     return release.register(made.layout, made.params, None).version
 
 
-def exchange(made: Checkout, number: int, change: Callable[[ModelProto], None]) -> int:
+def exchange(made: FinishedCheckout, number: int, change: Callable[[ModelProto], None]) -> int:
     """Put another model in a version's place, its hashes (and its signature) with it.
 
     For what registering itself would refuse: as one could who may write to the registry.
     """
-    path = stored(made, number)
+    path = stored(made.layout, number)
     model = onnx.load(path)
     change(model)
     path.write_bytes(model.SerializeToString())
@@ -70,13 +63,13 @@ def exchange(made: Checkout, number: int, change: Callable[[ModelProto], None]) 
     return number
 
 
-def sign_again(made: Checkout, number: int) -> None:
+def sign_again(made: FinishedCheckout, number: int) -> None:
     """Sign a version whose file was exchanged, as the holder of the key could."""
-    path = stored(made, number)
+    path = stored(made.layout, number)
     signing.sign(made.layout, path, path.with_name(version_files.SIGNATURE))
 
 
-def again(made: Checkout) -> int:
+def again(made: FinishedCheckout) -> int:
     """Register a version like the first, told apart by a name in the graph."""
     versions = registry.list_versions(made.layout, MODEL)
 
@@ -243,33 +236,35 @@ def other_input(model: ModelProto) -> None:
 # Changes of a version.
 
 
-def add_pickle(made: Checkout, number: int) -> None:
-    (stored(made, number).parent / "python_model.pkl").write_bytes(pickle.dumps({"run": "me"}))
+def add_pickle(made: FinishedCheckout, number: int) -> None:
+    (stored(made.layout, number).parent / "python_model.pkl").write_bytes(
+        pickle.dumps({"run": "me"})
+    )
 
 
-def add_disguised_pickle(made: Checkout, number: int) -> None:
-    (stored(made, number).parent / "notes.txt").write_bytes(pickle.dumps({"run": "me"}))
+def add_disguised_pickle(made: FinishedCheckout, number: int) -> None:
+    (stored(made.layout, number).parent / "notes.txt").write_bytes(pickle.dumps({"run": "me"}))
 
 
-def tamper(made: Checkout, number: int) -> None:
+def tamper(made: FinishedCheckout, number: int) -> None:
     """Change one byte of the stored weights."""
-    path = stored(made, number)
+    path = stored(made.layout, number)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def forget_lineage(made: Checkout, number: int) -> None:
+def forget_lineage(made: FinishedCheckout, number: int) -> None:
     client = tracking.connect(made.layout)
     client.delete_model_version_tag(MODEL, str(number), f"{LINEAGE}code_hash")
 
 
-def remove_signature(made: Checkout, number: int) -> None:
-    for path in stored(made, number).parent.glob("*.sig"):
+def remove_signature(made: FinishedCheckout, number: int) -> None:
+    for path in stored(made.layout, number).parent.glob("*.sig"):
         path.unlink()
 
 
-def exchange_signature(made: Checkout, number: int) -> None:
+def exchange_signature(made: FinishedCheckout, number: int) -> None:
     """Put the first version's signature beside this one's file."""
-    for path in stored(made, 1).parent.glob("*.sig"):
-        shutil.copy(path, stored(made, number).parent / path.name)
+    for path in stored(made.layout, 1).parent.glob("*.sig"):
+        shutil.copy(path, stored(made.layout, number).parent / path.name)

@@ -1,4 +1,6 @@
-"""The process in which Prefect's own worker polls: `python -m pipelines.scheduling.polling POOL`.
+"""The process in which Prefect's own worker polls.
+
+`python -m pipelines.systems.prefect.polling POOL` starts it.
 
 One run at a time: a run that is due meanwhile waits, and of several the newest is taken.
 """
