@@ -12,9 +12,9 @@ from torch import nn
 from prong.distributed.sharding import plain_kind, refuse_flat, refuse_shards
 from prong.layers.base import Whitened
 from prong.layers.twins import TWINS, adopt, release
+from prong.reasons import CHOSEN, plain_reasons
 
 Selector = str | Iterable[str] | Callable[[str, nn.Module], bool]
-_REASON = "_prong_reason"
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ def whiten(
         if plain_kind(module) not in TWINS:
             continue
         if include is not None and not chosen(name, module):
-            setattr(module, _REASON, "not among the included layers")
+            setattr(module, CHOSEN, "not among the included layers")
         elif exclude is not None and left_out(name, module):
-            setattr(module, _REASON, "excluded")
+            setattr(module, CHOSEN, "excluded")
         elif type(module) not in TWINS:
             refuse_shards(_parameters(name, module))
-    reasons = _reasons(model)
+    reasons = plain_reasons(model)
     for name, module in model.named_modules():
         if reasons.get(name) == "":
             refuse_shards(_parameters(name, module))
@@ -100,7 +100,7 @@ def fold(model: nn.Module) -> nn.Module:
     plain = copy.deepcopy(unwrap(model))
     release([module for module in plain.modules() if isinstance(module, Whitened)])
     for module in plain.modules():
-        module.__dict__.pop(_REASON, None)
+        module.__dict__.pop(CHOSEN, None)
     return plain
 
 
@@ -133,7 +133,7 @@ def coverage(model: nn.Module) -> list[LayerStatus]:
     Args:
         model: a model, whitened or not yet; before `whiten` the list says what would be whitened.
     """
-    reasons = _reasons(model)
+    reasons = plain_reasons(model)
     return [
         LayerStatus(name, type(module).__name__, isinstance(module, Whitened), reasons[name])
         for name, module in model.named_modules()
@@ -176,75 +176,3 @@ def _predicate(
                 f"{argument}={pattern!r}: no module has this name; there are {allowed}"
             )
     return lambda name, module: any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _reasons(model: nn.Module) -> dict[str, str]:
-    """By name, why a module with parameters stays plain; empty if it is or can be whitened."""
-    owners: dict[int, list[nn.Module]] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(module)
-    fast = {
-        child
-        for parent in model.modules()
-        if isinstance(parent, nn.TransformerEncoderLayer)
-        for child in (parent.linear1, parent.linear2)
-    }
-    own = {
-        module: _own_reason(module, module in fast)
-        for module in model.modules()
-        if any(parameter is not None for parameter in module._parameters.values())
-        or isinstance(module, tuple(TWINS))
-    }
-    return {
-        name: own[module] or _tied_reason(module, owners, own)
-        for name, module in model.named_modules()
-        if module in own
-    }
-
-
-def _own_reason(module: nn.Module, fast: bool) -> str:
-    """Why a module stays plain whatever the others do."""
-    if isinstance(module, Whitened):
-        return ""
-    kind = type(module)
-    weight = module._parameters.get("weight")
-    if type(weight).__name__ == "UninitializedParameter":
-        return "its weight has no shape yet; run one batch before whitening"
-    if kind not in TWINS:
-        if plain_kind(module) in TWINS:
-            return str(module.__dict__.get(_REASON, "its weight is sharded by fully_shard"))
-        if isinstance(module, tuple(TWINS)):
-            if nn.utils.parametrize.is_parametrized(module):
-                return "its weight is computed from other parameters (a parametrization)"
-            return f"{kind.__name__} is a subclass that may use its weight in its own way"
-        return f"{kind.__name__} is not a dense or convolutional layer"
-    if _REASON in module.__dict__:
-        return str(module.__dict__[_REASON])
-    if weight is None:
-        return "its weight is computed from other parameters (a parametrization)"
-    if not weight.is_floating_point():
-        return f"its weight is of {weight.dtype}, which is not a real floating type"
-    if weight.numel() == 0:
-        return "its weight is empty"
-    if fast:
-        return "nn.TransformerEncoderLayer reads its weight directly when it predicts"
-    return ""
-
-
-def _tied_reason(
-    module: nn.Module, owners: dict[int, list[nn.Module]], own: dict[nn.Module, str]
-) -> str:
-    """Why a module stays plain because of the modules that share its parameters."""
-    if isinstance(module, Whitened):
-        return ""
-    weight, bias = module._parameters["weight"], module._parameters["bias"]
-    for other in owners[id(weight)]:
-        grouping = getattr(other, "groups", 1) == getattr(module, "groups", 1)
-        if own[other] or type(other) is not type(module) or not grouping:
-            return f"its weight is tied to a {type(other).__name__} that has no common whitener"
-    for other in owners.get(id(bias), ()):
-        if other._parameters.get("weight") is not weight:
-            return f"its bias is tied to a {type(other).__name__} with another weight"
-    return ""
