@@ -13,6 +13,7 @@ from prong.distributed.sharding import plain_kind, refuse_flat, refuse_shards
 from prong.layers.base import Whitened
 from prong.layers.twins import TWINS, adopt, release
 from prong.reasons import CHOSEN, plain_reasons
+from prong.wrappers import watch_averaging
 
 Selector = str | Iterable[str] | Callable[[str, nn.Module], bool]
 
@@ -81,6 +82,7 @@ def whiten(
     if not ready:
         listed = "; ".join(f"{name or 'model'}: {reason}" for name, reason in reasons.items())
         raise ValueError(f"model: nothing in it can be whitened ({listed or 'no parameters'})")
+    watch_averaging()
     for module in ready:
         adopt(module)
     return model
