@@ -11,6 +11,7 @@ from torch import nn
 
 from prong.distributed.sharding import plain_kind, refuse_flat, refuse_shards
 from prong.layers.base import Whitened
+from prong.layers.conv1d import learn_conv1d
 from prong.layers.twins import TWINS, adopt, release
 from prong.reasons import CHOSEN, plain_reasons
 from prong.wrappers import watch_averaging
@@ -63,6 +64,7 @@ def whiten(
     if any(isinstance(module, Whitened) for module in model.modules()):
         raise ValueError("model: it is whitened already; fold it first")
     refuse_flat(model)
+    learn_conv1d(model)
     names = [name for name, _ in model.named_modules()]
     chosen, left_out = _predicate("include", include, names), _predicate("exclude", exclude, names)
     for name, module in model.named_modules():

@@ -6,6 +6,7 @@ from torch import nn
 
 from prong.distributed.sharding import plain_kind
 from prong.layers.base import Whitened
+from prong.layers.conv1d import learn_conv1d
 from prong.layers.twins import TWINS
 
 # The attribute in which `whiten` notes that its caller left a layer out.
@@ -15,6 +16,7 @@ _PEFT_MODELS = {"PeftModel", "PeftMixedModel", "BaseTuner"}
 
 def plain_reasons(model: nn.Module) -> dict[str, str]:
     """By name, why a module with parameters stays plain; empty if it is or can be whitened."""
+    learn_conv1d(model)
     owners: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module._parameters.values():

@@ -22,7 +22,28 @@ if TYPE_CHECKING:
     from prong.layers.aside import Aside
 
 
-class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
+class WhitenedDense(Whitened):
+    """What dense layers share: rows are samples, in any number of leading dimensions."""
+
+    def samples(self, input: Tensor) -> tuple[Float[Tensor, "1 samples in"], int]:
+        """Every row of the input is a sample."""
+        return dense_samples(input, self.positions)
+
+    def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "1 samples out"], int]:
+        """Every row of the gradient is a sample."""
+        return dense_samples(gradient, self.positions)
+
+    def exact(self, input: Tensor, preconditioner: Tensor) -> bool:
+        """Whether all types are equal and no product is rounded, so that P may meet the inputs."""
+        types = {input.dtype, self.weight.dtype, preconditioner.dtype}
+        return (
+            types == {product_dtype(preconditioner.dtype, preconditioner.device)}
+            and not torch.is_autocast_enabled(input.device.type)
+            and self.weight.requires_grad
+        )
+
+
+class WhitenedLinear(WhitenedDense, nn.Linear):  # type: ignore[misc]
     """`nn.Linear` in whitened coordinates; any leading dimensions."""
 
     PLAIN = nn.Linear
@@ -36,7 +57,7 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
         if (
             preconditioner is not None
             and rows < self.out_features
-            and self._exact(input, preconditioner)
+            and self.exact(input, preconditioner)
         ):
             output: Tensor = NaturalLinear.apply(  # type: ignore[no-untyped-call]
                 input,
@@ -67,23 +88,6 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
                 samples, examples = self.samples(centred.detach())
                 aside.inputs.append((samples[0], examples))
         return F.linear(centred, self.weight, self.bias)
-
-    def _exact(self, input: Tensor, preconditioner: Tensor) -> bool:
-        """Whether all types are equal and no product is rounded, so that P may meet the inputs."""
-        types = {input.dtype, self.weight.dtype, preconditioner.dtype}
-        return (
-            types == {product_dtype(preconditioner.dtype, preconditioner.device)}
-            and not torch.is_autocast_enabled(input.device.type)
-            and self.weight.requires_grad
-        )
-
-    def samples(self, input: Tensor) -> tuple[Float[Tensor, "1 samples in"], int]:
-        """Every row of the input is a sample."""
-        return dense_samples(input, self.positions)
-
-    def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "1 samples out"], int]:
-        """Every row of the gradient is a sample."""
-        return dense_samples(gradient, self.positions)
 
 
 class _WhitenedConvolution(Whitened):
