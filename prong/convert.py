@@ -14,6 +14,7 @@ from prong.layers.base import Whitened
 from prong.layers.conv1d import learn_conv1d
 from prong.layers.twins import TWINS, adopt, release
 from prong.reasons import CHOSEN, plain_reasons
+from prong.share_whitened import tell
 from prong.wrappers import watch_averaging
 
 Selector = str | Iterable[str] | Callable[[str, nn.Module], bool]
@@ -43,7 +44,9 @@ def whiten(
 
     The function and the Parameter objects stay (U = I, c = 0: line 3 of Algorithm 1), so hooks,
     references to submodules and optimizers made before remain valid. What stays plain, and why,
-    is listed by `coverage`.
+    is listed by `coverage` and logged ("prong", INFO). If less than half of the parameters of dense
+    and convolutional layers is whitened, and neither `include` nor `exclude` is given, there is a
+    UserWarning.
 
     Args:
         model: any module; nested and user-written modules are searched.
@@ -87,6 +90,7 @@ def whiten(
     watch_averaging()
     for module in ready:
         adopt(module)
+    tell(model, chosen=include is not None or exclude is not None)
     return model
 
 

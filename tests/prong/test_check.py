@@ -378,6 +378,7 @@ def adapted(model, **options):
     return peft.get_peft_model(model, config)
 
 
+@pytest.mark.filterwarnings("ignore:whitened .*Less than half:UserWarning")
 def test_layers_inside_adapters_of_peft_stay_plain():
     model = prong.whiten(adapted(Net().double()))
     status = {each.name: each for each in prong.coverage(model)}

@@ -231,7 +231,8 @@ def gpt2():
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(
-        vocab_size=11, bos_token_id=1, eos_token_id=None, n_positions=8, n_embd=12, n_layer=2, n_head=2,
+        vocab_size=11, bos_token_id=1, eos_token_id=None,
+        n_positions=8, n_embd=12, n_layer=2, n_head=2,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
     )  # fmt: skip
     return transformers.GPT2LMHeadModel(config).double()
