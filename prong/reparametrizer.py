@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from prong.check import refuse_wrong
 from prong.convert import LayerStatus, coverage, is_compiled
 from prong.distributed.ranks import Ranks
 from prong.extensions.batch_diagonal import BatchDiagonal
@@ -205,15 +206,14 @@ class Reparametrizer(Attached):
             The report of the reparametrisation.
 
         Raises:
-            ValueError: if `init` is unknown, or a rank has no batch.
+            ValueError: if `init` is unknown, some rank has no batch, or `prong.check` finds on the
+                first one that the model would not keep its function; nothing is changed then.
         """
         check_name("init", init, INITS)
         start = time.perf_counter()
-        if init == "preserve":
-            self._refresher.collect(self.units, batches)
-            found = self._refresher.gathered(self.units)
-        else:
-            found = self._refresher.layer_by_layer(batches, init)
+        taken = self._refresher.first(batches)
+        refuse_wrong(self.model, taken[0], self.forward, self.ranks)
+        found = self._refresher.initialized(taken, init)
         self.gathering.stop()
         self.gathering.plan(self.steps)
         return self._finish(start, *found)

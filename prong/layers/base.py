@@ -248,11 +248,15 @@ class Whitened(Observing):
 
     def reset_parameters(self) -> None:
         """Draw W and b anew, as the plain layer does, with U = I and c = 0."""
+        self.clear_phi()
+        super().reset_parameters()  # type: ignore[misc]
+
+    def clear_phi(self) -> None:
+        """Set U = I and c = 0; the function changes, unless the parameters are drawn anew."""
         for name, value in identity_phi(self, self.mean.device).items():
             if value is not None:
                 setattr(self, name, value)
         self.replaced = True
-        super().reset_parameters()  # type: ignore[misc]
 
     def whitens_activations(self, input: Tensor, rows: int) -> bool:
         """Return whether to whiten inputs, `rows` · N² multiply-adds, instead of M N²·taps."""

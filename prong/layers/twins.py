@@ -23,7 +23,31 @@ if TYPE_CHECKING:
     from prong.layers.aside import Aside
 
 
-class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
+class WhitenedDense(Whitened):
+    """What dense layers share: rows are samples, in any number of leading dimensions."""
+
+    def samples(self, input: Tensor) -> tuple[Float[Tensor, "1 samples in"], int]:
+        """Every row of the input is a sample."""
+        return dense_samples(input, self.positions)
+
+    def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "1 samples out"], int]:
+        """Every row of the gradient is a sample."""
+        return dense_samples(gradient, self.positions)
+
+    def exact(self, input: Tensor, preconditioner: Tensor) -> bool:
+        """Return whether P may multiply h − c: all types are equal and products are exact."""
+        types = {input.dtype, self.weight.dtype, preconditioner.dtype}
+        return (
+            not self.canonical_given
+            and input.layout is torch.strided
+            and types == {product_dtype(preconditioner.dtype, preconditioner.device)}
+            and not torch.is_autocast_enabled(input.device.type)
+            and self.weight.requires_grad
+            and not transforms_active()
+        )
+
+
+class WhitenedLinear(WhitenedDense, nn.Linear):  # type: ignore[misc]
     """`nn.Linear` in whitened coordinates; the input may have any leading dimensions."""
 
     PLAIN = nn.Linear
@@ -37,7 +61,7 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
         if (
             preconditioner is not None
             and rows < self.out_features
-            and self._exact(input, preconditioner)
+            and self.exact(input, preconditioner)
         ):
             output: Tensor = NaturalLinear.apply(  # type: ignore[no-untyped-call]
                 input,
@@ -73,26 +97,6 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
                 samples, examples = self.samples(centred.detach())
                 aside.inputs.append((samples[0], examples))
         return F.linear(centred, self.weight, self.bias)
-
-    def _exact(self, input: Tensor, preconditioner: Tensor) -> bool:
-        """Return whether P may multiply h − c: all types are equal and products are exact."""
-        types = {input.dtype, self.weight.dtype, preconditioner.dtype}
-        return (
-            not self.canonical_given
-            and input.layout is torch.strided
-            and types == {product_dtype(preconditioner.dtype, preconditioner.device)}
-            and not torch.is_autocast_enabled(input.device.type)
-            and self.weight.requires_grad
-            and not transforms_active()
-        )
-
-    def samples(self, input: Tensor) -> tuple[Float[Tensor, "1 samples in"], int]:
-        """Return every row of the input as a sample."""
-        return dense_samples(input, self.positions)
-
-    def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "1 samples out"], int]:
-        """Return every row of the gradient as a sample."""
-        return dense_samples(gradient, self.positions)
 
 
 class _WhitenedConvolution(Whitened):

@@ -45,13 +45,14 @@ def default_forward(model: nn.Module, batch: Any) -> object:
     return model(batch)
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on `device`, also those in mappings, lists and tuples."""
     if torch.is_tensor(batch):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
-        return {key: _moved(value, device) for key, value in batch.items()}
+        return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, (list, tuple)):
-        return [_moved(value, device) for value in batch]
+        return [to_device(value, device) for value in batch]
     return batch
 
 
@@ -94,7 +95,7 @@ def first_batches(
             missing, found = ranks.together([missing, found], device)
         if missing:
             break
-        kept.append(_moved(batch, device))
+        kept.append(to_device(batch, device))
         number += found
     if not kept:
         alone = ranks is None or ranks.size == 1

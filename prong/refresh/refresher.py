@@ -82,22 +82,30 @@ class Refresher:
 
     def collect(self, units: Sequence[TiedLayers], batches: Iterable[Any]) -> None:
         """Gather statistics of units from batches; frozen layers gather none and keep their Φ."""
-        layers = [layer for unit in units if unit.weight.requires_grad for layer in unit.layers]
-        gather(self.model, layers, self._first(batches), self.forward)
+        self._collect(units, self.first(batches))
 
-    def layer_by_layer(
-        self, batches: Iterable[Any], init: str
+    def _collect(self, units: Sequence[TiedLayers], taken: Sequence[Any]) -> None:
+        layers = [layer for unit in units if unit.weight.requires_grad for layer in unit.layers]
+        gather(self.model, layers, taken, self.forward)
+
+    def initialized(
+        self, taken: Sequence[Any], init: str
     ) -> tuple[dict[str, LayerReport], list[str]]:
-        """Reparametrise units in the order of the forward pass, each with updated inputs.
+        """Reparametrise for the first time.
 
         Args:
-            batches: the first batches that hold N_s examples are used.
-            init: "balanced" or "whitened".
-
-        Returns:
-            Reports by name, and notes.
+            taken: what `first` gave.
+            init: "balanced", "whitened" or "preserve".
         """
-        taken = self._first(batches)
+        if init != "preserve":
+            return self._layer_by_layer(taken, init)
+        self._collect(self.units, taken)
+        return self.gathered(self.units)
+
+    def _layer_by_layer(
+        self, taken: Sequence[Any], init: str
+    ) -> tuple[dict[str, LayerReport], list[str]]:
+        """In the order of the forward pass: each layer sees what those before give."""
         layers: dict[str, LayerReport] = {}
         notes: list[str] = []
         order = in_call_order(self.model, self.units, taken[0], self.forward, self.ranks)
@@ -109,7 +117,8 @@ class Refresher:
             notes += lost
         return layers, notes
 
-    def _first(self, batches: Iterable[Any]) -> list[Any]:
+    def first(self, batches: Iterable[Any]) -> list[Any]:
+        """The first batches that hold N_s examples over all ranks, on the model's device."""
         return first_batches(batches, self.samples, self.units[0].weight.device, self.ranks)
 
 
