@@ -53,13 +53,18 @@ class LayerWithPhi(Protocol):
 
 
 def write_canonical(layer: LayerWithPhi, state: MutableMapping[str, Any], prefix: str) -> None:
-    """Put W and b beside V and d, which `state` holds under the plain layer's names."""
+    """Put W and b beside V and d, which `state` holds under the plain layer's names.
+
+    A layer whose weight is computed from other parameters (pruned after `whiten`) stays as it is.
+    """
+    if prefix + "weight" not in state:
+        return
     with torch.no_grad():
         weight, bias = layer.fold()
     if not layer.preconditioned:
         state[prefix + WEIGHT] = state[prefix + "weight"]
         state[prefix + "weight"] = weight.detach()
-    if bias is not None and layer.bias is not None:
+    if bias is not None and prefix + "bias" in state:
         state[prefix + BIAS] = state[prefix + "bias"]
         state[prefix + "bias"] = bias.detach()
 

@@ -393,7 +393,7 @@ def test_layers_inside_adapters_of_peft_stay_plain():
     before = model.eval()(x)
     merged = copy.deepcopy(model).merge_and_unload()
     assert (merged(x) - before).abs().max() < 1e-12
-    with pytest.raises(ValueError, match="nothing in it can be whitened"):
+    with pytest.raises(ValueError, match="no layer can be whitened"):
         prong.whiten(adapted(nn.Sequential(Net())), include="*lora_A*")
 
 
@@ -404,6 +404,12 @@ def test_an_adapter_around_a_whitened_layer_is_named_if_merging_would_be_wrong(m
     wrapped = adapted(model).eval()
     before = wrapped(x).detach()
     result = prong.check(wrapped, x)
+    if mode == "preconditioned":
+        # peft froze the biases, which took c out: W is the parameter, and merging adds to W.
+        assert result.ok
+        merged = copy.deepcopy(wrapped).merge_and_unload()
+        assert (merged(x) - before).abs().max() < 1e-12
+        return
     assert [each.name.split(".")[-2] for each in result.layers] == ["a", "b"]
     assert all("when it merges" in each.reason for each in result.layers)
     # As the message says: fold first.

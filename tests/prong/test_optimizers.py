@@ -283,7 +283,7 @@ def test_a_history_is_dropped():
     model, (x, y) = network(), problem()
     prong.whiten(model)
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4)
-    natural = prong.Reparametrizer(model, optimizer, period=10)
+    natural = reparametrizer(model, optimizer, period=10, spread=False)
 
     def closure():
         optimizer.zero_grad()
