@@ -45,11 +45,12 @@ if TYPE_CHECKING:
 class Reparametrizer(Attached):
     """Recomputes c and U of a whitened model every `period` steps, without changing its function.
 
-    Call `step` after every optimizer step. Statistics come from the forward passes of the last
-    min(T, ⌈N_s/B⌉) training steps before a reparametrisation, where B is the number of examples of
-    a step; a layer with few inputs uses fewer steps (see `prong.refresh.window`). This costs no
-    extra pass, but unlike in line 8 of Algorithm 1 the parameters are up to that many steps old.
-    Pass `batches` to compute the statistics with the present parameters instead.
+    It follows the steps of the optimizer by itself; `step` gives the report. Statistics come from
+    the forward passes of the last min(T, ⌈N_s/B⌉) training steps before a reparametrisation, where
+    B is the number of examples of a step; a layer with few inputs uses fewer steps (see
+    `prong.refresh.window`). This costs no extra pass, but unlike in line 8 of Algorithm 1 the
+    parameters are up to that many steps old. Pass `batches` to compute the statistics with the
+    present parameters instead.
 
     Attributes:
         report: the report of the last reparametrisation, or None.

@@ -354,3 +354,17 @@ def rotate(natural):
         new = Phi(old.mean.clone(), turn @ old.whitener)
         assert unit.move(old, new)
         carry_state(natural._refresher.optimizers, unit, old, new, "gradient")
+
+
+@pytest.mark.parametrize(
+    "name", ["torch.Adafactor", "pytorch_optimizer.SOAP", "pytorch_optimizer.Shampoo"]
+)
+@pytest.mark.filterwarnings("ignore:.*was dropped, because what.*:UserWarning")
+def test_what_is_not_in_the_table_keeps_the_function_and_goes_on(name):
+    """State in another basis or shape is dropped whole: the optimizer starts over and trains."""
+    if name.split(".")[0] != "torch":
+        pytest.importorskip(name.split(".")[0])
+    plain, _ = run(name, whitened=False)
+    found, moved = run(name, whitened=True)
+    assert moved < 1e-10
+    assert found <= 1.1 * plain + 1e-3
