@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from prong.refresh.state_kinds import Kind, has_history, kinds_of
+from prong.refresh.state_kinds import Kind, has_history, kind_of, kinds_of
 from prong.refresh.state_transport import Pair, carry
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def held_state(optimizer: Optimizer, parameter: nn.Parameter) -> tuple[list[Held
     kinds = kinds_of(optimizer) or {}
     for path, tensor in _tensors(optimizer.state.get(parameter, {})):
         name = next((key for key in path if isinstance(key, str)), "")
-        kind = kinds.get(name)
+        kind = kind_of(kinds, name)
         if kind is None and tensor.numel() > 1:
             return [], name or type(optimizer).__name__
         if kind is None or kind is Kind.NUMBER:

@@ -8,6 +8,7 @@ optimizer with half of its state is worse than one that starts over.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -151,6 +152,13 @@ TABLE: Mapping[str, Kinds] = {
         )
         for name in names.split()
     },
+    "heavyball.SGD": {"step": Kind.NUMBER, "heavyball_momentum_momentum": Kind.COVECTOR},
+    "heavyball.Muon": {"step": Kind.NUMBER, "nesterov_ema_momentum": Kind.COVECTOR},
+    "heavyball.AdamW": {
+        "step": Kind.NUMBER,
+        "update_by_adam_exp_avg": Kind.COVECTOR,
+        "update_by_adam_exp_avg_sq": Kind.SECOND_MOMENT,
+    },
 }
 
 REFUSED: Mapping[str, str] = {
@@ -164,6 +172,7 @@ REFUSED: Mapping[str, str] = {
 }
 """Optimizers that cannot run over whitened layers, and why."""
 
+_NUMBERED = re.compile(r"_\d+$")
 _HISTORY = ("torch.LBFGS", "pytorch_optimizer.LBFGS")
 
 
@@ -177,6 +186,11 @@ def names_of(optimizer: Optimizer) -> list[str]:
 def kinds_of(optimizer: Optimizer) -> Kinds | None:
     """What the tensors of an optimizer's state mean, by name; None if it is not in the table."""
     return next((TABLE[name] for name in names_of(optimizer) if name in TABLE), None)
+
+
+def kind_of(kinds: Kinds, name: str) -> Kind | None:
+    """What a tensor means; heavyball numbers the parts of its chains, as in `exp_avg_0`."""
+    return kinds.get(name) or kinds.get(_NUMBERED.sub("", name))
 
 
 def has_history(optimizer: Optimizer) -> bool:

@@ -30,6 +30,8 @@ def make(name, parameters):
     """An optimizer of the table, with settings that fill its state."""
     package, kind = name.split(".")
     module = torch.optim if package == "torch" else pytest.importorskip(package)
+    if package == "heavyball":
+        module.utils.compile_mode = None  # compilation takes minutes and is theirs to test
     rate = RATES.get(kind, 1e-2)
     if kind == "Lookahead":
         return module.Lookahead(torch.optim.Adam(parameters, lr=rate), k=3)
