@@ -72,7 +72,9 @@ def test_both_pages_answer_and_end_with_the_command(
     client = tracking.connect(layout)
     tracking.experiment_id(layout, client, "seen")
     code = (
-        "import sys\nfrom pathlib import Path\nfrom pipelines.core.paths import Layout\n"
+        # A shell starts what runs in the background with SIGINT ignored, and so its children.
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from pathlib import Path\nfrom pipelines.core.paths import Layout\n"
         "from pipelines.cli.ui import serve_pages\n"
         "serve_pages(Layout(Path(sys.argv[1])), mlflow_port=int(sys.argv[2]),"
         " prefect_port=int(sys.argv[2]))\n"
@@ -107,8 +109,11 @@ def test_both_pages_answer_and_end_with_the_command(
             with pytest.raises(requests.ConnectionError):
                 requests.get(url, timeout=5)
     finally:
-        process.kill()
-        process.communicate()
+        process.terminate()  # and with it its servers, whatever failed above
+        try:
+            process.communicate(timeout=30)
+        finally:
+            process.kill()
 
 
 def test_a_wrong_store_starts_nothing(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
