@@ -132,7 +132,7 @@ def stored(value):
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("way", [copy.deepcopy, stored, "state"], ids=str)
+@pytest.mark.parametrize("way", [copy.deepcopy, stored, "state"], ids=["copied", "stored", "state"])
 def test_copied_stored_and_resumed_averages_go_on_alike(way):
     for step, model in enumerate(training(convert=True)):
         if step == 0:
