@@ -7,108 +7,20 @@ import warnings
 import pytest
 import torch
 from exact import EXACT, reparametrizer
+from optimizer_runs import (
+    WIDE,
+    every,
+    network,
+    only_matrices,
+    problem,
+    run,
+    train_mode,
+)
 from torch import nn
 
 import prong
 from prong.refresh.optimizer_state import carry_state, held_state
-from prong.refresh.state_kinds import REFUSED, TABLE, Kind, kinds_of
-
-WIDE = torch.float64
-RATES = {
-    "Rprop": 1e-3, "Adadelta": 1.0, "AdaDelta": 1.0, "Adagrad": 1e-2, "Lion": 1e-3, "Tiger": 1e-3,
-    "SignSGD": 1e-3, "ASGD": 5e-2, "SGD": 5e-2, "QHM": 5e-2, "SGDP": 5e-2, "PNM": 2e-2,
-    "Prodigy": 1.0, "Muon": 5e-2, "SGDScheduleFree": 0.3, "SGDScheduleFreeClosure": 0.3,
-    "SGDScheduleFreeReference": 0.3, "ScheduleFreeSGD": 0.3,
-}  # fmt: skip
-OPTIONS = {
-    "SGD": {"momentum": 0.9}, "RMSprop": {"momentum": 0.9, "centered": True},
-    "Adam": {"amsgrad": True},
-}  # fmt: skip
-
-
-def make(name, parameters):
-    """An optimizer of the table, with settings that fill its state."""
-    package, kind = name.split(".")
-    module = torch.optim if package == "torch" else pytest.importorskip(package)
-    if package == "heavyball":
-        module.utils.compile_mode = None  # compilation takes minutes and is theirs to test
-    rate = RATES.get(kind, 1e-2)
-    if kind == "Lookahead":
-        return module.Lookahead(torch.optim.Adam(parameters, lr=rate), k=3)
-    options = OPTIONS.get(kind, {}) if package == "torch" else {}
-    return getattr(module, kind)(parameters, lr=rate, **options)
-
-
-def train_mode(optimizer):
-    if hasattr(optimizer, "train"):
-        optimizer.train()
-
-
-def only_matrices(name, model):
-    """Muon takes matrices alone: the biases go to AdamW, in an optimizer of their own."""
-    if name != "torch.Muon":
-        return make(name, model.parameters())
-    return [
-        make(name, [p for p in model.parameters() if p.dim() == 2]),
-        torch.optim.AdamW([p for p in model.parameters() if p.dim() == 1], lr=1e-2),
-    ]
-
-
-def every(optimizer):
-    return optimizer if isinstance(optimizer, list) else [optimizer]
-
-
-def problem():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(256, 12, generator=generator, dtype=WIDE)
-    x = x @ torch.randn(12, 12, generator=generator, dtype=WIDE)
-    x = (x - x.mean(0)) / x.std(0) + 0.5
-    teacher = torch.randn(12, 4, generator=generator, dtype=WIDE)
-    return x, (x @ teacher).argmax(1)
-
-
-def network():
-    torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 4)).to(WIDE)
-
-
-def run(name, whitened, steps=40):
-    """The mean loss of the last ten of some steps, and how far refreshes moved the outputs."""
-    model, (x, y) = network(), problem()
-    if whitened:
-        prong.whiten(model)
-    optimizers = every(only_matrices(name, model))
-    natural = None
-    if whitened:
-        given = optimizers if len(optimizers) > 1 else optimizers[0]
-        # The step control bounds SGD's steps on purpose: that is not what is looked at here.
-        natural = prong.Reparametrizer(model, given, period=10, step_limit=None, automatic=False)
-        natural.initialize([x])
-    for each in optimizers:
-        train_mode(each)
-    losses, moved = [], 0.0
-
-    def closure():
-        for each in optimizers:
-            each.zero_grad()
-        loss = nn.functional.cross_entropy(model(x), y)
-        loss.backward()
-        losses.append(float(loss.detach()))
-        return loss
-
-    for _ in range(steps):
-        closure()
-        for each in optimizers:
-            takes = "Closure" in type(each).__name__ or name.endswith("LBFGS")
-            each.step(closure) if takes else each.step()
-        if natural is not None:
-            with torch.no_grad():
-                before = model(x)
-                report = natural.step()
-                if report is not None:
-                    moved = max(moved, float((model(x) - before).abs().max() / before.abs().max()))
-    assert natural is None or natural.steps == steps
-    return sum(losses[-10:]) / 10, moved
+from prong.refresh.state_kinds import TABLE, Kind, kinds_of
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -227,98 +139,6 @@ def test_the_table_names_every_tensor_that_an_optimizer_holds(name):
     assert kinds_of(optimizers[0]) is not None
     none_held = {"pytorch_optimizer.SGD"}
     assert any(held for held, _ in found) or name in none_held
-
-
-FRESH = ["Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop",
-         "ASGD", "SGD"]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", FRESH)
-def test_reset_equals_a_fresh_optimizer(name):
-    options = {"initial_accumulator_value": 0.3} if name == "Adagrad" else {}
-    options |= OPTIONS.get(name, {})
-    ends = []
-    for anew in (False, True):
-        model, (x, y) = network(), problem()
-        prong.whiten(model)
-        optimizer = getattr(torch.optim, name)(model.parameters(), lr=1e-2, **options)
-        natural = reparametrizer(
-            model, optimizer, period=3, samples=9, momentum="reset", step_limit=None, **EXACT
-        )
-        for step in range(5):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x), y).backward()
-            optimizer.step()
-            if step == 2 and anew:
-                natural.detach()
-                optimizer = getattr(torch.optim, name)(model.parameters(), lr=1e-2, **options)
-        ends.append([p.detach().clone() for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
-
-
-def test_reset_is_refused_where_steps_are_counted_for_all_parameters_together():
-    schedulefree = pytest.importorskip("schedulefree")
-    model = prong.whiten(network())
-    optimizer = schedulefree.AdamWScheduleFree(model.parameters(), lr=1e-3)
-    with pytest.raises(ValueError, match="momentum='reset': AdamWScheduleFree counts"):
-        reparametrizer(model, optimizer, momentum="reset")
-
-
-def test_unknown_state_is_dropped_whole_and_said_once():
-    class Odd(torch.optim.SGD):
-        pass
-
-    model = prong.whiten(network())
-    optimizer = Odd(model.parameters(), lr=0.1, momentum=0.9)
-    natural = reparametrizer(model, optimizer, samples=64, **EXACT)
-    for parameter in model.parameters():
-        optimizer.state[parameter] = {
-            "momentum_buffer": torch.ones_like(parameter), "strange": torch.ones_like(parameter)
-        }  # fmt: skip
-    with pytest.warns(UserWarning, match="Odd: the state of 0 was dropped, because what 'strange'"):
-        natural.initialize([problem()[0]], "preserve")
-    assert not any(optimizer.state.get(p) for p in model.parameters())
-    natural.initialize([problem()[0]], "preserve")  # and no second warning
-
-
-def test_a_history_is_dropped():
-    model, (x, y) = network(), problem()
-    prong.whiten(model)
-    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=4)
-    natural = reparametrizer(model, optimizer, period=10, spread=False)
-
-    def closure():
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x), y)
-        loss.backward()
-        return loss
-
-    losses = [float(optimizer.step(closure).detach()) for _ in range(9)]
-    with pytest.warns(UserWarning, match="LBFGS: the history was dropped"):
-        losses.append(float(optimizer.step(closure).detach()))
-    assert natural.steps == 10
-    assert losses[-1] < 0.1 * losses[0]
-    assert not optimizer.state
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_run_over_whitened_layers_is_refused_by_name(name):
-    kind = type(name.split(".")[1], (torch.optim.SGD,), {"__module__": name.split(".")[0]})
-    model = prong.whiten(network())
-    optimizer = kind(model.parameters(), lr=0.1)
-    with pytest.raises(TypeError, match=f"optimizer: {kind.__name__}: "):
-        prong.Reparametrizer(model, optimizer)
-
-
-def test_an_unknown_wrapper_is_refused_and_names_both():
-    class Averaging(torch.optim.Optimizer):
-        def __init__(self, optimizer):
-            self.optimizer = optimizer
-
-    model = prong.whiten(network())
-    optimizer = Averaging(torch.optim.SGD(model.parameters(), lr=0.1))
-    with pytest.raises(TypeError, match="Averaging wraps SGD in a way that is not known here"):
-        prong.Reparametrizer(model, optimizer)
 
 
 def test_lookahead_over_sgd_takes_the_path_of_its_plain_coordinates():
