@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from prong.distributed.sharding import plain_kind, refuse_flat, refuse_shards
@@ -106,7 +107,16 @@ def fold(model: nn.Module) -> nn.Module:
         A new model of plain layers with the attribute names and state-dict keys that it had before
         `whiten`.
     """
-    plain = copy.deepcopy(unwrap(model))
+    source = unwrap(model)
+    # `prune` and `weight_norm` keep the weight that they compute as an attribute with a graph,
+    # which deepcopy refuses. The next forward pass computes it anew.
+    computed = {
+        id(value): value.detach().clone()
+        for module in source.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
+    plain = copy.deepcopy(source, computed)
     release([module for module in plain.modules() if isinstance(module, Whitened)])
     for module in plain.modules():
         module.__dict__.pop(CHOSEN, None)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from exact import EXACT, reparametrizer
 from torch import nn
+from torch.nn.utils import prune
 
 import prong
 
@@ -177,6 +178,22 @@ def test_fold_gives_plain_layers_under_the_old_names_and_leaves_the_model():
     assert list(plain.state_dict()) == keys
     assert all(torch.equal(v, held[k]) for k, v in model.state_dict().items())
     assert not any(k.startswith("_prong") for m in plain.modules() for k in vars(m))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "compute", [lambda layer: prune.l1_unstructured(layer, "weight", 0.5), nn.utils.weight_norm]
+)
+def test_fold_copies_a_plain_layer_whose_weight_was_just_computed(compute):
+    model = nn.Sequential(compute(nn.Linear(4, 4)), nn.Linear(4, 20))
+    prong.whiten(model)
+    x = torch.randn(8, 4)
+    before = model(x)
+    plain = prong.fold(model)
+    assert (plain(x) - before).abs().max() < 1e-6
+    plain(x).sum().backward()
+    assert all(p.grad is not None for p in plain.parameters())
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_channels_last_stays_channels_last():
