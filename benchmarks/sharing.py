@@ -93,8 +93,7 @@ def _rank(
     work = workloads.random(model, batch)
     shares = []
     for _ in range(rounds + 1):  # The first one warms up.
-        with torch.no_grad():
-            net(work.examples[:batch][rank::size])
+        net(work.examples[:batch][rank::size])
         natural.gathering.plan(natural.steps)
         dist.barrier()
         sent[0] = 0

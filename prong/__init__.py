@@ -11,6 +11,11 @@ from prong.analysis.plots import figure2 as figure2
 from prong.analysis.plots import spectra as spectra
 from prong.analysis.whiteness import Whiteness as Whiteness
 from prong.analysis.whiteness import whiteness as whiteness
+from prong.average import Average as Average
+from prong.average import average as average
+from prong.check import CheckResult as CheckResult
+from prong.check import LayerFinding as LayerFinding
+from prong.check import check as check
 from prong.convert import LayerStatus as LayerStatus
 from prong.convert import coverage as coverage
 from prong.convert import fold as fold

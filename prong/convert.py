@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from prong.distributed.sharding import plain_kind, refuse_flat, refuse_shards
 from prong.layers.base import Whitened
+from prong.layers.conv1d import learn_conv1d
 from prong.layers.twins import TWINS, adopt, release
+from prong.reasons import CHOSEN, plain_reasons
+from prong.share_whitened import tell
+from prong.wrappers import watch_averaging
 
 Selector = str | Iterable[str] | Callable[[str, nn.Module], bool]
-_REASON = "_prong_reason"
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,9 @@ def whiten(
 
     The model computes the same function (U = I, c = 0: line 3 of Algorithm 1) and keeps its
     Parameter objects. Hooks, references to submodules and existing optimizers remain valid.
-    `coverage` lists the modules that stay plain, and why.
+    `coverage` lists the modules that stay plain, and why; the same is logged ("prong", INFO). If
+    less than half of the parameters of dense and convolutional layers is whitened, and neither
+    `include` nor `exclude` is given, there is a UserWarning.
 
     Args:
         model: any module; nested and user-written modules are searched.
@@ -63,18 +69,19 @@ def whiten(
     if any(isinstance(module, Whitened) for module in model.modules()):
         raise ValueError("model: it is already whitened; fold it first")
     refuse_flat(model)
+    learn_conv1d(model)
     names = [name for name, _ in model.named_modules()]
     chosen, left_out = _predicate("include", include, names), _predicate("exclude", exclude, names)
     for name, module in model.named_modules():
         if plain_kind(module) not in TWINS:
             continue
         if include is not None and not chosen(name, module):
-            setattr(module, _REASON, "not among the included layers")
+            setattr(module, CHOSEN, "not among the included layers")
         elif exclude is not None and left_out(name, module):
-            setattr(module, _REASON, "excluded")
+            setattr(module, CHOSEN, "excluded")
         elif type(module) not in TWINS:
             refuse_shards(_parameters(name, module))
-    reasons = _reasons(model)
+    reasons = plain_reasons(model)
     for name, module in model.named_modules():
         if reasons.get(name) == "":
             refuse_shards(_parameters(name, module))
@@ -82,8 +89,10 @@ def whiten(
     if not ready:
         listed = "; ".join(f"{name or 'model'}: {reason}" for name, reason in reasons.items())
         raise ValueError(f"model: no layer can be whitened ({listed or 'no parameters'})")
+    watch_averaging()
     for module in ready:
         adopt(module)
+    tell(model, chosen=include is not None or exclude is not None)
     return model
 
 
@@ -98,10 +107,19 @@ def fold(model: nn.Module) -> nn.Module:
         A new model of plain layers with the attribute names and state-dict keys that it had before
         `whiten`.
     """
-    plain = copy.deepcopy(unwrap(model))
+    source = unwrap(model)
+    # `prune` and `weight_norm` keep the weight that they compute as an attribute with a graph,
+    # which deepcopy refuses. The next forward pass computes it anew.
+    computed = {
+        id(value): value.detach().clone()
+        for module in source.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    }
+    plain = copy.deepcopy(source, computed)
     release([module for module in plain.modules() if isinstance(module, Whitened)])
     for module in plain.modules():
-        module.__dict__.pop(_REASON, None)
+        module.__dict__.pop(CHOSEN, None)
     return plain
 
 
@@ -135,7 +153,7 @@ def coverage(model: nn.Module) -> list[LayerStatus]:
         model: a whitened or a plain model. For a plain one, an empty `reason` means that `whiten`
             would whiten the module.
     """
-    reasons = _reasons(model)
+    reasons = plain_reasons(model)
     return [
         LayerStatus(name, type(module).__name__, isinstance(module, Whitened), reasons[name])
         for name, module in model.named_modules()
@@ -178,75 +196,3 @@ def _predicate(
                 f"{argument}={pattern!r}: no module has this name; the names are {allowed}"
             )
     return lambda name, module: any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _reasons(model: nn.Module) -> dict[str, str]:
-    """Map names to the reason why a module stays plain; empty if it is or can be whitened."""
-    owners: dict[int, list[nn.Module]] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(module)
-    fast = {
-        child
-        for parent in model.modules()
-        if isinstance(parent, nn.TransformerEncoderLayer)
-        for child in (parent.linear1, parent.linear2)
-    }
-    own = {
-        module: _own_reason(module, module in fast)
-        for module in model.modules()
-        if any(parameter is not None for parameter in module._parameters.values())
-        or isinstance(module, tuple(TWINS))
-    }
-    return {
-        name: own[module] or _tied_reason(module, owners, own)
-        for name, module in model.named_modules()
-        if module in own
-    }
-
-
-def _own_reason(module: nn.Module, fast: bool) -> str:
-    """Return the module's own reason to stay plain, without regard to other modules."""
-    if isinstance(module, Whitened):
-        return ""
-    kind = type(module)
-    weight = module._parameters.get("weight")
-    if type(weight).__name__ == "UninitializedParameter":
-        return "its weight has no shape yet; run one batch before whitening"
-    if kind not in TWINS:
-        if plain_kind(module) in TWINS:
-            return str(module.__dict__.get(_REASON, "its weight is sharded by fully_shard"))
-        if isinstance(module, tuple(TWINS)):
-            if nn.utils.parametrize.is_parametrized(module):
-                return "its weight is computed from other parameters (a parametrization)"
-            return f"{kind.__name__} is a subclass that may use its weight in its own way"
-        return f"{kind.__name__} is not a dense or convolutional layer"
-    if _REASON in module.__dict__:
-        return str(module.__dict__[_REASON])
-    if weight is None:
-        return "its weight is computed from other parameters (a parametrization)"
-    if not weight.is_floating_point():
-        return f"its weight is of {weight.dtype}, which is not a real floating type"
-    if weight.numel() == 0:
-        return "its weight is empty"
-    if fast:
-        return "nn.TransformerEncoderLayer reads its weight directly when it predicts"
-    return ""
-
-
-def _tied_reason(
-    module: nn.Module, owners: dict[int, list[nn.Module]], own: dict[nn.Module, str]
-) -> str:
-    """Return a reason to stay plain that lies in the modules that share its parameters."""
-    if isinstance(module, Whitened):
-        return ""
-    weight, bias = module._parameters["weight"], module._parameters["bias"]
-    for other in owners[id(weight)]:
-        grouping = getattr(other, "groups", 1) == getattr(module, "groups", 1)
-        if own[other] or type(other) is not type(module) or not grouping:
-            return f"its weight is tied to a {type(other).__name__} that has no common whitener"
-    for other in owners.get(id(bias), ()):
-        if other._parameters.get("weight") is not weight:
-            return f"its bias is tied to a {type(other).__name__} with another weight"
-    return ""

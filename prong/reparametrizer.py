@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from prong.check import refuse_wrong
 from prong.convert import LayerStatus, coverage, is_compiled
 from prong.distributed.ranks import Ranks
 from prong.extensions.batch_diagonal import BatchDiagonal
 from prong.extensions.two_sided import observe_sampled, sampled_loss
-from prong.layers.base import Whitened
 from prong.options import (
     INITS,
     Savings,
@@ -25,33 +25,32 @@ from prong.options import (
     refuse_old_keywords,
     settings_of,
 )
+from prong.refresh.attached import Attached
 from prong.refresh.collect import Forward, default_forward
 from prong.refresh.modes import chosen_mode, convert, refusal
 from prong.refresh.narrow_layers import SmallLayers
-from prong.refresh.refresh_report import LayerReport, RefreshReport
+from prong.refresh.optimizers import GUARD
 from prong.refresh.refresher import Refresher, checked
 from prong.refresh.saved_state import pack_state, unpack_state
 from prong.refresh.schedule import Schedule
 from prong.refresh.step_control import StepControl
-from prong.refresh.step_hooks import before_step
-from prong.refresh.tied_layers import TiedLayers
-from prong.refresh.window import Gathering, stop_gathering
+from prong.refresh.window import Gathering
 
 if TYPE_CHECKING:
     import torch.distributed as dist
-    from torch.optim import Optimizer
 
-    from prong.statistics.moments import GatheringStream
+    from prong.refresh.refresh_report import RefreshReport
 
 
-class Reparametrizer:
+class Reparametrizer(Attached):
     """Recomputes c and U of a whitened model every `period` steps, without changing its function.
 
-    Call `step` after every optimizer step. Statistics come from the forward passes of the last
-    min(T, ⌈N_s/B⌉) training steps before a reparametrisation, where B is the number of examples of
-    a step; a layer with few inputs uses fewer steps (see `prong.refresh.window`). This costs no
-    extra pass, but unlike in line 8 of Algorithm 1 the parameters are up to that many steps old.
-    Pass `batches` to compute the statistics with the present parameters instead.
+    It follows the steps of the optimizer by itself; `step` gives the report. Statistics come from
+    the forward passes of the last min(T, ⌈N_s/B⌉) training steps before a reparametrisation, where
+    B is the number of examples of a step; a layer with few inputs uses fewer steps (see
+    `prong.refresh.window`). This costs no extra pass, but unlike in line 8 of Algorithm 1 the
+    parameters are up to that many steps old. Pass `batches` to compute the statistics with the
+    present parameters instead.
 
     Attributes:
         report: the report of the last reparametrisation, or None.
@@ -64,7 +63,7 @@ class Reparametrizer:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer | Sequence[Optimizer],
+        optimizer: Any,
         *,
         period: int = 100,
         samples: int = 1000,
@@ -77,6 +76,7 @@ class Reparametrizer:
         batches: Iterable[Any] | None = None,
         forward: Forward = default_forward,
         process_group: dist.ProcessGroup | None = None,
+        automatic: bool = True,
         **old: object,
     ) -> None:
         """Attach to a whitened model and its optimizer.
@@ -106,6 +106,8 @@ class Reparametrizer:
                 `model(batch[0])` for a sequence, or `model(**batch)` for a mapping.
             process_group: the ranks whose statistics are merged, and which share the
                 decompositions; the default group if None.
+            automatic: whether every step of the optimizer is counted by itself, also inside a
+                closure's caller, a GradScaler or a framework. If not, call `step` after each.
             old: keywords of earlier versions; each raises an error that names its new place.
 
         Raises:
@@ -118,10 +120,32 @@ class Reparametrizer:
         whitening = check_group("whitening", whitening, Whitening, "kind") or Whitening()
         savings = check_group("savings", savings, Savings, "leading") or Savings()
         two_sided = check_group("two_sided", two_sided, TwoSided, "statistics")
-        self.model, self.optimizers, self.units = checked(model, optimizer)
-        plain_sgd = all(type(each) is torch.optim.SGD for each in self.optimizers)
+        self.model, attached, self.units = checked(model, optimizer)
+        self.optimizers, self.automatic = attached.stepping, automatic
+        if whitening.momentum == "reset":
+            attached.refuse_reset()
         savings = savings.compiled() if is_compiled(model) else savings
-        self.settings = settings_of(whitening, savings, two_sided, float(damping), plain_sgd)
+        self._given = {
+            "optimizer": optimizer,
+            "period": period,
+            "samples": samples,
+            "damping": damping,
+            "step_limit": step_limit,
+            "whitening": whitening,
+            "savings": savings,
+            "two_sided": two_sided,
+            "batches": batches,
+            "forward": forward,
+            "process_group": process_group,
+            "automatic": automatic,
+        }
+        before = GUARD.owner_of([unit.weight for unit in self.units])
+        if before is not None:
+            before.detach()
+        root_matters = not attached.plain_sgd
+        self.settings = settings_of(
+            whitening, savings, two_sided, float(damping), plain_sgd=not root_matters
+        )
         self.period, self.samples = period, samples
         self.batches, self.forward = batches, forward
         self.ranks = Ranks(process_group)
@@ -129,25 +153,22 @@ class Reparametrizer:
         self.gathering = Gathering(
             self.units, schedule, samples, two_sided, self.ranks, from_training=batches is None
         )
-        step_limit = step_limit if plain_sgd else None
+        step_limit = step_limit if attached.steps_are_gradients else None
         self.control = StepControl(self.units, step_limit, self.optimizers, self.ranks)
-        self.preconditioned_refusal = refusal(self.optimizers, whitening.batch_diagonal, two_sided)
+        self.preconditioned_refusal = refusal(attached.levels, whitening.batch_diagonal, two_sided)
         self.small = SmallLayers(self.units, self.optimizers, alone=self.ranks.size == 1)
         self._refresher = Refresher(
             self.model,
             self.units,
             self.settings,
             self.ranks,
-            self.optimizers,
+            attached.remembering,
             self.control,
             self.small,
             samples,
             forward,
         )
         self.convert(mode)
-        self.report: RefreshReport | None = None
-        self.steps = self.fallbacks = 0
-        self._stream: GatheringStream | None = None
         for layer in self._layers():
             layer.moments = layer.backward_moments = layer.variances = layer.side_stream = None
             layer.positions = whitening.positions
@@ -157,55 +178,13 @@ class Reparametrizer:
         if whitening.batch_diagonal:
             self.diagonal = BatchDiagonal(self.units, self.ranks)
             self._refresher.dampings = self.diagonal.damping
-        self._hooks = [before_step(each, self._work_on_gradients) for each in self.optimizers]
+        self._attach(attached)
         self.gathering.plan(self.steps)
 
     @property
     def coverage(self) -> list[LayerStatus]:
         """Every module with parameters: whether it is whitened, or why not."""
         return coverage(self.model)
-
-    def step(self) -> RefreshReport | None:
-        """Count one optimizer step; reparametrise after every `period` steps.
-
-        Returns:
-            The report of the layers that were reparametrised; None if no layer was due.
-        """
-        self.steps += 1
-        self.control.steps = self.steps
-        self.small.settle()
-        if self.gathering.active:
-            self.gathering.steps += 1
-            if self._stream is not None:
-                # The side stream then never holds more than one step's work and memory.
-                self._stream.join()
-        report = None
-        schedule = self.gathering.schedule
-        due = [u for i, u in enumerate(self.units) if schedule.due(i, self.steps)]
-        if due:
-            report = self._refresh(due)
-            stop_gathering([layer for unit in due for layer in unit.layers])
-        self.gathering.plan(self.steps)
-        return report
-
-    def _work_on_gradients(self, optimizer: Optimizer) -> None:
-        if self.diagonal is not None:
-            self.diagonal(optimizer)
-        self.control(optimizer, self.small.work(optimizer))
-
-    def refresh(self) -> RefreshReport:
-        """Reparametrise now, from the statistics gathered so far (lines 6 to 11 of Algorithm 1)."""
-        report = self._refresh(self.units)
-        self.gathering.stop()
-        return report
-
-    def _refresh(self, units: Sequence[TiedLayers]) -> RefreshReport:
-        start = time.perf_counter()
-        if self.batches is not None:
-            self._refresher.collect(units, self.batches)
-        else:
-            self.gathering.learn()
-        return self._finish(start, *self._refresher.gathered(units))
 
     def initialize(self, batches: Iterable[Any], init: str = "balanced") -> RefreshReport:
         """Reparametrise at t = 0, layer by layer in the order of the forward pass.
@@ -228,15 +207,14 @@ class Reparametrizer:
             The report of the reparametrisation.
 
         Raises:
-            ValueError: if `init` is unknown, or a rank has no batch.
+            ValueError: if `init` is unknown, some rank has no batch, or `prong.check` finds on the
+                first one that the model would not keep its function; nothing is changed then.
         """
         check_name("init", init, INITS)
         start = time.perf_counter()
-        if init == "preserve":
-            self._refresher.collect(self.units, batches)
-            found = self._refresher.gathered(self.units)
-        else:
-            found = self._refresher.layer_by_layer(batches, init)
+        taken = self._refresher.first(batches)
+        refuse_wrong(self.model, taken[0], self.forward, self.ranks)
+        found = self._refresher.initialized(taken, init)
         self.gathering.stop()
         self.gathering.plan(self.steps)
         return self._finish(start, *found)
@@ -297,9 +275,27 @@ class Reparametrizer:
             empirical=two_sided is not None and two_sided.statistics == "empirical",
         )
         self.steps, self.fallbacks = counts["steps"], counts["fallbacks"]
+        for layer in self._layers():
+            layer.replaced = False  # the state knows the norms of what was loaded
         self.small.arrange()
         if self.diagonal is not None:
             self.diagonal.damping = self._refresher.dampings = dampings
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy, or a stored one, is made of: hooks are put in place anew."""
+        return {
+            "given": {**self._given, "mode": self.mode},
+            "model": self.model,
+            "state": self.state_dict(),
+            "report": self.report,
+            "latest": self._latest,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Attach to the copies of the model and the optimizer that were copied along."""
+        self.__init__(state["model"], **state["given"])  # type: ignore[misc]
+        self.load_state_dict(state["state"])
+        self.report, self._latest = state["report"], state["latest"]
 
     def convert(self, mode: str) -> str:
         """Change the mode of all layers; function and momentum stay the same up to rounding.
@@ -319,31 +315,3 @@ class Reparametrizer:
             convert(unit, self.mode, self.optimizers)
         self.small.arrange()
         return self.mode
-
-    def gather_on(self, stream: GatheringStream | None) -> None:
-        """Gather statistics on `stream` from now on; see `prong.extensions.side_stream`."""
-        self._stream = stream
-        for layer in self._layers():
-            layer.side_stream = stream
-
-    def detach(self) -> None:
-        """Stop gathering and step control, and release the optimizer; the model stays whitened."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        self.gathering.stop()
-        self.small.release()
-        self.gather_on(None)
-        for layer in self._layers():
-            layer.variances = layer.last_pass = None
-
-    def _layers(self) -> list[Whitened]:
-        return [layer for unit in self.units for layer in unit.layers]
-
-    def _finish(
-        self, start: float, layers: dict[str, LayerReport], notes: list[str]
-    ) -> RefreshReport:
-        report = RefreshReport(self.steps, time.perf_counter() - start, layers, tuple(notes))
-        self.fallbacks += report.fallbacks
-        self.report = report
-        return report

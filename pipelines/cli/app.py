@@ -195,7 +195,7 @@ def schedule(
             plan, changed = deployment.deploy(layout, name, times, pool)
             news = "scheduled" if changed else "unchanged"
             print(f"{plan.name}  {plan.cron}  {plan.timezone}  pool {plan.pool}  {news}")
-            print("look on  prong worker (executes the runs) · prong schedule --list · prong ui")
+            print("see also  prong worker (executes the runs) · prong schedule --list · prong ui")
             return
         wait()
         if pause:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipelines.core.errors import UserError
 
@@ -24,16 +24,6 @@ MAX_PIXELS = 64_000_000
 """Most pixels of an image: more than any camera's, and too few to exhaust memory."""
 MAX_BYTES = 256 * 2**20
 """Most bytes of an encoded image."""
-
-_ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def decode(
@@ -89,9 +79,8 @@ def pixels(image: bytes | Path, *, channels: int, name: str | None = None) -> ND
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise UserError(too_many)
-            orientation = _orientation(opened)
             opened.load()
-            plain = _plain(opened, "L" if channels == 1 else "RGB")
+            plain = _plain(_upright(opened), "L" if channels == 1 else "RGB")
     except UserError as error:
         raise UserError(str(error) if name in str(error) else f"{name}: {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -102,8 +91,6 @@ def pixels(image: bytes | Path, *, channels: int, name: str | None = None) -> ND
         raise
     except Exception as error:  # on corrupt bytes Pillow's decoders raise almost anything
         raise UserError(f"{name}: corrupt or truncated image: {error}") from None
-    if orientation in _ORIENTATIONS:
-        plain = plain.transpose(_ORIENTATIONS[orientation])
     array = np.asarray(plain, dtype=np.uint8)
     return np.ascontiguousarray(array.reshape(plain.height, plain.width, channels))
 
@@ -144,11 +131,12 @@ def content_hash(image: NDArray[np.uint8]) -> bytes:
     return hashlib.sha256(f"{shape}:".encode() + np.ascontiguousarray(image).tobytes()).digest()
 
 
-def _orientation(image: Image.Image) -> int:
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; Pillow has already done so on loading a TIFF."""
     try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF raises almost anything; the pixels may still be good
-        return 1
+        return image
 
 
 def _plain(image: Image.Image, mode: str) -> Image.Image:

@@ -79,7 +79,7 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
         console.print(f"{name:<11} {escape(said)}")
     shown = page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page
     console.print(f"{'report':<11} {escape(str(shown))}")
-    console.print(f"{'look on':<11} prong models · prong predict IMAGE · prong ui")
+    console.print(f"{'see also':<11} prong models · prong predict IMAGE · prong ui")
     sys.stdout.flush()
 
 

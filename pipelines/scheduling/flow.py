@@ -110,7 +110,7 @@ def attempt(layout: Layout, params: Params, call: Call) -> Outcome:
         return Skipped(skipped)
     with _only_one(layout, call.name) as mine:
         if not mine:
-            return Skipped("another run of this deployment is at work")
+            return Skipped("another run of this deployment is running")
         return work(layout, params, call.name)
 
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prong.linalg.layout import from_grouped, to_grouped
-from prong.refresh.optimizer_state import LINEAR, SQUARED
+from prong.refresh.optimizer_state import held_state
+from prong.refresh.state_kinds import Kind
 from prong.statistics.unit_variances import UnitVariances
 
 if TYPE_CHECKING:
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
 
     from prong.distributed.ranks import Ranks
     from prong.refresh.tied_layers import TiedLayers
+
+# What has V's coordinates is divided by D, what has its gradient's is multiplied.
+_POWERS = {
+    Kind.COVECTOR: 1,
+    Kind.MAGNITUDE: 1,
+    Kind.SECOND_MOMENT: 2,
+    Kind.VECTOR: -1,
+    Kind.POINT: -1,
+    Kind.UPDATE_SIZE: -1,
+    Kind.UPDATE_SQUARE: -2,
+}
 
 
 class BatchDiagonal:
@@ -91,14 +103,9 @@ class BatchDiagonal:
         _scale_columns(unit, unit.weight.data, 1 / diagonal)
         assert unit.weight.grad is not None
         _scale_columns(unit, unit.weight.grad, diagonal)
-        state = optimizer.state.get(unit.weight, {})
-        for key, value in state.items():
-            if not torch.is_tensor(value) or value.shape != unit.weight.shape:
-                continue
-            if key in LINEAR:
-                _scale_columns(unit, value, diagonal)
-            elif key in SQUARED:
-                _scale_columns(unit, value, diagonal.square())
+        for held in held_state(optimizer, unit.weight)[0]:
+            factor = diagonal.pow(_POWERS[held.kind])
+            _scale_columns(unit, held.tensor, factor)
 
 
 def _scale_columns(unit: TiedLayers, weight: Tensor, diagonal: Float[Tensor, "groups in"]) -> None:

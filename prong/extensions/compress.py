@@ -182,11 +182,11 @@ def _thin_pair(
     has_bias = module._parameters.get("bias") is not None
     first: nn.Module
     second: nn.Module
-    if isinstance(module, nn.Linear):
+    if not isinstance(module, nn.modules.conv._ConvNd):
         first = nn.Linear(inputs, kept, bias=False, **made)
-        second = nn.Linear(kept, module.out_features, bias=has_bias, **made)
+        second = nn.Linear(kept, thin.shape[1], bias=has_bias, **made)
+        transposed = False  # Whatever the layout was: transformers' Conv1D has `[in, out]`.
     else:
-        assert isinstance(module, nn.modules.conv._ConvNd)
         pointwise = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(module.kernel_size) - 1]
         first = pointwise(groups * inputs, groups * kept, 1, groups=groups, bias=False, **made)
         arguments: dict[str, Any] = {

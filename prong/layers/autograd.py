@@ -142,7 +142,10 @@ class NaturalGradient(torch.autograd.Function):
 
 
 class NaturalLinear(torch.autograd.Function):
-    """y = W (h − c) + d for a batch with fewer rows than outputs: P multiplies the inputs."""
+    """y = W (h − c) + d for a batch with fewer rows than outputs: P multiplies the inputs.
+
+    A weight that is stored as `[in, out]` is transposed here, and its gradient has its layout.
+    """
 
     @staticmethod
     def forward(
@@ -154,53 +157,58 @@ class NaturalLinear(torch.autograd.Function):
         preconditioner: Float[Tensor, "1 in columns"],
         damping: Float[Tensor, " 1"] | None,
         last: GradientFactors | None,
+        transposed: bool = False,
     ) -> Float[Tensor, "*batch out"]:
         """Return the dense layer's output; the backward pass stores its norm in `last`."""
-        ctx.last = last
+        ctx.last, ctx.transposed = last, transposed
         ctx.biased = bias is not None
         # With fewer rows than outputs, h − c needs less memory traffic than W c.
         centred = input if bias is None else input - mean[0].to(input.dtype)
         ctx.save_for_backward(centred, weight, mean, preconditioner, damping)
-        return F.linear(centred, weight, bias)
+        return F.linear(centred, weight.T if transposed else weight, bias)
 
     @staticmethod
     def backward(
         ctx: Any, gradient: Float[Tensor, "*batch out"]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
         """Return the gradients of the input and of d, and the natural gradient of W."""
         centred, weight, mean, preconditioner, damping = ctx.saved_tensors
         of_input = natural = of_bias = None
         rows = gradient.reshape(-1, gradient.shape[-1])
+
+        def of_weight(inputs: Tensor) -> Tensor:
+            return inputs.T @ rows if ctx.transposed else rows.T @ inputs
+
         if ctx.needs_input_grad[0]:
             passed = weight
             if torch.is_grad_enabled():
                 # The second derivative with respect to W through this product is natural too.
                 passed, _ = NaturalGradient.apply(
-                    weight, None, mean, preconditioner, damping, False
+                    weight, None, mean, preconditioner, damping, ctx.transposed
                 )  # type: ignore[no-untyped-call]
-            of_input = gradient @ passed
+            of_input = gradient @ (passed.T if ctx.transposed else passed)
         if ctx.needs_input_grad[1]:
             flat = centred.reshape(1, -1, centred.shape[-1])
             if ctx.last is None or torch.is_grad_enabled():
-                natural = rows.T @ times(flat, preconditioner, damping)[0]
+                natural = of_weight(times(flat, preconditioner, damping)[0])
             elif damping is None:
                 left = flat @ preconditioner
-                natural = rows.T @ left[0]
+                natural = of_weight(left[0])
                 batch, (out, features) = len(rows), natural.shape
                 if batch * (out + features) < out * features:
                     ctx.last.keep(natural, inner(rows @ rows.T, flat[0] @ left[0].T))
                 else:
-                    ctx.last.keep(natural, inner(rows.T @ flat[0], natural))
+                    ctx.last.keep(natural, inner(of_weight(flat[0]), natural))
             else:
                 projected = flat @ preconditioner
                 left = torch.baddbmm(flat, projected, preconditioner.transpose(1, 2), alpha=-1)
-                natural = rows.T @ left[0].div_(damping)
+                natural = of_weight(left[0].div_(damping))
                 columns = rows.T @ (projected[0] * ctx.last.scale(preconditioner, damping))
                 square = damping[0] * inner(natural, natural) + inner(columns, columns)
                 ctx.last.keep(natural, square)
         if ctx.biased and ctx.needs_input_grad[2]:
             of_bias = rows.sum(0)
-        return of_input, natural, of_bias, None, None, None, None
+        return of_input, natural, of_bias, None, None, None, None, None
 
 
 class GradientObserver(Protocol):
@@ -240,8 +248,9 @@ def plain_bias(
     if bias is None:
         return None
     if weight.dim() == 2:
-        # There is one tap, and a sum over it would copy W.
-        return (bias.to(mean.dtype) - weight.to(mean.dtype) @ mean[0]).to(bias.dtype)
+        # A sum over one tap would copy W.
+        rows = weight.T if transposed else weight
+        return (bias.to(mean.dtype) - rows.to(mean.dtype) @ mean[0]).to(bias.dtype)
     grouped = to_grouped(weight.to(mean.dtype), len(mean), transposed)
     shift = (grouped.sum(2) @ mean.unsqueeze(-1)).reshape(-1)
     return (bias.to(mean.dtype) - shift).to(bias.dtype)

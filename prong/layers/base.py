@@ -20,18 +20,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import nn
 
-from prong.layers.autograd import (
-    GradientFactors,
-    NaturalGradient,
-    ObserveGradient,
-    plain_bias,
-)
+from prong.layers.autograd import GradientFactors, NaturalGradient, plain_bias
+from prong.layers.observing import Observing, refuse_transforms, transforms_active
+from prong.layers.saved_layer import BIAS, WEIGHT, identity_phi, read_canonical, write_canonical
 from prong.linalg.dtypes import product_dtype
 from prong.linalg.layout import from_grouped, to_grouped
 from prong.linalg.preconditioner import Dense, Preconditioner, preconditioner_of
 from prong.linalg.projection import Phi, to_canonical
 from prong.linalg.roots import root_of_preconditioner
-from prong.statistics.moments import GatheringStream, Moments
 from prong.statistics.unit_variances import UnitVariances
 
 if TYPE_CHECKING:
@@ -43,7 +39,7 @@ if TYPE_CHECKING:
     from prong.layers.aside import Aside
 
 
-class Whitened(nn.Module):
+class Whitened(Observing):
     """Base class of all whitened layers: it holds Φ, folds, and gathers statistics.
 
     Attributes:
@@ -56,17 +52,15 @@ class Whitened(nn.Module):
         precision_matrix: P = UᵀU of a preconditioned layer, in the shape of U; None in others. With
             leading directions only, F `[groups, in/groups, k]` with P = (I − F Fᵀ)/ε.
         precision_damping: ε of the leading directions, `[groups]`; None if `precision_matrix` is P.
-        moments: statistics of the input, or None while none are gathered.
-        backward_moments: statistics of the output's gradient, or None while none are gathered.
-        gradients_wanted: whether the present gradients are added to `backward_moments`.
-        side_stream: CUDA side stream that gathers the statistics, or None for the current stream.
         last_pass: norm that a preconditioned layer stores for the step control, or None.
         aside: stored inputs of a narrow preconditioned layer that is processed together with
             others, or None for a layer that runs by itself.
-        variances: variances of the whitened units in this step, for the per-batch D, or None.
         activations: whether the layer whitens inputs instead of folding weights, where it can.
         positions: the largest number of pixels or tokens of an example that become samples; None
             for all.
+        uncentred: whether c was set to 0 because the bias is frozen.
+        dropped_centre: c that was taken out since the last step, or None.
+        replaced: whether parameters or Φ were loaded or drawn anew since the last step.
     """
 
     PLAIN: ClassVar[type[nn.Module]]
@@ -87,14 +81,12 @@ class Whitened(nn.Module):
     precision_matrix: Tensor | None
     precision_damping: Tensor | None
     activations: bool
-    moments: Moments | None
-    backward_moments: Moments | None
-    gradients_wanted: bool
-    side_stream: GatheringStream | None
     last_pass: GradientFactors | None
     aside: Aside | None
-    variances: UnitVariances | None
     positions: int | None
+    uncentred: bool
+    dropped_centre: Tensor | None
+    replaced: bool
 
     @property
     def feature_groups(self) -> int:
@@ -181,7 +173,14 @@ class Whitened(nn.Module):
                 return self._fold()
         return self._fold()
 
+    @property
+    def canonical_given(self) -> bool:
+        """Whether `torch.func.functional_call` put W and b of a state dict in place of V and d."""
+        return WEIGHT in self.__dict__ or BIAS in self.__dict__
+
     def _fold(self) -> tuple[Float[Tensor, ...], Float[Tensor, " out"] | None]:
+        if self.canonical_given:
+            return self.weight, self.bias
         if self.precision_matrix is not None:
             return self._natural(self.precision_matrix)
         dtype = product_dtype(self.whitener.dtype, self.whitener.device)
@@ -207,6 +206,7 @@ class Whitened(nn.Module):
         mean = self.mean.to(dtype)
         if not (torch.is_grad_enabled() and self.weight.requires_grad):
             return self.weight, plain_bias(self.weight, self.bias, mean, self.TRANSPOSED)
+        refuse_transforms()
         damping = self.precision_damping
         if damping is not None:
             damping = damping.to(dtype)
@@ -221,32 +221,42 @@ class Whitened(nn.Module):
         )
         return plain
 
-    def samples(self, input: Tensor) -> tuple[Float[Tensor, "groups samples in"], int]:
-        """Return the samples of an input, and the number of its examples."""
-        raise NotImplementedError
-
-    def observe(self, input: Tensor) -> None:
-        """Add the input to the statistics, if they are gathered now.
-
-        Only forward passes in training mode count. Activation checkpointing runs the forward pass
-        again during the backward pass; this second run is detected and not counted.
-        """
-        if self.moments is None and self.variances is None:
+    def follow_bias(self) -> None:
+        """Take c out of a layer whose bias was frozen: b = d − W c must not move with W."""
+        bias = self.bias
+        if bias is None or bias.requires_grad:
+            if self.uncentred:
+                self.uncentred = False
             return
-        if not self.observes():
+        # Tensors that stand in for parameters in torch.func say nothing of the layer's own.
+        if torch.compiler.is_compiling() or not isinstance(bias, nn.Parameter):
             return
-        with torch.no_grad():
-            samples, examples = self.samples(input)
-            if self.moments is not None:
-                self._add(self.moments, samples, examples, input)
-            if self.variances is not None:
-                self.variances.add(samples, self.mean, self.whitener)
+        if not self.uncentred and not transforms_active():
+            self.uncentred = True
+            if bool(self.mean.any()):
+                self.drop_centre()
 
-    def observes(self) -> bool:
-        """Return whether a forward pass is in training mode and not a checkpointing rerun."""
-        if not self.training or not self.weight.requires_grad:
-            return False
-        return torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
+    @torch.no_grad()
+    def drop_centre(self) -> None:
+        """Set c = 0 and keep the function: d becomes b."""
+        _, plain = self.fold()
+        assert plain is not None
+        assert self.bias is not None
+        self.dropped_centre = self.mean.clone()
+        self.bias.copy_(plain)
+        self.mean.zero_()
+
+    def reset_parameters(self) -> None:
+        """Draw W and b anew, as the plain layer does, with U = I and c = 0."""
+        self.clear_phi()
+        super().reset_parameters()  # type: ignore[misc]
+
+    def clear_phi(self) -> None:
+        """Set U = I and c = 0; the function changes, unless the parameters are drawn anew."""
+        for name, value in identity_phi(self, self.mean.device).items():
+            if value is not None:
+                setattr(self, name, value)
+        self.replaced = True
 
     def whitens_activations(self, input: Tensor, rows: int) -> bool:
         """Return whether to whiten inputs, `rows` · N² multiply-adds, instead of M N²·taps."""
@@ -254,44 +264,33 @@ class Whitened(nn.Module):
         return (
             self.activations
             and not self.preconditioned
+            and not self.canonical_given
+            and input.layout is torch.strided
             and self.output_whitener is None
             and wide
             and not torch.is_autocast_enabled(input.device.type)
             and rows < self.weight.numel() // self.mean.shape[1]
         )
 
-    def watched(self, output: Tensor) -> Tensor:
-        """Return the output; its gradient is added to the statistics, if they are gathered now."""
-        if self.backward_moments is None or not self.training or not output.requires_grad:
-            return output
-        watched: Tensor = ObserveGradient.apply(output, self)  # type: ignore[no-untyped-call]
-        return watched
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        """Save W and b as `weight` and `bias`, and V and d beside them.
 
-    def observe_gradient(self, gradient: Tensor) -> None:
-        """Add δ to the statistics, the gradient of one example's loss at the output.
-
-        `gradient` is that of a loss that is averaged over the batch, so it is multiplied by the
-        number of examples.
+        With `keep_vars` the parameters themselves are wanted: they stay under their names.
         """
-        if self.backward_moments is not None and self.gradients_wanted:
-            samples, examples = self.gradient_samples(gradient)
-            self._add(self.backward_moments, samples * examples, examples, gradient)
-
-    def _add(self, moments: Moments, samples: Tensor, examples: int, source: Tensor) -> None:
-        if self.side_stream is None or torch.compiler.is_compiling():
-            moments.add(samples, examples)
-        else:
-            self.side_stream.add(moments, samples, examples, source)
-
-    def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "groups samples out"], int]:
-        """Return the samples of an output's gradient, and the number of its examples."""
-        raise NotImplementedError
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars:
+            write_canonical(self, destination, prefix)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Load a checkpoint with U or with P, as its keys show, and take over its mode.
+        """Load a whitened or a plain checkpoint, with U or with P, as its keys show.
 
-        A conversion between modes would round, but a resumed run must be bit-identical.
+        The mode of a whitened checkpoint is taken over: a conversion between modes would round, but
+        a resumed run must be bit-identical. W and b of a plain one are written in the present Φ.
         """
+        state = read_canonical(self, state, prefix)
+        self.replaced, self.uncentred = True, False
         holder = {"whitener": self.whitener, "precision_matrix": self.precision_matrix}
         present = [name for name in holder if prefix + name in state]
         if len(present) == 1 and holder[present[0]] is None:
@@ -321,6 +320,10 @@ class Whitened(nn.Module):
         for name, old in before.items():
             new = self._buffers[name]
             if old is None or new is None:
+                continue
+            if old.is_meta and not new.is_meta:
+                # The numbers are of no origin: start as `whiten` does.
+                self._buffers[name] = identity_phi(self, new.device)[name]
                 continue
             wanted = torch.promote_types(new.dtype, torch.float32)
             if new.dtype != wanted:

@@ -12,6 +12,7 @@ from torch import nn
 from prong.layers.aside import MOST_ASIDE
 from prong.layers.autograd import NaturalLinear
 from prong.layers.base import Whitened
+from prong.layers.observing import refuse_transforms, transforms_active
 from prong.linalg.dtypes import product_dtype
 from prong.linalg.layout import convolution_samples, dense_samples
 
@@ -22,21 +23,45 @@ if TYPE_CHECKING:
     from prong.layers.aside import Aside
 
 
-class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
+class WhitenedDense(Whitened):
+    """What dense layers share: rows are samples, in any number of leading dimensions."""
+
+    def samples(self, input: Tensor) -> tuple[Float[Tensor, "1 samples in"], int]:
+        """Every row of the input is a sample."""
+        return dense_samples(input, self.positions)
+
+    def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "1 samples out"], int]:
+        """Every row of the gradient is a sample."""
+        return dense_samples(gradient, self.positions)
+
+    def exact(self, input: Tensor, preconditioner: Tensor) -> bool:
+        """Return whether P may multiply h − c: all types are equal and products are exact."""
+        types = {input.dtype, self.weight.dtype, preconditioner.dtype}
+        return (
+            not self.canonical_given
+            and input.layout is torch.strided
+            and types == {product_dtype(preconditioner.dtype, preconditioner.device)}
+            and not torch.is_autocast_enabled(input.device.type)
+            and self.weight.requires_grad
+            and not transforms_active()
+        )
+
+
+class WhitenedLinear(WhitenedDense, nn.Linear):  # type: ignore[misc]
     """`nn.Linear` in whitened coordinates; the input may have any leading dimensions."""
 
     PLAIN = nn.Linear
 
     def forward(self, input: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         """Apply V U (h − c) + d along the last axis."""
-        if self.aside is not None:
+        if self.aside is not None and not self.canonical_given:
             return self._together(input, self.aside)
         self.observe(input)
         rows, preconditioner = math.prod(input.shape[:-1]), self.precision_matrix
         if (
             preconditioner is not None
             and rows < self.out_features
-            and self._exact(input, preconditioner)
+            and self.exact(input, preconditioner)
         ):
             output: Tensor = NaturalLinear.apply(  # type: ignore[no-untyped-call]
                 input,
@@ -49,7 +74,7 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
             )
             return output
         if self.whitens_activations(input, rows):
-            white = F.linear(input - self.mean[0] if self.centred else input, self.whitener[0])
+            white = F.linear(input if self.bias is None else input - self.mean[0], self.whitener[0])
             return F.linear(white, self.weight, self.bias)
         return self.watched(F.linear(input, *self.fold()))
 
@@ -57,6 +82,11 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
         self, input: Float[Tensor, "*batch in"], aside: Aside
     ) -> Float[Tensor, "*batch out"]:
         """Run as one of many narrow layers that are processed together (see `narrow_layers`)."""
+        self.follow_bias()
+        if torch.is_grad_enabled():
+            refuse_transforms()
+        if input.layout is not torch.strided:
+            input = input.to_dense()
         centred = input if self.bias is None else input - self.mean[0]
         if self.moments is not None and self.observes():
             full = len(aside.inputs) >= MOST_ASIDE
@@ -67,23 +97,6 @@ class WhitenedLinear(Whitened, nn.Linear):  # type: ignore[misc]
                 samples, examples = self.samples(centred.detach())
                 aside.inputs.append((samples[0], examples))
         return F.linear(centred, self.weight, self.bias)
-
-    def _exact(self, input: Tensor, preconditioner: Tensor) -> bool:
-        """Return whether P may multiply h − c: all types are equal and products are exact."""
-        types = {input.dtype, self.weight.dtype, preconditioner.dtype}
-        return (
-            types == {product_dtype(preconditioner.dtype, preconditioner.device)}
-            and not torch.is_autocast_enabled(input.device.type)
-            and self.weight.requires_grad
-        )
-
-    def samples(self, input: Tensor) -> tuple[Float[Tensor, "1 samples in"], int]:
-        """Return every row of the input as a sample."""
-        return dense_samples(input, self.positions)
-
-    def gradient_samples(self, gradient: Tensor) -> tuple[Float[Tensor, "1 samples out"], int]:
-        """Return every row of the gradient as a sample."""
-        return dense_samples(gradient, self.positions)
 
 
 class _WhitenedConvolution(Whitened):
@@ -127,7 +140,7 @@ class _WhitenedForward(_WhitenedConvolution):
         groups = self.feature_groups
         features, pixels = padded.shape[1] // groups, math.prod(padded.shape[2:])
         split = padded.reshape(len(padded), groups, features, pixels)
-        if self.centred:
+        if self.bias is not None:
             split = split - self.mean[None, :, :, None]
         white = (self.whitener @ split).reshape(padded.shape)
         output: Tensor = type(self).RUN(
@@ -220,6 +233,14 @@ TWINS: dict[type[nn.Module], type[Whitened]] = {
 }
 
 
+_ATTRIBUTES: dict[str, bool | None] = {
+    **dict.fromkeys(("activations", "gradients_wanted", "paused", "without_gradients"), False),
+    **dict.fromkeys(("seen", "uncentred", "replaced"), False),
+    **dict.fromkeys(("moments", "backward_moments", "variances", "side_stream"), None),
+    **dict.fromkeys(("last_pass", "aside", "positions", "dropped_centre"), None),
+}
+
+
 def adopt(layer: nn.Module) -> Whitened:
     """Turn a plain layer into its whitened twin, in place, with U = I and c = 0."""
     twin = TWINS[type(layer)]
@@ -234,9 +255,8 @@ def adopt(layer: nn.Module) -> Whitened:
     layer.register_buffer("output_whitener", None)
     layer.register_buffer("precision_matrix", None)
     layer.register_buffer("precision_damping", None)
-    layer.activations, layer.last_pass, layer.aside = False, None, None
-    layer.moments = layer.backward_moments = layer.variances = None
-    layer.gradients_wanted, layer.positions, layer.side_stream = False, None, None
+    for name, value in _ATTRIBUTES.items():
+        setattr(layer, name, value)
     return layer
 
 
@@ -254,8 +274,6 @@ def release(layers: list[Whitened]) -> None:
     for layer in layers:
         for name in layer.PHI:
             del layer._buffers[name]
-        for name in ("moments", "backward_moments", "variances", "gradients_wanted"):
-            del layer.__dict__[name]
-        for name in ("positions", "activations", "last_pass", "aside", "side_stream"):
+        for name in _ATTRIBUTES:
             del layer.__dict__[name]
         layer.__class__ = layer.PLAIN  # type: ignore[assignment]

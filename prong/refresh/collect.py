@@ -45,13 +45,14 @@ def default_forward(model: nn.Module, batch: Any) -> object:
     return model(batch)
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on `device`, also those in mappings, lists and tuples."""
     if torch.is_tensor(batch):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
-        return {key: _moved(value, device) for key, value in batch.items()}
+        return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, (list, tuple)):
-        return [_moved(value, device) for value in batch]
+        return [to_device(value, device) for value in batch]
     return batch
 
 
@@ -94,7 +95,7 @@ def first_batches(
             missing, found = ranks.together([missing, found], device)
         if missing:
             break
-        kept.append(_moved(batch, device))
+        kept.append(to_device(batch, device))
         number += found
     if not kept:
         alone = ranks is None or ranks.size == 1
@@ -114,6 +115,7 @@ def _untouched(model: nn.Module, gathering: Sequence[Whitened] = ()) -> Iterator
     held = [(layer, layer.moments, layer.variances, layer.aside) for layer in others]
     for layer in others:
         layer.variances = layer.aside = None
+        layer.without_gradients = layer in gathering
         if layer not in gathering:
             layer.moments = None
     modes = [(module, module.training) for module in model.modules()]
@@ -127,6 +129,7 @@ def _untouched(model: nn.Module, gathering: Sequence[Whitened] = ()) -> Iterator
     finally:
         for layer, moments, variances, aside in held:
             layer.variances, layer.aside = variances, aside
+            layer.without_gradients = False
             if layer not in gathering:
                 layer.moments = moments
         for module, mode in modes:

@@ -26,9 +26,15 @@ from prong.linalg.dtypes import wide_dtype
 from prong.linalg.preconditioner import LowRank
 from prong.options import SolveSettings
 from prong.refresh.messages import Message, Part, numbers_part, unit_parts
-from prong.refresh.optimizer_state import carry_state, lost_state, reset_state
+from prong.refresh.optimizer_state import (
+    carry_gradients,
+    carry_state,
+    drop_lost_state,
+    reset_state,
+    waiting_gradients,
+)
 from prong.refresh.refresh_report import LayerReport
-from prong.refresh.result import NOT_FINITE, Told
+from prong.refresh.result import NOT_FINITE, NOT_GATHERED, Told
 from prong.refresh.solve import BALANCED, find_phi, group_damping, put_in
 from prong.refresh.solve_preconditioner import find_preconditioner, install
 from prong.refresh.step_control import weight_norm
@@ -41,6 +47,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prong.distributed.ranks import Ranks
+    from prong.linalg.projection import Phi
     from prong.refresh.step_control import StepControl
     from prong.refresh.tied_layers import TiedLayers
     from prong.statistics.moments import Moments
@@ -81,6 +88,8 @@ class _Turn:
     damping: Tensor | None
     merges: dict[str, Merge] = field(default_factory=dict)
     messages: list[Message] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    old: Phi | None = None
 
 
 class Refresh:
@@ -95,6 +104,8 @@ class Refresh:
         control: the step control, which receives ‖V‖.
         init: "preserve" keeps the function, "balanced" keeps it up to a gain, and "whitened" keeps
             the numbers in V.
+        spent: by `id`, the parameters whose gradient a step has used. All other gradients are
+            transformed too. None if there are no gradients to transform.
     """
 
     def __init__(
@@ -105,8 +116,10 @@ class Refresh:
         dampings: dict[str, Tensor] | None,
         control: StepControl,
         init: str = "preserve",
+        spent: set[int] | None = None,
     ) -> None:
         """Store the settings."""
+        self.spent = spent
         self.whitening, self.ranks, self.optimizers = whitening, ranks, optimizers
         self.dampings, self.control, self.init = dampings, control, init
         # With leading directions the length of the result is known only after the decomposition.
@@ -131,7 +144,7 @@ class Refresh:
         turns: dict[int, _Turn] = {}
         for unit in units:
             gathered = any(layer.moments is not None for layer in unit.layers)
-            reports[unit.name] = LayerReport(unit.name, False, "no statistics were gathered")
+            reports[unit.name] = LayerReport(unit.name, False, NOT_GATHERED)
             if not unit.weight.requires_grad:
                 reports[unit.name] = LayerReport(unit.name, False, "frozen")
             elif gathered:
@@ -153,8 +166,8 @@ class Refresh:
         for turn in turns.values():
             unit, result = turn.unit, turn.told.result
             reports[unit.name] = result.report(unit.name)
-            if result.updated and not turn.own:
-                notes += lost_state(self.optimizers, unit, self.whitening.momentum)
+            if result.updated:
+                notes += turn.notes
         return reports, notes
 
     def _turn(self, unit: TiedLayers, owner: int) -> _Turn:
@@ -166,7 +179,10 @@ class Refresh:
         if self.dampings is not None:
             groups, device = len(layer.mean), layer.mean.device
             damping = torch.zeros(groups, dtype=wide_dtype(device), device=device)
-        return _Turn(unit, owner, own, told, damping)
+        turn = _Turn(unit, owner, own, told, damping)
+        if self.spent is not None and waiting_gradients(unit, self.spent):
+            turn.old = unit.wide_phi()
+        return turn
 
     def _merge(self, turns: Sequence[_Turn]) -> None:
         """Run the first round, and start the second."""
@@ -275,9 +291,12 @@ class Refresh:
         self.control.measured(turn.unit, turn.told.weight_norm)
         if not turn.told.result.updated:
             return
-        if not mine and self.whitening.momentum == "reset":
-            for optimizer in self.optimizers:
-                reset_state(optimizer, turn.unit.parameters)
+        if self.whitening.momentum != "reset":
+            turn.notes = drop_lost_state(self.optimizers, turn.unit)
+        elif not mine:
+            reset_state(self.optimizers, turn.unit.parameters)
+        if turn.old is not None and self.spent is not None:
+            carry_gradients(turn.unit, turn.old, turn.unit.wide_phi(), self.spent)
         if self.dampings is not None and turn.damping is not None:
             self.dampings[turn.unit.name] = turn.damping
 

@@ -144,6 +144,8 @@ def _is_small(unit: TiedLayers) -> bool:
     layer = unit.layer
     if len(unit.layers) > 1 or not layer.preconditioned or layer.weight.dim() != 2:
         return False
+    if layer.TRANSPOSED:
+        return False  # The products here are for weights `[out, in]`.
     wide = layer.weight.dtype == layer.mean.dtype
     return max(layer.weight.shape) <= WIDEST and layer.weight.requires_grad and wide
 

@@ -1,186 +1,260 @@
-"""Transformation of the optimizer's state when the basis changes.
+"""Optimizer state across a change of basis.
 
-When Φ changes, V and d change, but the optimizer's state still refers to the old coordinates. The
-paper resets the state ("reset"). State that is linear in the gradients can be transformed exactly
-("gradient"). Momentum is a sum of gradients, a covector, so m_V′ = (m_V U⁻ᵀ − m_d (c′ − c)ᵀ) U′ᵀ
-and m_d′ = m_d.
+When Φ changes, V and d change with it, and whatever the optimizer remembers about them is written
+in coordinates that no longer exist. The paper starts over ("reset"). Otherwise each tensor follows
+by what it means (`prong.refresh.state_kinds`):
 
-Second moments (of Adam, RMSprop) have no exact transformation. They are multiplied by the squared
-entries of the change of basis, which is exact if the gradient's coordinates are uncorrelated.
+- covectors, such as momentum: m_V′ = (m_V U⁻ᵀ − m_d (c′ − c)ᵀ) U′ᵀ and m_d′ = m_d;
+- vectors and points, such as averaged parameters: as V and d themselves;
+- second moments: by the squared entries of the change of basis, which is exact if the coordinates
+  of the gradient are uncorrelated. Sizes are carried as roots of squares.
+
+State with an unknown meaning is dropped, all of it for that parameter.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from prong.linalg.layout import from_grouped, to_grouped
-from prong.linalg.projection import (
-    Phi,
-    from_canonical,
-    gradient_from_canonical,
-    gradient_to_canonical,
-    to_canonical,
-)
+from prong.refresh.state_kinds import Kind, has_history, kind_of, kinds_of
+from prong.refresh.state_transport import Pair, carry
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
     from torch.optim import Optimizer
 
+    from prong.linalg.projection import Phi
     from prong.refresh.tied_layers import TiedLayers
 
-LINEAR = ("momentum_buffer", "exp_avg", "grad_avg")
-SQUARED = ("exp_avg_sq", "square_avg", "sum", "max_exp_avg_sq")
+Path = tuple[Any, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """One tensor of an optimizer's state.
+
+    Attributes:
+        optimizer: whose it is.
+        parameter: what it is remembered of; the tensor has its shape.
+        path: the keys that lead to it.
+        kind: what it means.
+        tensor: the numbers, changed in place.
+    """
+
+    optimizer: Optimizer
+    parameter: nn.Parameter
+    path: Path
+    kind: Kind
+    tensor: Tensor
+
+
+def _tensors(state: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """All tensors of a nested state, in a fixed order."""
+    if torch.is_tensor(state):
+        yield path, state
+    elif isinstance(state, dict):
+        for key in sorted(state, key=str):
+            yield from _tensors(state[key], (*path, key))
+    elif isinstance(state, (list, tuple)):
+        for index, value in enumerate(state):
+            yield from _tensors(value, (*path, index))
+    elif state is not None and not isinstance(state, (int, float, str, bool, set, torch.Size)):
+        yield path, torch.empty(2)  # an object that may hold anything: unknown
+
+
+def held_state(optimizer: Optimizer, parameter: nn.Parameter) -> tuple[list[Held], str]:
+    """What an optimizer remembers of a parameter that can follow a change of basis.
+
+    Returns:
+        The tensors, in a fixed order, and the name of the first whose meaning is unknown; with such
+        a name there are no tensors, because all of the state is dropped.
+    """
+    held: list[Held] = []
+    kinds = kinds_of(optimizer) or {}
+    for path, tensor in _tensors(optimizer.state.get(parameter, {})):
+        name = next((key for key in path if isinstance(key, str)), "")
+        kind = kind_of(kinds, name)
+        if kind is None and tensor.numel() > 1:
+            return [], name or type(optimizer).__name__
+        if kind is None or kind is Kind.NUMBER:
+            continue
+        if tensor.shape != parameter.shape:
+            return [], name
+        held.append(Held(optimizer, parameter, path, kind, tensor))
+    return held, ""
+
+
+def lost_state(optimizers: Sequence[Optimizer], unit: TiedLayers) -> list[str]:
+    """Notes about state that cannot follow a change of a unit's basis; empty if all can."""
+    notes = []
+    for optimizer in optimizers:
+        owner = type(optimizer).__name__
+        if has_history(optimizer):
+            if optimizer.state and _moves(optimizer, unit):
+                notes.append(f"{owner}: the history was dropped, it is in the old coordinates")
+            continue
+        for parameter in unit.parameters:
+            if parameter in optimizer.state:
+                lost = held_state(optimizer, parameter)[1]
+                if lost:
+                    notes.append(
+                        f"{owner}: the state of {unit.name} was dropped, because what {lost!r} "
+                        "means in other coordinates is not known"
+                    )
+    return list(dict.fromkeys(notes))
+
+
+def drop_lost_state(optimizers: Sequence[Optimizer], unit: TiedLayers) -> list[str]:
+    """Drop what `lost_state` tells of, on every rank alike; its notes."""
+    notes = lost_state(optimizers, unit)
+    for optimizer in optimizers:
+        if has_history(optimizer):
+            if _moves(optimizer, unit):
+                optimizer.state.clear()
+            continue
+        for parameter in unit.parameters:
+            if parameter in optimizer.state and held_state(optimizer, parameter)[1]:
+                start_over(optimizer, parameter)
+    return notes
+
+
+def _moves(optimizer: Optimizer, unit: TiedLayers) -> bool:
+    wanted = {id(parameter) for parameter in unit.parameters}
+    return any(id(p) in wanted for group in optimizer.param_groups for p in group["params"])
+
+
+def carried_tensors(optimizers: Sequence[Optimizer], unit: TiedLayers) -> list[Tensor]:
+    """The state tensors that `carry_state` may have written, in a fixed order."""
+    return [held.tensor for held in _all_held(optimizers, unit)]
+
+
+def _all_held(optimizers: Sequence[Optimizer], unit: TiedLayers) -> list[Held]:
+    return [
+        held
+        for optimizer in optimizers
+        if not has_history(optimizer)
+        for parameter in unit.parameters
+        if parameter in optimizer.state
+        for held in held_state(optimizer, parameter)[0]
+    ]
+
+
+def reset_state(optimizers: Sequence[Optimizer], parameters: Sequence[nn.Parameter]) -> None:
+    """Start over for these parameters, as the paper does: as a new optimizer would."""
+    for optimizer in optimizers:
+        if has_history(optimizer):
+            optimizer.state.clear()
+            continue
+        for parameter in parameters:
+            if parameter in optimizer.state:
+                start_over(optimizer, parameter)
+
+
+def start_over(optimizer: Optimizer, parameter: nn.Parameter) -> None:
+    """Give a parameter the state that it has in an optimizer that was just made."""
+    state = optimizer.state[parameter]
+    group = next(
+        group for group in optimizer.param_groups if any(p is parameter for p in group["params"])
+    )
+    if "slow_params" in state:
+        # Lookahead makes its state at once, of the parameters as they are.
+        state["slow_params"].copy_(parameter.detach())
+        state.pop("backup_params", None)
+        if "slow_momentum" in state:
+            state["slow_momentum"].zero_()
+    elif "initial_accumulator_value" in group and "sum" in state:
+        # So does Adagrad.
+        state["sum"].fill_(group["initial_accumulator_value"])
+        state["step"] = torch.zeros_like(state["step"]) if torch.is_tensor(state["step"]) else 0
+    else:
+        del optimizer.state[parameter]
 
 
 def carry_state(
     optimizers: Sequence[Optimizer], unit: TiedLayers, old: Phi, new: Phi, rule: str
-) -> list[str]:
-    """Transform the optimizers' state of one unit from the old Φ to the new, in place.
+) -> None:
+    """Let the optimizers' state of one unit follow from the old Φ to the new, in place.
+
+    The unit's parameters are in the new Φ already. State without a known meaning stays as it is:
+    see `drop_lost_state`.
 
     Args:
-        optimizers: the optimizers that may hold state of the unit's parameters.
+        optimizers: those that may hold state of the unit's parameters.
         unit: the layers that share the Φ.
-        old: Φ before the change.
-        new: Φ after the change.
+        old: Φ that the state was written in.
+        new: Φ that it is to be written in.
         rule: one of `MOMENTUM_RULES`.
-
-    Returns:
-        Notes about state that was reset because no rule can transform it.
     """
-    for optimizer in optimizers:
-        if rule == "reset":
-            reset_state(optimizer, unit.parameters)
-            continue
-        names = _names(optimizer, unit)
-        for key in sorted(names & set(LINEAR)):
-            _carry_linear(optimizer, unit, old, new, key)
-        for key in sorted(names & set(SQUARED)):
-            _carry_squared(optimizer, unit, old, new, key)
     if rule == "reset":
-        return []
-    lost = _lost(optimizers, unit)
-    for _, value in lost:
-        value.zero_()
-    return [note for note, _ in lost]
+        reset_state(optimizers, unit.parameters)
+        return
+    for pair in pairs_of(optimizers, unit):
+        carry(pair, unit, old, new)
 
 
-def lost_state(optimizers: Sequence[Optimizer], unit: TiedLayers, rule: str) -> list[str]:
-    """Return the notes of `carry_state` on a rank that received the result."""
-    return [] if rule == "reset" else [note for note, _ in _lost(optimizers, unit)]
+def waiting_gradients(unit: TiedLayers, spent: set[int]) -> list[Tensor | None]:
+    """Gradients of V and each d that no step has used yet; empty if there is none.
+
+    Args:
+        unit: the layers that share the Φ.
+        spent: by `id`, parameters whose gradient is used up.
+    """
+    found = [None if id(p) in spent else p.grad for p in unit.parameters]
+    return [] if all(gradient is None for gradient in found) else found
 
 
-def _names(optimizer: Optimizer, unit: TiedLayers) -> set[str]:
-    """Return the names of an optimizer's state tensors for a unit."""
-    states = [optimizer.state[p] for p in unit.parameters if p in optimizer.state]
-    return {key for state in states for key, value in state.items() if torch.is_tensor(value)}
+def carry_gradients(unit: TiedLayers, old: Phi, new: Phi, spent: set[int]) -> None:
+    """Let gradients that no step has used yet follow the basis, as covectors."""
+    found = waiting_gradients(unit, spent)
+    if found:
+        # P meets the gradients of narrow layers only at the step.
+        raw = unit.layer.aside is not None
+        biases = tuple(found[1:])
+        carry(Pair(Kind.COVECTOR, found[0], biases, biases), unit, old, new, raw=raw)
 
 
-def _lost(optimizers: Sequence[Optimizer], unit: TiedLayers) -> list[tuple[str, Tensor]]:
-    """Return the state tensors that no rule can transform, with a note about each."""
-    return [
-        (f"{unit.name}: optimizer state {key!r} was reset", value)
-        for optimizer in optimizers
-        for key in sorted(_names(optimizer, unit) - set(LINEAR) - set(SQUARED) - {"step"})
-        for parameter in unit.parameters
-        if torch.is_tensor(value := optimizer.state.get(parameter, {}).get(key))
-        and value.shape == parameter.shape
-    ]
+def pairs_of(optimizers: Sequence[Optimizer], unit: TiedLayers) -> list[Pair]:
+    """State of V and d that belongs together, gathered over all optimizers."""
+    held = _all_held(optimizers, unit)
+    keys = list(dict.fromkeys((id(h.optimizer), h.path) for h in held))
+    pairs = []
+    for owner, path in keys:
+        own = {id(h.parameter): h for h in held if id(h.optimizer) == owner and h.path == path}
+        first = next(iter(own.values()))
+        weight = own.get(id(unit.weight))
+        biases = [own.get(id(bias)) for bias in unit.biases]
+        partners: list[Tensor | None] = []
+        for bias, mine in zip(unit.biases, biases, strict=True):
+            partner = mine
+            if mine is None and weight is not None:
+                partner = next(
+                    (h for h in held if h.parameter is bias and h.kind is first.kind), None
+                )
+            if partner is None or weight is None:
+                partners.append(None)
+            else:
+                partners.append(partner.tensor.detach() * (_gain(weight) / _gain(partner)))
+        pairs.append(
+            Pair(
+                first.kind,
+                None if weight is None else weight.tensor,
+                tuple(None if h is None else h.tensor for h in biases),
+                tuple(partners),
+            )
+        )
+    return pairs
 
 
-def carried_tensors(optimizers: Sequence[Optimizer], unit: TiedLayers) -> list[Tensor]:
-    """Return the state tensors that `carry_state` may have changed, in a fixed order."""
-    return [
-        value
-        for optimizer in optimizers
-        for parameter in unit.parameters
-        if parameter in optimizer.state
-        for _, value in sorted(optimizer.state[parameter].items())
-        if torch.is_tensor(value) and value.shape == parameter.shape
-    ]
-
-
-def reset_state(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> None:
-    """Reset the state of these parameters, as the paper does."""
-    for parameter in parameters:
-        if parameter in optimizer.state:
-            _reset(optimizer, parameter)
-
-
-def _reset(optimizer: Optimizer, parameter: nn.Parameter) -> None:
-    """Set the state to that of an optimizer before its first step."""
-    state = optimizer.state[parameter]
-    for key, value in list(state.items()):
-        if key == "momentum_buffer" and isinstance(optimizer, torch.optim.SGD):
-            # Delete it instead of writing zeros: with dampening, SGD treats its first step
-            # differently, as does the paper's reset.
-            del state[key]
-        elif torch.is_tensor(value) and (value.shape == parameter.shape or key == "step"):
-            value.zero_()
-        elif key == "step":
-            state[key] = 0
-
-
-def _buffer(optimizer: Optimizer, parameter: nn.Parameter | None, key: str) -> Tensor | None:
-    if parameter is None or parameter not in optimizer.state:
-        return None
-    value = optimizer.state[parameter].get(key)
-    return value if torch.is_tensor(value) else None
-
-
-def _carry_linear(optimizer: Optimizer, unit: TiedLayers, old: Phi, new: Phi, key: str) -> None:
-    layer, dtype = unit.layer, new.whitener.dtype
-    groups = layer.feature_groups
-    weight = _buffer(optimizer, unit.weight, key)
-    biases = [_buffer(optimizer, bias, key) for bias in unit.biases]
-    grouped = to_grouped(
-        (torch.zeros_like(unit.weight) if weight is None else weight).to(dtype),
-        groups,
-        layer.TRANSPOSED,
-    )
-    if layer.preconditioned:
-        # The momentum of W is that of V times U.
-        grouped, _ = from_canonical(grouped, None, old)
-    outer = [None if b is None else b.to(dtype).reshape(groups, -1) for b in biases]
-    present = [bias for bias in outer if bias is not None]
-    # The gradient of a shared V contains −g_b cᵀ of every layer that uses it, so the momenta of
-    # their biases are added.
-    total = torch.stack(present).sum(0) if present else None
-    middle = gradient_to_canonical(grouped, total, old)
-    moved, _ = gradient_from_canonical(*middle, new)
-    nothing = torch.zeros_like(grouped[..., :0, :])
-    for buffer, bias in zip(biases, outer, strict=True):
-        if buffer is not None and bias is not None and new.output is not None:
-            _, plain = gradient_to_canonical(nothing, bias, old)
-            _, carried = gradient_from_canonical(nothing, plain, new)
-            assert carried is not None
-            buffer.copy_(carried.reshape(-1))
-    if weight is not None:
-        if layer.preconditioned:
-            moved, _ = to_canonical(moved, None, new)
-        weight.copy_(from_grouped(moved, weight.shape, layer.TRANSPOSED))
-
-
-def _carry_squared(optimizer: Optimizer, unit: TiedLayers, old: Phi, new: Phi, key: str) -> None:
-    layer, dtype = unit.layer, new.whitener.dtype
-    groups = layer.feature_groups
-    change = old.divided(new.whitener.unsqueeze(2)).squeeze(2).square().transpose(1, 2)
-    outer = None
-    inverse = old.left_inverse()
-    if new.output is not None:
-        outer = (new.output if inverse is None else new.output @ inverse).square()
-    weight = _buffer(optimizer, unit.weight, key)
-    if weight is not None:
-        grouped = to_grouped(weight.to(dtype), groups, layer.TRANSPOSED)
-        carried = (grouped.flatten(1, 2) @ change).reshape(grouped.shape)
-        if outer is not None:
-            carried = (outer @ carried.flatten(2)).reshape(grouped.shape)
-        weight.copy_(from_grouped(carried, weight.shape, layer.TRANSPOSED))
-    for bias in unit.biases:
-        value = _buffer(optimizer, bias, key)
-        if value is not None and outer is not None:
-            value.copy_((outer @ value.to(dtype).reshape(groups, -1, 1)).reshape(-1))
+def _gain(held: Held) -> float:
+    """How large a momentum is, of gradients that are all 1: SGD sums them up, others average."""
+    if held.path != ("momentum_buffer",) or not isinstance(held.optimizer, torch.optim.SGD):
+        return 1.0
+    for group in held.optimizer.param_groups:
+        if any(p is held.parameter for p in group["params"]):
+            return (1 - float(group["dampening"])) / (1 - float(group["momentum"]))
+    return 1.0

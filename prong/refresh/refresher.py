@@ -8,7 +8,7 @@ from prong.convert import refuse_sharded_layers, unwrap
 from prong.distributed.sharding import refuse_flat
 from prong.refresh.collect import first_batches, gather, in_call_order
 from prong.refresh.exchange import Refresh, assignment
-from prong.refresh.step_hooks import optimizers_of
+from prong.refresh.optimizers import AttachedOptimizers
 from prong.refresh.tied_layers import check_held, tied_layers_of
 
 if TYPE_CHECKING:
@@ -60,11 +60,17 @@ class Refresher:
         self.dampings: dict[str, Tensor] | None = None
 
     def gathered(
-        self, units: Sequence[TiedLayers], init: str = "preserve"
+        self,
+        units: Sequence[TiedLayers],
+        init: str = "preserve",
+        spent: set[int] | None = None,
     ) -> tuple[dict[str, LayerReport], list[str]]:
-        """Reparametrise units from gathered statistics; return reports by name, and notes."""
+        """Reparametrise units from what their layers have gathered; reports by name, and notes.
+
+        For `spent` see `Refresh`.
+        """
         refresh = Refresh(
-            self.settings, self.ranks, self.optimizers, self.dampings, self.control, init
+            self.settings, self.ranks, self.optimizers, self.dampings, self.control, init, spent
         )
         # Assign all units even if only a few are due, so that the work of a whole period is
         # distributed evenly when layers take turns.
@@ -76,22 +82,30 @@ class Refresher:
 
     def collect(self, units: Sequence[TiedLayers], batches: Iterable[Any]) -> None:
         """Gather statistics of units from batches; frozen layers gather none and keep their Φ."""
-        layers = [layer for unit in units if unit.weight.requires_grad for layer in unit.layers]
-        gather(self.model, layers, self._first(batches), self.forward)
+        self._collect(units, self.first(batches))
 
-    def layer_by_layer(
-        self, batches: Iterable[Any], init: str
+    def _collect(self, units: Sequence[TiedLayers], taken: Sequence[Any]) -> None:
+        layers = [layer for unit in units if unit.weight.requires_grad for layer in unit.layers]
+        gather(self.model, layers, taken, self.forward)
+
+    def initialized(
+        self, taken: Sequence[Any], init: str
     ) -> tuple[dict[str, LayerReport], list[str]]:
-        """Reparametrise units in the order of the forward pass, each with updated inputs.
+        """Reparametrise for the first time.
 
         Args:
-            batches: the first batches that hold N_s examples are used.
-            init: "balanced" or "whitened".
-
-        Returns:
-            Reports by name, and notes.
+            taken: what `first` gave.
+            init: "balanced", "whitened" or "preserve".
         """
-        taken = self._first(batches)
+        if init != "preserve":
+            return self._layer_by_layer(taken, init)
+        self._collect(self.units, taken)
+        return self.gathered(self.units)
+
+    def _layer_by_layer(
+        self, taken: Sequence[Any], init: str
+    ) -> tuple[dict[str, LayerReport], list[str]]:
+        """In the order of the forward pass: each layer sees what those before give."""
         layers: dict[str, LayerReport] = {}
         notes: list[str] = []
         order = in_call_order(self.model, self.units, taken[0], self.forward, self.ranks)
@@ -103,23 +117,24 @@ class Refresher:
             notes += lost
         return layers, notes
 
-    def _first(self, batches: Iterable[Any]) -> list[Any]:
+    def first(self, batches: Iterable[Any]) -> list[Any]:
+        """The first batches that hold N_s examples over all ranks, on the model's device."""
         return first_batches(batches, self.samples, self.units[0].weight.device, self.ranks)
 
 
 def checked(
-    model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]
-) -> tuple[nn.Module, list[Optimizer], list[TiedLayers]]:
-    """Return the model without its wrappers, the optimizers as a list, and the units.
+    model: nn.Module, optimizer: Any
+) -> tuple[nn.Module, AttachedOptimizers, list[TiedLayers]]:
+    """The model without its wrappers, the optimizers with theirs, and the whitened layers.
 
     Raises:
-        TypeError: if `optimizer` is not an optimizer or a sequence of optimizers.
+        TypeError: if `optimizer` is none, or one that cannot run over whitened layers.
         ValueError: if the model is not whitened, a whitened layer is sharded, or the optimizers
             hold none of its weights.
     """
-    inner, optimizers = unwrap(model), optimizers_of(optimizer)
+    inner, optimizers = unwrap(model), AttachedOptimizers(optimizer)
     refuse_flat(inner)
     units = tied_layers_of(inner)
     refuse_sharded_layers(inner)
-    check_held(optimizers, units)
+    check_held(optimizers.stepping, units)
     return inner, optimizers, units

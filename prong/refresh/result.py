@@ -13,6 +13,7 @@ from prong.refresh.refresh_report import LayerReport
 if TYPE_CHECKING:
     from torch import Tensor
 
+NOT_GATHERED = "no statistics were gathered"
 NO_SAMPLE = "no finite sample was seen"
 NO_DECOMPOSITION = "the decomposition failed"
 NOT_FINITE = "the new parameters would not be finite"

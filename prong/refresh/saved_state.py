@@ -49,6 +49,7 @@ def pack_state(
         "version": VERSION,
         **counts,
         "gathered": gathering.steps,
+        "started": dict(gathering.started),
         "batches_seen": None if gathering.seen is None else vars(gathering.seen),
         "control": control.state(),
     }
@@ -89,6 +90,7 @@ def unpack_state(
     seen = meta.get("batches_seen")
     gathering.seen = None if seen is None else BatchesSeen(**seen)
     gathering.steps = int(meta["gathered"])
+    gathering.started = {name: int(step) for name, step in meta.get("started", {}).items()}
     control.steps = counts["steps"]
     control.load(meta.get("control", {}))
     control.forget()

@@ -48,6 +48,13 @@ class Schedule:
             ahead.append(self.period - (steps - turn) % self.period)
         return min(ahead)
 
+    def gap(self, unit: int, steps: int) -> int:
+        """Steps from the reparametrisation before until the one at `steps`, where one is due."""
+        before = [step for step in self.early_steps if step < steps]
+        if steps > self.period and self.due(unit, steps - self.period):
+            before.append(steps - self.period)
+        return steps - max(before, default=0)
+
     def due(self, unit: int, steps: int) -> bool:
         """Return whether a unit is reparametrised after `steps` steps."""
         return steps > 0 and self.remaining(unit, steps - 1) == 1

@@ -19,7 +19,7 @@ from prong.linalg.preconditioner import Dense, LowRank, Preconditioner
 from prong.linalg.roots import TOLERANCE, RootFailure, damped, whitening_root
 from prong.options import SolveSettings
 from prong.refresh.fit import AFTER, Frame, fit
-from prong.refresh.optimizer_state import reset_state
+from prong.refresh.optimizer_state import pairs_of, reset_state
 from prong.refresh.result import DAMPING_TOO_SMALL, NO_DECOMPOSITION, NO_SAMPLE, Result
 from prong.refresh.solve import begun, group_damping
 
@@ -186,35 +186,24 @@ def install(
     if unit.centred:
         moved = (layer.grouped_weight(dtype).sum(2) @ column).reshape(-1)
         written += [(bias, bias.to(dtype) + moved) for bias in unit.biases]
-    for optimizer in optimizers:
-        held = {
-            p: value
-            for p in unit.parameters
-            if torch.is_tensor(value := optimizer.state.get(p, {}).get("momentum_buffer"))
-        }
-        if rule == "reset" or not held:
+    for pair in [] if rule == "reset" else pairs_of(optimizers, unit):
+        if pair.weight is None:
             continue
-        weight = held.get(unit.weight)
-        biases = [(held[b], held[b].to(dtype)) for b in unit.biases if b in held]
-        wide = None
-        if weight is not None:
-            wide = to_grouped(weight.to(dtype), groups, layer.TRANSPOSED)
-        if weight is not None and wide is not None:
-            covector = old.to(dtype).divided(wide.flatten(1, 2))
-            carried = preconditioner.times(covector)
-            carried = carried.reshape(wide.shape)
-            if unit.centred and biases:
-                total = torch.stack([value for _, value in biases]).sum(0).reshape(groups, -1)
-                moved = preconditioner.times(shift.unsqueeze(1))
-                carried = carried - total[:, :, None, None] * moved[:, :, None]
-            written.append((weight, from_grouped(carried, weight.shape, layer.TRANSPOSED)))
+        wide = to_grouped(pair.weight.to(dtype), groups, layer.TRANSPOSED)
+        covector = old.to(dtype).divided(wide.flatten(1, 2))
+        carried = preconditioner.times(covector).reshape(wide.shape)
+        biases = [value.to(dtype) for value in pair.partners if value is not None]
+        if unit.centred and biases:
+            total = torch.stack(biases).sum(0).reshape(groups, -1)
+            moved = preconditioner.times(shift.unsqueeze(1))
+            carried = carried - total[:, :, None, None] * moved[:, :, None]
+        written.append((pair.weight, from_grouped(carried, pair.weight.shape, layer.TRANSPOSED)))
     if not all(bool(torch.isfinite(value).all()) for _, value in written):
         return False
     for tensor, value in written:
         tensor.copy_(value)
     if rule == "reset":
-        for optimizer in optimizers:
-            reset_state(optimizer, unit.parameters)
+        reset_state(optimizers, unit.parameters)
     for each in unit.layers:
         each.put_preconditioner(preconditioner)
         each.mean.copy_(mean)

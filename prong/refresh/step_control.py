@@ -31,6 +31,7 @@ from prong.layers.autograd import GradientFactors
 from prong.linalg.dtypes import wide_dtype
 from prong.linalg.layout import to_grouped
 from prong.linalg.preconditioner import Dense, weight_square
+from prong.refresh.moved_units import Together, Watched, layout_of, members_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,51 +44,6 @@ if TYPE_CHECKING:
 
 COOLING = 50.0
 POWER = 0.3
-SMALLEST = 0.1
-
-
-class _Watched:
-    """The parameters of units that one optimizer holds.
-
-    Attributes:
-        units: the units of which the optimizer holds parameters.
-        entries: for each parameter, its unit's place in `units` and its parameter group's index.
-        deciding: for each of `units`, the group whose learning rate reduces the bound. It is the
-            weight's group if the optimizer holds the weight.
-        smallest: the lower limit of ‖V‖, `[units]`.
-    """
-
-    def __init__(self, optimizer: Optimizer, units: Sequence[TiedLayers]) -> None:
-        """Find the parameters of `units` in the optimizer's groups."""
-        self.layout = _layout(optimizer, units)
-        owner = {id(p): index for index, unit in enumerate(units) for p in unit.parameters}
-        places: dict[int, int] = {}
-        self.entries: list[tuple[nn.Parameter, int, int]] = []
-        self.deciding: list[int] = []
-        for group, settings in enumerate(optimizer.param_groups):
-            for parameter in settings["params"]:
-                index = owner.get(id(parameter))
-                if index is None:
-                    continue
-                if index not in places:
-                    places[index] = len(places)
-                    self.deciding.append(group)
-                if parameter is units[index].weight:
-                    self.deciding[places[index]] = group
-                self.entries.append((parameter, places[index], group))
-        self.units = [units[index] for index in places]
-        self.place = {unit.name: place for place, unit in enumerate(self.units)}
-        device = units[0].weight.device
-        self.indices = torch.tensor(list(places), device=device, dtype=torch.long)
-        outputs = [unit.layer.outputs for unit in self.units]
-        self.smallest = (
-            SMALLEST * torch.tensor(outputs, dtype=wide_dtype(device), device=device).sqrt()
-        )
-
-
-def _layout(optimizer: Optimizer, units: Sequence[TiedLayers]) -> tuple[torch.device, list[int]]:
-    """Return values that change if parameters are added or the model is moved."""
-    return units[0].weight.device, [len(group["params"]) for group in optimizer.param_groups]
 
 
 class StepControl:
@@ -114,8 +70,10 @@ class StepControl:
         self.steps = 0
         self.scales: dict[str, Tensor] = {}
         self._units = list(units)
-        self._watched = [_Watched(optimizer, self._units) for optimizer in self.optimizers]
-        self._highest: list[list[float]] = [[0.0] * len(o.param_groups) for o in self.optimizers]
+        self._members = members_of(self.optimizers, self._units)
+        self._watched = [Watched(member, self._units) for member in self._members]
+        self._highest: list[list[float]] = [[0.0] * len(o.param_groups) for o in self._members]
+        self._scaled: dict[int, tuple[Tensor, int]] = {}
         self._inverses: dict[str, tuple[Tensor, int, Tensor]] = {}
         device = self._units[0].weight.device
         self._norms = torch.zeros(len(self._units), dtype=wide_dtype(device), device=device)
@@ -144,13 +102,16 @@ class StepControl:
         if self.limit is None:
             return
         self._measure_weights()
-        which = self.optimizers.index(optimizer)
+        if not self.waiting(optimizer):
+            return
+        which = 0 if len(self._members) == 1 else self.optimizers.index(optimizer)
+        member = self._members[which]
         watched = self._watched[which]
-        if watched.layout != _layout(optimizer, self._units):
-            watched = self._watched[which] = _Watched(optimizer, self._units)
+        if watched.layout != layout_of(member, self._units):
+            watched = self._watched[which] = Watched(member, self._units)
         if not watched.units:
             return
-        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        rates = [float(group["lr"]) for group in member.param_groups]
         squares = self._squares(watched, rates, known)
         lengths = self.ranks.sum_(squares).sqrt()
         # Fused optimizers unscale in their kernel, so here the gradients still contain the loss
@@ -163,7 +124,12 @@ class StepControl:
         below = torch.where(lengths > 0, inverse ** (1 - POWER), 1)
         scales = torch.where(lengths > allowed, inverse, below)
         self.scales = {**self.scales, **dict(zip(watched.place, scales.unbind(), strict=True))}
-        held = [(p.grad, place) for p, place, _ in watched.entries if p.grad is not None]
+        together = isinstance(member, Together)
+        held = [
+            (p.grad, place)
+            for p, place, _ in watched.entries
+            if p.grad is not None and not (together and self._was_scaled(p))
+        ]
         if scales.device.type == "cpu":
             # On a CPU, reading costs nothing, and one call scales all gradients.
             values = scales.tolist()
@@ -173,6 +139,39 @@ class StepControl:
         else:
             for gradient, place in held:
                 gradient.mul_(scales[place])
+        if together:
+            self._scaled = {
+                id(p): (p.grad, p.grad._version)
+                for p, _, _ in watched.entries
+                if p.grad is not None
+            }
+
+    def waiting(self, optimizer: Optimizer) -> list[Optimizer]:
+        """The optimizers whose gradients are to be scaled before a step of this one.
+
+        That is itself, or where optimizers share units, all that have gradients which were not
+        scaled yet; none if its own were.
+        """
+        together = self._members[0]
+        if not isinstance(together, Together):
+            return [optimizer]
+        found = [
+            each
+            for each in together.optimizers
+            if any(
+                p.grad is not None and not self._was_scaled(p)
+                for group in each.param_groups
+                for p in group["params"]
+            )
+        ]
+        return found if any(each is optimizer for each in found) else []
+
+    def _was_scaled(self, parameter: nn.Parameter) -> bool:
+        held = self._scaled.get(id(parameter))
+        gradient = parameter.grad
+        if held is None or gradient is None:
+            return False
+        return held[0] is gradient and held[1] == gradient._version
 
     def measured(self, unit: TiedLayers, norm: Tensor) -> None:
         """Store ‖V‖, a scalar, of a unit that was reparametrised."""
@@ -182,6 +181,10 @@ class StepControl:
     def forget(self) -> None:
         """Discard every ‖V‖; they are measured again before the next step."""
         self._missing = set(self._index)
+
+    def forget_unit(self, unit: TiedLayers) -> None:
+        """Measure ‖V‖ of one unit again before the next step."""
+        self._missing.add(unit.name)
 
     def state(self) -> dict[str, Any]:
         """Return the plain numbers that a resumed run needs besides `norms`."""
@@ -197,7 +200,7 @@ class StepControl:
         """Return the cached inverses, which serve gradients of several backward passes."""
         return [inverse for _, _, inverse in self._inverses.values()]
 
-    def _allowed(self, watched: _Watched, which: int, rates: Sequence[float]) -> Tensor:
+    def _allowed(self, watched: Watched, which: int, rates: Sequence[float]) -> Tensor:
         """Return ρ_t ‖V‖ of each unit, `[units]`."""
         assert self.limit is not None
         highest = self._highest[which]
@@ -218,7 +221,7 @@ class StepControl:
 
     def _squares(
         self,
-        watched: _Watched,
+        watched: Watched,
         rates: Sequence[float],
         known: Sequence[tuple[Sequence[TiedLayers], Tensor]],
     ) -> Tensor:

@@ -17,7 +17,7 @@ from prong.linalg.roots import root_of_preconditioner
 from prong.statistics.moments import Moments
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from torch import Tensor
     from torch.optim import Optimizer
@@ -159,11 +159,11 @@ class TiedLayers:
                 layer.output_whitener.copy_(new.output)
 
 
-def tied_layers_of(model: nn.Module) -> list[TiedLayers]:
-    """Return the units of a whitened model, in the order of its modules."""
+def tied_layers_of(model: nn.Module, leaving_out: Collection[nn.Module] = ()) -> list[TiedLayers]:
+    """Return the units of a whitened model, without some layers, in the order of its modules."""
     shared: dict[int, list[tuple[str, Whitened]]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, Whitened):
+        if isinstance(module, Whitened) and module not in leaving_out:
             shared.setdefault(id(module.weight), []).append((name, module))
     return [
         TiedLayers(members[0][0], tuple(layer for _, layer in members))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from exact import EXACT, reparametrizer
 from torch import nn
+from torch.nn.utils import prune
 
 import prong
 
@@ -92,70 +93,6 @@ def test_momentum_of_a_shared_weight_follows_both_biases():
     assert torch.equal(momentum(model.right.bias), biases[1])
 
 
-def test_coverage_lists_every_module_with_parameters_and_why():
-    embedding = nn.Embedding(7, 4)
-    tied = nn.Linear(4, 7, bias=False)
-    tied.weight = embedding.weight
-    model = nn.Sequential(
-        embedding,
-        nn.Linear(4, 4),
-        nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
-        nn.LayerNorm(4),
-        nn.Linear(4, 4),
-        tied,
-    )
-    before = {status.name: status for status in prong.coverage(model)}
-    prong.whiten(model, exclude="4")
-    listed = {status.name: status for status in prong.coverage(model)}
-    assert set(before) == set(listed) >= {"0", "1", "2", "3", "4", "5"}
-    assert [name for name, status in listed.items() if status.whitened] == ["1"]
-    assert all(bool(status.reason) != status.whitened for status in listed.values())
-    assert "parametrization" in listed["2"].reason
-    assert listed["4"].reason == "excluded"
-    assert "tied to a Embedding" in listed["5"].reason
-
-
-def test_a_bias_shared_by_different_weights_keeps_both_canonical():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
-    model[1].bias = model[0].bias
-    prong.whiten(model)
-    assert [s.whitened for s in prong.coverage(model)] == [False, False, True]
-
-
-def test_include_and_exclude_by_name_pattern_and_predicate():
-    def whitened(**selection):
-        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
-        return [s.name for s in prong.coverage(prong.whiten(model, **selection)) if s.whitened]
-
-    assert whitened(include="1.*") == ["1.0", "1.1"]
-    assert whitened(include=["0", "1.1"]) == ["0", "1.1"]
-    assert whitened(exclude=lambda _, m: isinstance(m, nn.Linear)) == ["0"]
-    assert whitened(include=lambda n, _: n.endswith("1"), exclude=["0"]) == ["1.1"]
-
-
-@pytest.mark.parametrize(
-    ("selection", "error", "words"),
-    [
-        ({"include": "nope"}, ValueError, "include='nope'"),
-        ({"exclude": [3]}, TypeError, "exclude=3"),
-        ({"exclude": "*"}, ValueError, "no layer can be whitened"),
-    ],
-)
-def test_bad_selections_are_refused(selection, error, words):
-    with pytest.raises(error, match=words):
-        prong.whiten(nn.Sequential(nn.Linear(2, 2)), **selection)
-
-
-def test_bad_models_are_refused():
-    with pytest.raises(TypeError, match="model=3"):
-        prong.whiten(3)
-    model = prong.whiten(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="already whitened"):
-        prong.whiten(model)
-    with pytest.raises(ValueError, match="no layer can be whitened"):
-        prong.whiten(nn.BatchNorm1d(3))
-
-
 def test_frozen_layers_keep_their_phi():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     model[0].requires_grad_(False)
@@ -185,6 +122,7 @@ def test_a_frozen_bias_stays_where_it_is():
     assert (prong.fold(model)[0].bias - before).abs().max() < 1e-14
 
 
+@pytest.mark.filterwarnings("ignore:whitened .*Less than half:UserWarning")
 def test_modules_that_cannot_be_whitened_are_named():
     model = nn.ModuleDict(
         {
@@ -208,7 +146,8 @@ def test_a_layer_that_is_never_called_keeps_its_phi_and_says_so():
     model = prong.whiten(nn.ModuleDict({"used": nn.Linear(3, 3), "idle": nn.Linear(3, 3)}))
     optimizer, natural = attach(model, period=1, samples=4)
     model["used"](torch.randn(4, 3)).sum().backward()
-    optimizer.step()
+    with pytest.warns(UserWarning, match="idle saw no training pass"):
+        optimizer.step()
     report = natural.step()
     assert report.layers["idle"].reason == "no finite sample was seen"
     assert report.layers["used"].updated
@@ -239,6 +178,22 @@ def test_fold_gives_plain_layers_under_the_old_names_and_leaves_the_model():
     assert list(plain.state_dict()) == keys
     assert all(torch.equal(v, held[k]) for k, v in model.state_dict().items())
     assert not any(k.startswith("_prong") for m in plain.modules() for k in vars(m))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    "compute", [lambda layer: prune.l1_unstructured(layer, "weight", 0.5), nn.utils.weight_norm]
+)
+def test_fold_copies_a_plain_layer_whose_weight_was_just_computed(compute):
+    model = nn.Sequential(compute(nn.Linear(4, 4)), nn.Linear(4, 20))
+    prong.whiten(model)
+    x = torch.randn(8, 4)
+    before = model(x)
+    plain = prong.fold(model)
+    assert (plain(x) - before).abs().max() < 1e-6
+    plain(x).sum().backward()
+    assert all(p.grad is not None for p in plain.parameters())
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_channels_last_stays_channels_last():

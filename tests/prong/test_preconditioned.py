@@ -142,6 +142,7 @@ def test_a_gradient_penalty_takes_the_path_of_the_folded_layers(batch):
         loss = model(x).square().sum(1).mean()
         (slope,) = torch.autograd.grad(loss, x, create_graph=True)
         (loss + slope.square().sum()).backward()
+        natural.detach()
         torch.optim.SGD(model.parameters(), lr=1e-3).step()
         results.append([p.detach() for p in prong.fold(model).parameters()])
     for a, b in zip(*results, strict=True):

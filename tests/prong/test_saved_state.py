@@ -47,12 +47,15 @@ def saved(**options):
 )
 def test_names_stay(options, buffers, tensors):
     model, natural = saved(**options)
-    assert set(model.state_dict()) == {f"0.{name}" for name in {"weight", "bias", "mean", *buffers}}
+    inner = {"whitened_bias"} | ({"whitened_weight"} if "whitener" in buffers else set())
+    names = {"weight", "bias", "mean", *buffers}
+    assert set(model.state_dict()) == {f"0.{name}" for name in names | inner}
+    assert set(model.state_dict(keep_vars=True)) == {f"0.{name}" for name in names}
     state = natural.state_dict()
     moments = {f"0.0.moments.{name}" for name in MOMENTS}
     assert set(state["tensors"]) == moments | tensors | {"0.weight_norm"}
     assert set(state["meta"]) == {
-        "version", "steps", "gathered", "batches_seen", "fallbacks", "control"
+        "version", "steps", "gathered", "started", "batches_seen", "fallbacks", "control"
     }  # fmt: skip
 
 

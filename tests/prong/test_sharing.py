@@ -12,100 +12,17 @@ import torch.distributed as dist
 from exact import EXACT, reparametrizer
 from merged_moments import assert_moments_of, gathered
 from processes import groups, run, share
+from shared_runs import BATCH, ON_TWO, QUICK, SIZES, SLOW, STEPS, halves, loss, network
 from small_runs import WIDE, assert_close, assert_same_bits, sgd
 from torch import nn
 
 import prong
 from prong.distributed.merging import Merge
 from prong.distributed.ranks import Ranks
-from prong.linalg import roots
 from prong.linalg.triangle import triangle_size
 from prong.refresh.collect import first_batches
 from prong.refresh.exchange import assignment
 from prong.refresh.result import LENGTH
-
-STEPS, BATCH = 7, 12
-
-
-def adam(parameters):
-    # Directions without samples have a gradient of rounding errors, which a small ε would scale up.
-    return torch.optim.Adam(parameters, lr=0.01, eps=1e-2)
-
-
-def rprop(parameters):
-    return torch.optim.Rprop(parameters, lr=0.01)
-
-
-# Options, the optimizer, and whether the path is the same for any number of ranks: not where the
-# basis of directions without samples decides (pca), or where samples do not weigh the same.
-QUICK = {
-    "fold": ({"root": "pca", "damping": 0.1}, sgd, True),
-    "activations": ({"mode": "activations", "root": "zca"}, adam, True),
-    "preconditioned": ({"mode": "preconditioned"}, sgd, True),
-    "leading": ({"mode": "preconditioned", "leading": 1.0}, sgd, True),
-    "reset": ({"momentum": "reset"}, sgd, True),
-    "newton-schulz": ({"root": "newton-schulz", "damping": 0.5}, sgd, True),
-    "two-sided": ({"two_sided": prong.TwoSided(), "root": "cholesky"}, sgd, False),
-    "batch diagonal": ({"batch_diagonal": True}, adam, False),
-    "spread": ({"mode": "preconditioned", "spread": True}, sgd, True),
-    "diagonal": ({"kind": "diagonal"}, sgd, True),
-    "lost state": ({}, rprop, False),
-    "float32": ({"mode": "auto", "decomposition_dtype": torch.float32}, sgd, False),
-}
-SIZES = (1, 2, 4)
-# Two ranks of those whose results differ in kind; the slow test has all cases on two.
-ON_TWO = {name: QUICK[name] for name in ("fold", "preconditioned", "leading", "lost state")}
-PLAIN, TURNS = {}, {"spread": True}
-WHITENED = (PLAIN, TURNS, {"batch_diagonal": True}, {"two_sided": prong.TwoSided()})
-SLOW = {
-    f"{mode} {rule} {optimizer.__name__} {extra}": (
-        {**mode, "momentum": rule, **extra},
-        optimizer,
-        mode.get("root") != "pca" and extra in (PLAIN, TURNS),
-    )
-    for modes, optimizers, extras in (
-        ([{"root": root} for root in roots.ROOTS], (sgd, adam), WHITENED),
-        ([{"mode": "activations", "root": "cholesky"}], (sgd, adam), (PLAIN,)),
-        (
-            [{"mode": "preconditioned", "leading": share} for share in (None, 0.1, 1.0)],
-            (sgd,),
-            (PLAIN, TURNS),
-        ),
-    )
-    for mode in modes
-    for optimizer in optimizers
-    for rule in ("gradient", "reset")
-    for extra in extras
-}
-
-
-def network(dtype=WIDE):
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(2, 6, 3, groups=2),
-        nn.BatchNorm2d(6),
-        nn.Tanh(),
-        nn.Flatten(),
-        nn.Linear(54, 33),
-        nn.Tanh(),
-        nn.Linear(33, 33),
-        nn.Tanh(),
-        nn.Linear(33, 33),
-        nn.Linear(33, 3),
-    )
-    model[8].weight, model[8].bias = model[6].weight, nn.Parameter(torch.zeros(33))
-    return model.to(dtype)
-
-
-def halves(step, dtype=WIDE):
-    """Two micro-batches of a step, inputs and labels; each is shared out over the ranks."""
-    generator = torch.Generator().manual_seed(1000 + step)
-    x = torch.randn(BATCH, 2, 5, 5, generator=generator, dtype=WIDE) + 0.5
-    return x.to(dtype).chunk(2), torch.randint(0, 3, (BATCH,), generator=generator).chunk(2)
-
-
-def loss(outputs, labels):
-    return nn.functional.cross_entropy(outputs, labels, reduction="sum") / BATCH
 
 
 def tensors_of(optimizer):
@@ -210,7 +127,7 @@ def test_all_ranks_hold_the_same_bits_and_any_number_of_them_one_answer(quick):
     check(quick, ON_TWO, SIZES)
     owners = quick[0][4, "preconditioned"]["owners"]
     assert len({rank for each in owners for rank in each}) == 4
-    notes = [report for report in quick[0][4, "lost state"]["reports"] if "was reset" in report]
+    notes = [report for report in quick[0][4, "lost state"]["reports"] if "was dropped" in report]
     assert len(notes) > 1
 
 
@@ -254,7 +171,7 @@ def _volume(rank, size):
         model = prong.whiten(network())
         optimizer = sgd(model.parameters())
         options = {**EXACT, "period": 2, "samples": 2 * BATCH, **options}
-        natural = reparametrizer(model, optimizer, **options)
+        natural = reparametrizer(model, optimizer, automatic=False, **options)
         for step in range(2):
             loss(model(halves(step)[0][0]), halves(step)[1][0]).backward()
             for parameter in model.parameters():
@@ -268,7 +185,7 @@ def _volume(rank, size):
         # The second linear layer's weight serves twice.
         features = sum(groups * size for groups, size in layers)
         expected = {
-            "all_reduce": 3 * len(layers) + features,
+            "all_reduce": 6 * len(layers) + features,
             "reduce": sum(groups * triangle_size(size) for groups, size in layers),
             "broadcast": sum(groups * form(size) for groups, size in layers)
             + features + 2 * moved + numbers,

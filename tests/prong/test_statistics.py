@@ -93,7 +93,9 @@ def test_a_bad_batch_never_enters_the_statistics(kind):
     natural = reparametrizer(model, optimizer, period=4, samples=1000, **EXACT)
     good = [torch.randn(6, 3) for _ in range(3)]
     for x in [good[0], BAD[kind](good[0]), *good[1:]]:
-        model(x)
+        model(x).sum().backward()
+        model.zero_grad()
+        optimizer.step()
         report = natural.step()
     layer = report.layers["0"]
     assert (layer.updated, layer.samples, layer.rejected) == (True, 18, 1)
@@ -102,6 +104,7 @@ def test_a_bad_batch_never_enters_the_statistics(kind):
     kept = model[0].whitener.clone()
     for _ in range(4):
         model(BAD[kind](good[0]))
+        optimizer.step()
         report = natural.step()
     assert report.layers["0"].reason == "no finite sample was seen"
     assert report.layers["0"].rejected == 4

@@ -105,7 +105,7 @@ def patiently(root: Path, action: Callable[[], T]) -> T:
                 raise
             if time.monotonic() > deadline:
                 raise UserError(
-                    "another run is at work in this checkout; wait for it or end it first "
+                    "another run is running in this checkout; wait for it or stop it first "
                     f"({one_line(error).partition(' If there are no')[0]})"
                 ) from None
             time.sleep(pause)
@@ -126,7 +126,7 @@ def undisturbed(root: Path) -> Iterator[None]:
         with held:
             named = re.findall(r'"pid": *(\d+)', busy.read_text()) if busy.is_file() else ()
             if any(process_start(int(pid)) for pid in named):  # those of the dead are still named
-                raise UserError("another run is at work in this checkout; wait for it or end it")
+                raise UserError("another run is running in this checkout; wait for it or stop it")
             yield
 
 

@@ -79,8 +79,9 @@ def test_a_strip_of_extreme_shape_stays_cheap() -> None:
     assert fit(np.full((1, 60_000, 1), 7, np.uint8), 32).tolist() == [[[7] * 32] * 32]
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation: int) -> None:
+def test_exif_orientation_is_applied_once(orientation: int, kind: str) -> None:
     upright = np.arange(24, dtype=np.uint8).reshape(4, 6, 1) * 10
     # What a camera stores so that the viewer's turn gives the upright image.
     stored = {
@@ -95,7 +96,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     }[orientation]
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    file = encoded(as_image(np.ascontiguousarray(stored)), exif=exif.tobytes())
+    file = encoded(as_image(np.ascontiguousarray(stored)), kind, exif=exif)
     assert np.array_equal(pixels(file, channels=1), upright)
 
 

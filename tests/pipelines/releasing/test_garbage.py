@@ -195,7 +195,7 @@ def test_nothing_goes_while_a_run_is_at_work(
     busy = repository / ".dvc/tmp/rwlock"
     write_text(busy, f'{{"data": {{"write": {{"pid": {os.getpid()}, "cmd": "dvc"}}}}}}')
     tracking.connect(layout).delete_registered_model_alias(MODEL, "challenger")
-    with pytest.raises(UserError, match="another run is at work"):
+    with pytest.raises(UserError, match="another run is running"):
         collect(layout)
     assert len(registry.list_versions(layout, MODEL)) == 2
     write_text(busy, '{"data": {"write": {"pid": 4194304, "cmd": "dvc"}}}')  # it died
