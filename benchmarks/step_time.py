@@ -100,7 +100,7 @@ class Run:
     Attributes:
         steps: Seconds of each counted step.
         turns: Mean seconds of a step in each counted turn.
-        refreshes: Seconds a step that reparametrisations took in each counted turn.
+        refreshes: Seconds a step that `Reparametrizer.step` took in each counted turn.
         live: The most bytes that were held after a step.
     """
 
@@ -121,9 +121,11 @@ class Run:
             workloads.loss(self.model(x), x, labels).backward()  # type: ignore[no-untyped-call]
             for optimizer in self.optimizers:
                 optimizer.step()
+            if self.natural is not None:
+                before = self._now(x)
+                self.natural.step()
+                refresh += self._now(x) - before
             seconds.append(self._now(x) - start)
-            report = None if self.natural is None else self.natural.step()
-            refresh += 0.0 if report is None else report.seconds
             # Outside the clock; the gradients still live here.
             self.live = max(self.live, live_bytes(self))
             for optimizer in self.optimizers:
@@ -179,6 +181,7 @@ def attach(method: Method, model: nn.Module, asked: argparse.Namespace) -> Run:
         period=asked.period,
         samples=asked.samples,
         damping=asked.damping,
+        automatic=False,  # so that a reparametrisation is timed apart from the optimizer's step
         whitening=prong.Whitening(decomposition_dtype=getattr(torch, asked.decomposition_dtype)),
         **copy.copy(method.options),  # type: ignore[arg-type]
     )

@@ -69,6 +69,8 @@ def test_a_turn_counts_steps_and_the_refreshes_in_them():
     # Two layers take turns, once each in a turn of T = 4 steps.
     assert len(row.run.natural.units) == 2
     assert len(row.refreshes) == 4
+    # All of a reparametrisation lies in its own span, and none of it in the optimizer's step.
+    assert row.refreshes[-1] >= 1e3 * row.run.natural.report.seconds
     assert 0 < sum(row.refreshes) <= 8 * row.shares[0] < sum(row.steps) <= whole
     assert row.turns == [pytest.approx(sum(row.steps) / 8)]
 
