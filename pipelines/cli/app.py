@@ -16,6 +16,7 @@ import typer
 from pipelines.cli import registry_commands
 from pipelines.cli.shared_arguments import AsJson, Name
 from pipelines.core.errors import Failed, UserError, disk_error
+from pipelines.core.text import print_anything
 
 app = typer.Typer(
     name="prong",
@@ -87,27 +88,31 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Answer from the champion's ONNX file."""
-    from pipelines.core.environment import open_checkout
-    from pipelines.registry.version_files import champion_file
+    from pipelines.core.environment import open_model
+    from pipelines.core.text import shown
+    from pipelines.registry.version_files import champion
     from pipelines.serving.predict import predict
     from pipelines.systems.onnx.runtime import OnnxModel
 
     if provider not in ("auto", "cpu", "cuda"):
         raise UserError(f"--provider {provider!r}: allowed: auto, cpu, cuda")
-    layout, params = open_checkout()
-    version, path = champion_file(layout, name or params.model_name)
-    model = OnnxModel.load(path, provider, asked="--provider")  # type: ignore[arg-type]
+    layout, asked = open_model(name)
+    found = champion(layout, asked)
+    version = found.version
+    for said in found.warnings:
+        print(f"warning: {asked}: {shown(said)}", file=sys.stderr)
+    model = OnnxModel.load(found.path, provider, asked="--provider")  # type: ignore[arg-type]
     answers = predict(model, images, top=top)
     if as_json:
-        found = [
+        rows = [
             {"path": str(a.path), "label": a.label, "probability": a.probability, "top": a.top}
             for a in answers
         ]
-        print(json.dumps({"version": version, "provider": model.provider, "answers": found}))
+        print(json.dumps({"version": version, "provider": model.provider, "answers": rows}))
         return
     for answer in answers:
-        likely = "  ".join(f"{label} {100 * share:.1f} %" for label, share in answer.top)
-        print(f"{answer.path}  {likely}")
+        likely = "  ".join(f"{shown(label)} {100 * share:.1f} %" for label, share in answer.top)
+        print(f"{shown(answer.path)}  {likely}")
 
 
 app.command()(registry_commands.promote)
@@ -116,6 +121,9 @@ app.command()(registry_commands.history)
 app.command()(registry_commands.compare)
 app.command("gc")(registry_commands.collect)
 app.command()(registry_commands.sign)
+app.command()(registry_commands.keys)
+app.command()(registry_commands.repair)
+app.command()(registry_commands.migrate)
 app.command()(registry_commands.lineage)
 app.command()(registry_commands.rebuild)
 
@@ -273,6 +281,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2."""
     # Imports leave hardly any garbage: collecting it took a fifth of a short command's time.
     gc.set_threshold(100_000, 50, 50)
+    print_anything()
     try:
         app()
     except (UserError, Failed) as error:
@@ -288,7 +297,9 @@ def main() -> None:
 
 
 def _say(error: UserError | Failed) -> int:
-    print(f"error: {error}", file=sys.stderr)
+    from pipelines.core.text import shown_lines
+
+    print(f"error: {shown_lines(error)}", file=sys.stderr)
     return error.exit_code
 
 

@@ -14,6 +14,9 @@ import typer
 from pipelines.cli.shared_arguments import AsJson, Name, Number
 from pipelines.core.errors import Failed
 
+LONGEST_REASON = 1000
+"""Characters of a reason."""
+
 
 def models(name: Name = None, as_json: AsJson = False) -> None:
     """List the versions in the registry with metrics, aliases and lineage."""
@@ -58,7 +61,7 @@ def promote(
 
     from pipelines.core.environment import open_checkout
     from pipelines.registry.versions import number_of
-    from pipelines.release.promote import promote
+    from pipelines.release.promote import PromotionRequest, promote
     from pipelines.release.transaction import repaired_state
 
     layout, params = open_checkout()
@@ -68,7 +71,7 @@ def promote(
     if version is not None:
         named = repaired_state(layout, params.model_name).aliases
         number = number_of(params.model_name, named, version, asked="VERSION")
-    decision = promote(layout, params, number, asked=True)
+    decision = promote(layout, params, PromotionRequest(number, asked=True))
     for found in decision.findings:
         print(f"{found.gate:<12} {found.verdict:<8} {found.reason}")
     said = f"{params.model_name} v{decision.version}"
@@ -90,11 +93,12 @@ def rollback(
     name: Name = None,
 ) -> None:
     """Make an earlier champion live again, after its file was loaded and queried."""
-    from pipelines.core.environment import open_checkout
+    from pipelines.core.environment import open_model
+    from pipelines.core.text import clean
     from pipelines.release.promote import rollback
 
-    layout, params = open_checkout()
-    done = rollback(layout, name or params.model_name, to, reason)
+    layout, model = open_model(name)
+    done = rollback(layout, model, to, clean(reason, LONGEST_REASON))
     before = "none" if done.replaced is None else f"v{done.replaced}"
     further = "" if done.previous is None else f"; previous is v{done.previous}"
     print(f"{done.model} v{done.version} is champion again (before: {before}){further}")
@@ -102,20 +106,27 @@ def rollback(
 
 def history(name: Name = None, as_json: AsJson = False) -> None:
     """Show which version was live when, why and by whom; exit code 1 if it was tampered with."""
-    from pipelines.core.environment import open_checkout
+    from pipelines.core.environment import open_model
     from pipelines.registry.history import show
+    from pipelines.registry.state import unsigned
     from pipelines.release.transaction import repaired_state
 
-    layout, params = open_checkout()
-    model = name or params.model_name
-    found = repaired_state(layout, model).history
+    layout, model = open_model(name)
+    state = repaired_state(layout, model)
+    found = state.history
+    damage = [*found.damage, *([unsigned(state)] if state.unsigned else [])]
     if as_json:
         entries = [entry.as_json() for entry in found.entries]
-        print(json.dumps({"entries": entries, "damage": found.damage}, ensure_ascii=False))
+        print(json.dumps({"entries": entries, "damage": damage}, ensure_ascii=False))
     else:
         show(model, found)
     if found.damage:
-        raise Failed(f"{model}: the history was tampered with: {'; '.join(found.damage)}")
+        raise Failed(
+            f"{model}: the history was tampered with: {'; '.join(found.damage)}; "
+            "`prong repair` mends what can be mended"
+        )
+    if damage:
+        raise Failed("; ".join(damage))
 
 
 def compare(
@@ -151,13 +162,93 @@ def collect(
 
 
 def sign(version: Number, name: Name = None) -> None:
-    """Check the hash of a registered version, then sign it with the current key."""
-    from pipelines.core.environment import open_checkout
+    """Sign a released version again with the current key, after a change of keys."""
+    from pipelines.core.environment import open_model
     from pipelines.release.sign import sign_version
 
+    layout, model = open_model(name)
+    signed, key = sign_version(layout, model, version)
+    print(f"{signed}: signed by key {key[:16]}")
+
+
+def keys(
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Make a new key; sign with it what is live.")
+    ] = False,
+    distrust: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Trust a retired key no more.")
+    ] = None,
+    name: Name = None,
+) -> None:
+    """List the keys that this checkout trusts, or change its own."""
+    from pipelines.core.environment import open_model
+    from pipelines.provenance import keys as found
+
+    layout, model = open_model(name)
+    if rotate:
+        from pipelines.release.sign import rotate as change
+
+        old, new = change(layout, model)
+        print(f"signs now {new[:16]} (before: {old[:16] or 'lost'}, still trusted)")
+        return
+    if distrust is not None:
+        print(f"{found.distrust(layout, distrust)[:16]} is trusted no more")
+        return
+    signs = ""
+    if found.has_key(layout):
+        signs = found.fingerprint(found.public_of(found.signing_key(layout)))
+    for public in found.trusted_keys(layout):
+        key = found.fingerprint(public)
+        print(f"{key[:16]}  {'signs' if key == signs else 'trusted'}")
+    if not signs:
+        print("no key signs here: the first release makes one")
+
+
+def repair(
+    begin_anew: Annotated[
+        bool,
+        typer.Option("--begin-anew", help="Give up what of the history cannot be put back."),
+    ] = False,
+    name: Name = None,
+    as_json: AsJson = False,
+) -> None:
+    """Mend aliases, intents, history and lost files; exit code 1 if something cannot be."""
+    from dataclasses import asdict
+
+    from pipelines.core.environment import open_model
+    from pipelines.release.repair import repair as mend
+    from pipelines.release.repair import show
+
+    layout, model = open_model(name)
+    found = mend(layout, model, begin_anew=begin_anew)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))
+        good = all(one.mended for one in found)
+    else:
+        good = show(model, found)
+    if not good:
+        raise typer.Exit(1)
+
+
+def migrate(
+    as_is: Annotated[
+        bool,
+        typer.Option("--as-is", help="Take over the champion though it does not pass the gates."),
+    ] = False,
+    name: Name = None,
+) -> None:
+    """Take over a registry made before statements were signed; its champion stays live."""
+    from dataclasses import replace
+
+    from pipelines.core.environment import open_checkout
+    from pipelines.release.migrate import migrate as take_over
+
     layout, params = open_checkout()
-    model, key = sign_version(layout, name or params.model_name, version)
-    print(f"{model}: signed by key {key[:12]}")
+    if name:
+        params = replace(params, registry=replace(params.registry, model=name))
+    live = take_over(layout, params, as_is=as_is, say=print)
+    said = "no version" if live is None else f"v{live}"
+    print(f"{params.model_name}: {said} is champion, by a signed history from now on")
 
 
 def lineage(version: Number, name: Name = None, as_json: AsJson = False) -> None:

@@ -60,3 +60,17 @@ def open_checkout() -> tuple[Layout, Params]:
     layout = Layout.find()
     set_up(layout)
     return layout, params_file.load(layout.params)
+
+
+def open_model(name: str | None) -> tuple[Layout, str]:
+    """Set the environment; return the checkout and the registered model that is meant.
+
+    Args:
+        name: What the user named; then `params.yaml` need not be valid.
+
+    Raises:
+        UserError: If this is not a checkout, or no name is given and a parameter is wrong.
+    """
+    layout = Layout.find()
+    set_up(layout)
+    return layout, name or params_file.load(layout.params).model_name

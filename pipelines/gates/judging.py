@@ -122,9 +122,6 @@ GATES: dict[str, Gate] = {
         lambda e: provenance.stored_bytes(e.sha256, e.candidate.sha256),
         reads=True,
     ),
-    "signature": Gate(
-        "Does its signature verify?", lambda e: provenance.signature(e.signer), reads=True
-    ),
     "format": Gate(
         "Is there nothing that could run code, or reach out of its folder?",
         lambda e: provenance.stored_format(e.files, e.outside),

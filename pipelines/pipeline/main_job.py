@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines.core import params_file
 from pipelines.core.config import Params
@@ -20,16 +20,13 @@ from pipelines.core.paths import Layout
 from pipelines.pipeline import data_versions as dataset
 from pipelines.pipeline.stages import check_names
 from pipelines.release.decision import Decision
-from pipelines.release.register import Registration, exported
+from pipelines.release.register import Registration
 from pipelines.systems.dvc import cache as dvc_store
 from pipelines.systems.dvc import reproduce as versioning
 from pipelines.systems.dvc.reproduce import StageResult
 from pipelines.systems.prefect.connection import answering, used_server
 from pipelines.systems.prefect.decorators import flow, task
 from pipelines.systems.prefect.this_run import run_id
-
-if TYPE_CHECKING:
-    from pipelines.release.transaction import Transaction
 
 Report = Callable[[StageResult], None]
 
@@ -84,19 +81,19 @@ def verify(root: Path, force: bool) -> StageResult:
 
 
 @task
-def register(held: Transaction, params: Params, sha256: str, flow_run_id: str) -> Registration:
+def register(layout: Layout, params: Params, flow_run_id: str) -> Registration:
     """Register the verified ONNX file, unless these bytes are registered already."""
-    from pipelines.release.register import register_in
+    from pipelines.release.register import register
 
-    return register_in(held, params, sha256, flow_run_id)
+    return register(layout, params, flow_run_id)
 
 
 @task
-def promote(held: Transaction, params: Params, version: int, flow_run_id: str) -> Decision:
+def promote(layout: Layout, params: Params, version: int, flow_run_id: str) -> Decision:
     """Make the version champion if every gate lets it pass."""
-    from pipelines.release.promote import PromotionRequest, promote_in
+    from pipelines.release.promote import PromotionRequest, promote
 
-    return promote_in(held, params, PromotionRequest(version, flow_run_id))
+    return promote(layout, params, PromotionRequest(version, flow_run_id))
 
 
 @flow(name="prong")
@@ -118,14 +115,11 @@ def main_job(root: Path, force: frozenset[str], report: Report) -> JobResult:
     run = run_id()
     # First, so that whatever may be promoted can be made again.
     dvc_store.push(layout.root, layout.added)
-    from pipelines.release.transaction import transaction  # imports MLflow, which takes seconds
-    from pipelines.systems import mlflow as tracking
+    from pipelines.systems import mlflow as tracking  # takes seconds
 
     tracking.close_dead_runs(layout)
-    sha256 = exported(layout)
-    with transaction(layout, params.model_name) as held:
-        registration = register(held, params, sha256, run)
-        decision = promote(held, params, registration.version, run)
+    registration = register(layout, params, run)
+    decision = promote(layout, params, registration.version, run)
     return JobResult(tuple(results), registration, decision, run, time.monotonic() - start)
 
 

@@ -1,7 +1,7 @@
-"""What lies beside a released model: its signature, bill of materials, card, lock and parameters.
+"""What lies beside a registered model: its bill of materials, card, lock and parameters.
 
-With a version's folder anyone can check it, read what it is, and make it again, without this
-project's registry.
+With a version's folder anyone can read what it is and make it again, without this project's
+registry. Signature and statement come once the gates have passed (`release/let_through.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 from pipelines.core.files import sha256_file, write_text
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
-from pipelines.provenance import signing
 from pipelines.provenance.bom import bill_of_materials
 from pipelines.provenance.model_card import model_card
 
@@ -38,7 +37,7 @@ def write_attachments(
         figures: The reports `evaluation` and `verification`.
 
     Raises:
-        UserError: If the signing key or the data card cannot be used.
+        UserError: If the data card cannot be used.
     """
     folder, sha256, card = model.parent, sha256_file(model), load_card(layout.prepared)
     files = []
@@ -49,4 +48,3 @@ def write_attachments(
     bill = bill_of_materials(name, sha256, card, made_from, figures, files)
     write_text(folder / BILL, bill)
     write_text(folder / CARD, model_card(name, sha256, card, made_from, figures))
-    signing.sign(layout, model, model.with_name(model.name + ".sig"))

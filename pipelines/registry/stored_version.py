@@ -11,6 +11,7 @@ from pipelines.core.paths import Layout
 from pipelines.gates.provenance import MODEL_FILES, StoredFile, is_inside
 from pipelines.registry import version_files
 from pipelines.registry import versions as registry
+from pipelines.registry.statements import Statement
 from pipelines.systems.mlflow import WEIGHTS_TAG, answering, artifacts, connect, read_run
 
 _HEAD = 64  # bytes
@@ -24,10 +25,12 @@ class StoredVersion:
     Attributes:
         layout: The checkout that asks.
         version: Which one.
+        statement: By which it was released: then its file is the one that this names.
     """
 
     layout: Layout
     version: registry.Version
+    statement: Statement | None = None
 
     @property
     def number(self) -> int:
@@ -36,8 +39,8 @@ class StoredVersion:
 
     @property
     def sha256(self) -> str:
-        """Of the bytes that were registered."""
-        return self.version.sha256
+        """Of the bytes that were released, or else registered."""
+        return self.version.sha256 if self.statement is None else self.statement.sha256
 
     @property
     def lineage(self) -> Mapping[str, str]:
@@ -54,13 +57,10 @@ class StoredVersion:
         where = version_files.location(self.layout, self.version)
         artifacts.download(self.layout, where, version_files.MODEL_FILE, target)
 
-    def fetch_signature(self, target: Path) -> None:
-        """Download its signature anew."""
-        where = version_files.location(self.layout, self.version)
-        artifacts.download(self.layout, where, version_files.SIGNATURE, target)
-
     def checked_file(self) -> Path:
         """Return its ONNX file, downloaded at most once, after its hash was checked."""
+        if self.statement is not None:
+            return version_files.released_file(self.layout, self.statement)
         return version_files.version_file(self.layout, self.version)
 
     def files(self, scratch: Path) -> list[StoredFile]:

@@ -13,6 +13,7 @@ from typing import Any
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.gates.finding import Finding, from_tags
+from pipelines.registry import outside
 from pipelines.systems.mlflow import MlflowClient, answering, connect, registered_models
 from pipelines.systems.mlflow.registered_models import ModelVersion
 
@@ -53,7 +54,7 @@ class Version:
     @property
     def sha256(self) -> str:
         """Of the ONNX file; empty if the version is not one of this project."""
-        return self.tags.get(SHA256, "")
+        return outside.sha256(self.tags.get(SHA256))
 
     def under(self, prefix: str) -> dict[str, str]:
         """Return the tags under a prefix (`LINEAGE`, `METRIC`, `JUDGED`), without it."""
@@ -96,30 +97,40 @@ def number(text: str) -> float | str:
     return value if len(text) < 25 and abs(value) < 1e300 else text
 
 
-def _version(found: ModelVersion, aliases: Mapping[str, int]) -> Version:
-    number = int(found.version)
+def _version(found: ModelVersion, aliases: Mapping[str, int]) -> Version | None:
+    number = outside.number(found.version)
+    if number is None:
+        return None
     return Version(
-        model=found.name,
+        model=str(found.name),
         number=number,
-        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
+        created=_moment(found.creation_timestamp),
         status=str(found.status),
         aliases=tuple(sorted(alias for alias, target in aliases.items() if target == number)),
-        run_id=found.run_id or "",
-        tags=dict(found.tags),
+        run_id=str(found.run_id or ""),
+        tags={str(key): str(value) for key, value in found.tags.items()},
     )
+
+
+def _moment(milliseconds: object) -> datetime:
+    """Return a moment of the registry's; 1970 where it gives none."""
+    try:
+        return datetime.fromtimestamp(float(str(milliseconds)) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(0, UTC)
 
 
 def aliases(client: MlflowClient, model: str) -> dict[str, int]:
     """Return alias → version; empty if there is no such model."""
     found = registered_models.find_model(client, model)
-    return {} if found is None else {name: int(number) for name, number in found.aliases.items()}
+    return {} if found is None else outside.aliases(found.aliases)[0]
 
 
 def versions(client: MlflowClient, model: str) -> list[Version]:
     """Return all versions of a model, newest first; none if there is no such model."""
     named = aliases(client, model)
-    found = [_version(version, named) for version in registered_models.versions_of(client, model)]
-    return sorted(found, key=lambda version: -version.number)
+    found = (_version(version, named) for version in registered_models.versions_of(client, model))
+    return sorted((v for v in found if v is not None), key=lambda version: -version.number)
 
 
 def version_or_none(client: MlflowClient, model: str, number: int) -> Version | None:
@@ -139,12 +150,6 @@ def get_version(client: MlflowClient, model: str, number: int) -> Version:
         numbers = ", ".join(str(v.number) for v in versions(client, model)) or "none"
         raise UserError(f"{model} version {number}: does not exist; there are: {numbers}")
     return found
-
-
-def named_version(client: MlflowClient, model: str, alias: str) -> Version | None:
-    """Return the version that an alias names; None if there is none."""
-    found = registered_models.find_by_alias(client, model, alias)
-    return None if found is None else _version(found, aliases(client, model))
 
 
 def number_of(model: str, named: Mapping[str, int], text: str, *, asked: str) -> int:

@@ -120,7 +120,8 @@ def walk(layout: Layout, version: Version) -> list[Link]:
         path = version_files.version_file(layout, version)
         found.append(_link("bytes", version.sha256, True, "sha256 of the registry's file"))
         key = version_files.signer(layout, version)
-        found.append(_link("signature", key, True, "by a trusted key"))
+        said = "its statement, by a trusted key" if key else "the gates did not let it through yet"
+        found.append(_link("signature", key or UNKNOWN, True if key else None, said))
     except Unavailable:
         raise
     except UserError as error:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from pipelines.core import faults
 from pipelines.core.config import Params
 from pipelines.core.paths import Layout
-from pipelines.registry import history
+from pipelines.registry import history, outside
 
 if TYPE_CHECKING:  # MLflow and the gates are imported when a step is called, not with the flow
     from pipelines.gates.finding import Finding
-    from pipelines.registry.intents import ModelState
+    from pipelines.registry.state import ModelState
     from pipelines.registry.versions import Version
     from pipelines.release.transaction import Transaction
 
@@ -47,45 +47,83 @@ class Decision:
     images: int = 0
 
 
-def judged(
-    layout: Layout, params: Params, held: Transaction, state: ModelState, candidate: Version
-) -> tuple[Finding, ...]:
-    """Hold a version to every gate, and write onto it what they found and what they were asked.
+@dataclass(frozen=True)
+class Case:
+    """What was put before the gates, and what they found; judged without a lease.
 
-    The question goes first and comes last, so that a crash leaves no answer to another question.
+    Attributes:
+        candidate: The version.
+        after: Hash of the history's newest entry when it was judged; empty without one.
+        question: All that the answer depends on, beside the version.
+        findings: One per gate.
+    """
+
+    candidate: Version
+    after: str
+    question: Mapping[str, object]
+    findings: tuple[Finding, ...]
+
+
+def judged(layout: Layout, params: Params, state: ModelState, candidate: Version) -> Case:
+    """Hold a version to every gate. No lease is held: a rollback never waits for a judgement.
+
+    Args:
+        layout: The checkout, whose gate split decides.
+        params: The limits, in `gates`.
+        state: How the model stands; its champion is what the version is held against.
+        candidate: The version.
 
     Raises:
-        UserError: If the checkout has no gate split.
+        UserError: If the checkout has no gate split, or the champion no statement that holds.
         Unavailable: If the registry does not answer.
     """
     from pipelines.gates.judging import judge
-    from pipelines.registry import findings as findings_of
     from pipelines.registry import versions as registry
+    from pipelines.registry.state import statement_of
     from pipelines.registry.stored_version import StoredVersion
+    from pipelines.registry.version_files import required_statement
     from pipelines.release.best_champions import best_champions
+    from pipelines.systems.mlflow import answering, connect
+
+    client = connect(layout)
+    question = gate_inputs(layout, params, state)
+    with answering(layout):
+        rows = {version.number: version for version in registry.versions(client, state.model)}
+        released = {}
+        for number in sorted(state.history.lived & set(rows), reverse=True):
+            found = statement_of(layout, state, number, rows[number].tags)
+            if found is not None:
+                released[number] = found
+        champion = None
+        if state.live is not None:
+            statement = required_statement(layout, client, state, state.live)
+            version = rows.get(state.live) or registry.get_version(client, state.model, state.live)
+            champion = StoredVersion(layout, version, statement)
+    past = [
+        StoredVersion(layout, rows[one.version], one)
+        for one in best_champions(list(released.values()))
+    ]
+    findings = judge(layout, params, StoredVersion(layout, candidate), champion, past)
+    faults.point("promote.judged")
+    last = state.history.last
+    return Case(candidate, "" if last is None else last.hash, question, findings)
+
+
+def write_findings(held: Transaction, case: Case) -> None:
+    """Write onto a version what the gates found and what they were asked.
+
+    The question goes first and comes last, so that a crash leaves no answer to another question.
+    """
+    from pipelines.registry import findings as findings_of
     from pipelines.systems.mlflow import registered_models
 
-    live = state.aliases.get(registry.CHAMPION)
-    champion = None if live is None else held.version(live)
-    rows = registry.versions(held.client, held.model)
-    lived = [version for version in rows if version.number in state.history.lived]
-    question = gate_inputs(layout, params, state)
-    findings = judge(
-        layout,
-        params,
-        StoredVersion(layout, candidate),
-        None if champion is None else StoredVersion(layout, champion),
-        [StoredVersion(layout, version) for version in best_champions(lived)],
-    )
-    faults.point("promote.judged")
     held.check()
-    client, model, number = held.client, candidate.model, candidate.number
-    if GATE_INPUTS in candidate.tags:
+    client, model, number = held.client, case.candidate.model, case.candidate.number
+    if GATE_INPUTS in case.candidate.tags:
         registered_models.untag_version(client, model, number, GATE_INPUTS)
-    findings_of.write(client, candidate, findings)
-    registered_models.tag_version(client, model, number, GATE_INPUTS, _text(question))
+    findings_of.write(client, case.candidate, case.findings)
+    registered_models.tag_version(client, model, number, GATE_INPUTS, _text(case.question))
     faults.point("promote.tags")
-    return findings
 
 
 def blocked_by(stopped: Sequence[Finding]) -> str:
@@ -106,10 +144,9 @@ def gate_inputs(
 ) -> dict[str, int | float | str | list[int] | None]:
     """Return all that the gates' answers on a version depend on, beside the version itself."""
     from pipelines.data.prepared import load_card
-    from pipelines.registry import versions as registry
 
     return {
-        "champion": state.aliases.get(registry.CHAMPION),
+        "champion": state.live,
         "champions": sorted(state.history.lived),
         "data_hash": load_card(layout.prepared).data_hash,
         "gates": params.hash("gates"),
@@ -120,7 +157,7 @@ def nothing_new(
     candidate: Version, state: ModelState, live: int | None, question: Mapping[str, object]
 ) -> Decision | None:
     """Return the decision if it is known without asking the gates."""
-    if candidate.number in state.history.lived:
+    if state.history.was_live(candidate.number, candidate.sha256):
         aside = state.history.put_aside(candidate.number)
         how = "another was put in its place since"
         if aside is not None and aside.event == history.ROLLED_BACK:
@@ -139,18 +176,26 @@ def nothing_new(
 
 def known(candidate: Version, live: int | None, reason: str) -> Decision:
     """Return the decision that leaves all as it is, with the figures known."""
-    said = json.loads(candidate.tags.get(GATE_INPUTS, "{}"))
     error, images = figures_of(candidate.findings)
     return Decision(
         version=candidate.number,
         promoted=False,
         champion=live,
-        held_against=said.get("champion"),
+        held_against=_held_against(candidate),
         reason=reason,
         findings=candidate.findings,
         error=error,
         images=images,
     )
+
+
+def _held_against(candidate: Version) -> int | None:
+    """Return the champion that a version's gates were asked about; None if nothing sound says."""
+    try:
+        said = json.loads(candidate.tags.get(GATE_INPUTS, "{}"))
+        return outside.number(said.get("champion")) if isinstance(said, dict) else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _text(value: object) -> str:

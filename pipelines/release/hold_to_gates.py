@@ -14,7 +14,7 @@ from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.gates.finding import Finding, blocked
 from pipelines.gates.judging import GATES
-from pipelines.release.decision import judged
+from pipelines.release.decision import judged, write_findings
 from pipelines.release.transaction import transaction
 
 _STYLE = {"pass": "green", "fail": "bold red", "not run": "yellow"}
@@ -41,7 +41,11 @@ def hold_to_gates(layout: Layout, params: Params, model: str, version: int) -> t
         candidate = held.version(version)
         if not candidate.complete:
             raise UserError(f"{model} version {version}: its registration is not complete")
-        return judged(layout, params, held, held.state(), candidate)
+        state = held.state()
+    case = judged(layout, params, state, candidate)  # without the lease: nobody waits for it
+    with transaction(layout, model) as held:
+        write_findings(held, case)
+    return case.findings
 
 
 def show(model: str, version: int, findings: Sequence[Finding], *, as_json: bool) -> bool:

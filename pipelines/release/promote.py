@@ -15,6 +15,7 @@ from pipelines.core.errors import Failed, UserError
 from pipelines.core.paths import Layout
 from pipelines.registry import history
 from pipelines.release.decision import (
+    Case,
     Decision,
     blocked_by,
     figures_of,
@@ -22,10 +23,12 @@ from pipelines.release.decision import (
     judged,
     known,
     nothing_new,
+    write_findings,
 )
 
 if TYPE_CHECKING:  # MLflow and the gates are imported when a step is called, not with the flow
-    from pipelines.registry.intents import ModelState
+    from pipelines.registry.state import ModelState
+    from pipelines.registry.statements import Statement
     from pipelines.registry.versions import Version
     from pipelines.release.transaction import Transaction
 
@@ -62,65 +65,116 @@ class Rollback:
     previous: int | None
 
 
-def promote(
-    layout: Layout, params: Params, version: int | None, run: str = "", *, asked: bool = False
-) -> Decision:
-    """Promote in a transaction of its own; see `promote_in`."""
-    from pipelines.release.transaction import transaction
-
-    with transaction(layout, params.model_name) as held:
-        return promote_in(held, params, PromotionRequest(version, run, asked))
+_TRIES = 3
+"""How often a version is judged when another becomes champion meanwhile."""
 
 
-def promote_in(held: Transaction, params: Params, request: PromotionRequest) -> Decision:
+def promote(layout: Layout, params: Params, request: PromotionRequest) -> Decision:
     """Make a version champion if every gate lets it pass.
+
+    The version is judged first, without a lease, so that nobody waits for a judgement. Then the
+    lease is taken, and if the champion is still the one it was held against, the statement is
+    signed and the version goes live; else it is judged again.
 
     A version that was champion before does not come back by itself, only if it is asked for: it
     was rolled back from, or replaced by a better one.
 
     Args:
-        held: The transaction; the gate split of its checkout decides.
+        layout: The checkout; its gate split decides.
         params: `registry.model` and `gates`.
         request: Which version, and who asks.
 
     Raises:
-        UserError: If the version or the gate split is absent, or the store cannot be used.
+        UserError: If the version or the gate split is absent, the history cannot be relied on, or
+            the store cannot be used.
+        Failed: If others moved the champion each time.
         Unavailable: If the store does not answer.
     """
-    faults.point("promote.lease")
-    decision = _decided(held, params, request)
-    faults.point("promote.done")
-    return decision
+    from pipelines.release.transaction import transaction
+
+    model = params.model_name
+    for _ in range(_TRIES):
+        with transaction(layout, model) as held:
+            faults.point("promote.lease")
+            found = _looked_up(held, params, request)
+        if isinstance(found, Decision):
+            return found
+        state, candidate = found
+        case = judged(layout, params, state, candidate)
+        with transaction(layout, model) as held:
+            decision = _committed(held, params, request, case)
+        if decision is not None:
+            faults.point("promote.done")
+            return decision
+    raise Failed(
+        f"{model}: another version became champion each time that this one was judged; run again"
+    )
 
 
-def _decided(held: Transaction, params: Params, request: PromotionRequest) -> Decision:
-    from pipelines.gates.finding import blocked
-    from pipelines.gates.judging import GATES
+def _looked_up(
+    held: Transaction, params: Params, request: PromotionRequest
+) -> Decision | tuple[ModelState, Version]:
+    """Return what is known without asking the gates, or what is to be put before them."""
     from pipelines.registry import versions as registry
-    from pipelines.registry.intents import Intent
+    from pipelines.registry.state import require_sound
 
-    layout, state = held.layout, held.state()
+    state = held.state()
+    require_sound(state)
     number = request.version or state.aliases.get(registry.CHALLENGER)
     if number is None and held.mended is not None:  # the challenger was promoted just now
-        number = state.aliases.get(registry.CHAMPION)
+        number = state.live
     if number is None:
         raise UserError(
             f"{held.model}: no version is challenger; name one (`prong models` shows them)"
         )
-    candidate, live = held.version(number), state.aliases.get(registry.CHAMPION)
+    candidate = held.version(number)
     if not candidate.complete:
         raise UserError(f"{held.model} version {number}: its registration is not complete")
-    if live == number:
-        return known(candidate, live, "already champion")
-    if not request.asked and (
-        old := nothing_new(candidate, state, live, gate_inputs(layout, params, state))
-    ):
-        return old
-    findings = judged(layout, params, held, state, candidate)
+    if state.live == number:
+        return known(candidate, state.live, "already champion")
+    if not request.asked:
+        question = gate_inputs(held.layout, params, state)
+        old = nothing_new(candidate, state, state.live, question)
+        if old is not None:
+            return old
+    return state, candidate
+
+
+def _committed(
+    held: Transaction, params: Params, request: PromotionRequest, case: Case
+) -> Decision | None:
+    """Write down what the gates found, and let the version go live if they let it through.
+
+    Returns:
+        The decision; None if the champion is no longer the one it was held against.
+    """
+    from pipelines.gates.finding import blocked
+    from pipelines.gates.judging import GATES
+    from pipelines.registry import versions as registry
+    from pipelines.registry.intents import Intent
+    from pipelines.registry.state import require_sound
+    from pipelines.release.let_through import sign_beside, statement_about
+    from pipelines.systems.scratch import scratch
+
+    layout, state, findings = held.layout, held.state(), case.findings
+    require_sound(state)
+    last, live, number = state.history.last, state.live, case.candidate.number
+    candidate = held.version(number)
+    if (last.hash if last else "") != case.after or candidate.sha256 != case.candidate.sha256:
+        return None
+    write_findings(held, case)
     figures = figures_of(findings)
     if stopped := blocked(findings, tuple(GATES)):
         return Decision(number, False, live, live, blocked_by(stopped), findings, *figures)
+    key = held.key()
     reason = next((f.reason for f in findings if f.gate == "champion"), "every gate passed")
+    statement = statement_about(
+        layout, params, candidate, findings, held_against=live, run=request.run
+    ).signed(key)
+    with scratch(layout.state, "sign") as folder:
+        sign_beside(layout, candidate, statement, folder)
+    held.write_statement(statement)
+    faults.point("promote.statement")
     entry = held.entry(
         history.PROMOTED,
         number,
@@ -129,12 +183,14 @@ def _decided(held: Transaction, params: Params, request: PromotionRequest) -> De
         reason=reason,
         run=request.run,
         error=figures[0],
+        sha256=statement.sha256,
+        statement=statement.hash,
     )
     wanted = {registry.PREVIOUS: live, registry.CHAMPION: number}
     if state.aliases.get(registry.CHALLENGER) == number:
         wanted[registry.CHALLENGER] = None
-    intent = Intent("promote", entry.intent, aliases=wanted, entry=entry.as_json())
-    held.intend(intent)
+    after = "" if last is None else last.hash
+    intent = held.intend(Intent("promote", entry.intent, after=after, aliases=wanted, entry=entry))
     faults.point("promote.intent")
     held.carry_out(intent)
     return Decision(number, True, number, live, reason, findings, *figures)
@@ -146,23 +202,27 @@ def rollback(layout: Layout, model: str, to: str | None, reason: str, run: str =
     Args:
         layout: The checkout.
         model: The registered model's name.
-        to: Number or alias of a version that was champion; None takes the alias `previous`.
+        to: Number or alias of a version that was champion; None takes the one before.
         reason: Why, for the history.
         run: Prefect's id of the run, or empty.
 
     Raises:
-        UserError: If there is no such version, it never was champion, or its file is damaged.
+        UserError: If there is no such version, it never was champion, no statement that holds says
+            that the gates let it through, or its file is damaged.
         Failed: If it does not answer as it should.
         Unavailable: If the store does not answer.
     """
     from pipelines.registry import versions as registry
     from pipelines.registry.intents import Intent
+    from pipelines.registry.state import require_sound
+    from pipelines.registry.version_files import required_statement
     from pipelines.release.transaction import transaction
 
     with transaction(layout, model) as held:
         faults.point("rollback.lease")
         state = held.state()
-        live = state.aliases.get(registry.CHAMPION)
+        require_sound(state)
+        live, last = state.live, state.history.last
         if to is None and (done := _mended(held, state)):
             return done
         target = _target(state, model, to)
@@ -173,20 +233,28 @@ def rollback(layout: Layout, model: str, to: str | None, reason: str, run: str =
                 f"{model} version {target}: never was champion, so there is no way back to it; "
                 f"`prong promote {target}` puts it before the gates"
             )
-        _query(layout, held.version(target))
+        held.version(target)  # it is there
+        statement = required_statement(layout, held.client, state, target)
+        _query(layout, statement)
         faults.point("rollback.verified")
         previous = state.history.before(target)
-        previous = previous if held.is_complete(previous) else None
+        previous = previous if held.is_released(state, previous) else None
         entry = held.entry(
-            history.ROLLED_BACK, target, replaced=live, previous=previous, reason=reason, run=run
+            history.ROLLED_BACK,
+            target,
+            replaced=live,
+            previous=previous,
+            reason=reason,
+            run=run,
+            error=statement.error,
+            sha256=statement.sha256,
+            statement=statement.hash,
         )
-        intent = Intent(
-            "rollback",
-            entry.intent,
-            aliases={registry.PREVIOUS: previous, registry.CHAMPION: target},
-            entry=entry.as_json(),
+        aliases = {registry.PREVIOUS: previous, registry.CHAMPION: target}
+        after = "" if last is None else last.hash
+        intent = held.intend(
+            Intent("rollback", entry.intent, after=after, aliases=aliases, entry=entry)
         )
-        held.intend(intent)
         faults.point("rollback.intent")
         held.carry_out(intent)
     faults.point("rollback.done")
@@ -210,28 +278,34 @@ def _target(state: ModelState, model: str, to: str | None) -> int:
     from pipelines.registry import versions as registry
 
     if to is None:
-        if registry.PREVIOUS not in state.aliases:
+        if state.previous is None:
             raise UserError(
                 f"{model}: no version is previous; name one that was champion with --to "
                 "(`prong history` shows them)"
             )
-        return state.aliases[registry.PREVIOUS]
-    return registry.number_of(model, state.aliases, to, asked="--to")
+        return state.previous
+    # What the history says counts, whatever the aliases were moved to.
+    named = dict(state.aliases)
+    for alias, number in ((registry.CHAMPION, state.live), (registry.PREVIOUS, state.previous)):
+        named.pop(alias, None)
+        if number is not None:
+            named[alias] = number
+    return registry.number_of(model, named, to, asked="--to")
 
 
-def _query(layout: Layout, version: Version) -> None:
-    """Load a version's file, whose hash is checked, and ask it about random images."""
+def _query(layout: Layout, statement: Statement) -> None:
+    """Load the file that a statement names, and ask it about random images."""
     import numpy as np
 
     from pipelines.registry import version_files
     from pipelines.systems.onnx.runtime import OnnxModel
 
-    model = OnnxModel.load(version_files.version_file(layout, version), "cpu")
+    model = OnnxModel.load(version_files.released_file(layout, statement), "cpu")
     shape = (3, model.card.channels, model.card.size, model.card.size)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     answers = model.probabilities(images)
     if not np.isfinite(answers).all() or not np.allclose(answers.sum(axis=1), 1, atol=1e-3):
         raise Failed(
-            f"{version.model} version {version.number}: does not answer with probabilities; "
+            f"{statement.model} version {statement.version}: does not answer with probabilities; "
             "nothing was changed; `prong history` shows other versions that were champion"
         )

@@ -6,6 +6,7 @@ always leads to a complete version. What a crash leaves half-done, the next comm
 
 from __future__ import annotations
 
+import logging
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +18,10 @@ from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
 
 if TYPE_CHECKING:  # MLflow is imported when a step is called, not with the flow
+    from pipelines.registry.versions import Version
     from pipelines.release.transaction import Transaction
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,20 @@ def exported(layout: Layout) -> str:
     return sha256_file(layout.onnx)
 
 
+def _keep_stored(held: Transaction, version: Version) -> None:
+    """Put a registered version's file into the store again if the store has lost it."""
+    from pipelines.release import upload
+
+    if not upload.is_whole(held.layout, version):
+        held.check()
+        if not upload.put_back(held.layout, version, version.sha256):
+            raise UserError(
+                f"{version.model} version {version.number}: the registry's file is gone or was "
+                "exchanged, and the store does not take it again"
+            )
+        _log.warning("%s version %d: its file was lost and put back", held.model, version.number)
+
+
 def register_in(
     held: Transaction, params: Params, sha256: str, flow_run_id: str | None
 ) -> Registration:
@@ -89,6 +107,7 @@ def register_in(
     broken = []
     for version in registry.versions(held.client, model):
         if version.sha256 == sha256 and version.complete:
+            _keep_stored(held, version)
             return Registration(model, version.number, False, version.run_id, sha256)
         if version.sha256 == sha256:
             broken.append(version)

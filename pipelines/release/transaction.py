@@ -1,44 +1,37 @@
 """Changes of a registered model: one at a time, each written down as an intent before it is made.
 
-Before anything changes, an intent says what is to be: these aliases and this entry of the history,
-or a version of these bytes. A process that dies leaves the intent behind; the next
-process to hold the lease carries it out or undoes it, before doing anything else. Every step may be
+Before anything changes, a signed intent says what is to be: these aliases and this entry of the
+history, or a version of these bytes. A process that dies leaves the intent behind; the next
+process to hold the lease carries it out or drops it, before doing anything else. Every step may be
 taken twice, and is taken only by the process that still holds the lease.
 """
 
 from __future__ import annotations
 
 import getpass
-import json
+import logging
 import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from pipelines.core import faults
 from pipelines.core.paths import Layout
-from pipelines.registry import history
+from pipelines.provenance import keys
+from pipelines.registry import history, statements
 from pipelines.registry import versions as registry
 from pipelines.registry.history import Entry
-from pipelines.registry.intents import INTENT, Intent, ModelState
+from pipelines.registry.intents import INTENT, Intent
+from pipelines.registry.state import ModelState, read_state, statement_of
 from pipelines.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, Version
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.mlflow import MlflowClient, registered_models
 from pipelines.systems.mlflow.leases import Lease, leased
 
-
-def read_state(client: MlflowClient, model: str) -> ModelState:
-    """Return how a registered model stands; empty if there is none."""
-    found = registered_models.find_model(client, model)
-    if found is None:
-        return ModelState({}, history.read({}), None)
-    tags = dict(found.tags)
-    intent = Intent.parse(tags[INTENT]) if INTENT in tags else None
-    aliases = {alias: int(number) for alias, number in found.aliases.items()}
-    return ModelState(aliases, history.read(tags), intent)
+_log = logging.getLogger(__name__)
 
 
 class Transaction:
@@ -63,11 +56,21 @@ class Transaction:
 
     def state(self) -> ModelState:
         """Return how the model stands."""
-        return read_state(self.client, self.model)
+        return read_state(self.layout, self.client, self.model)
 
     def version(self, number: int) -> Version:
         """Return one version; see `registry.get_version`."""
         return registry.get_version(self.client, self.model, number)
+
+    def key(self) -> Path:
+        """Return the release key; the checkout's own is made where nothing was ever signed.
+
+        Raises:
+            LostKey: If it is not here.
+        """
+        found = self.state()
+        fresh = not (found.history.entries or found.history.damage or found.known.entries)
+        return keys.signing_key(self.layout, may_make=fresh)
 
     def is_complete(self, number: int | None) -> bool:
         """Say whether there is such a version and it is complete."""
@@ -76,13 +79,23 @@ class Transaction:
         found = registry.version_or_none(self.client, self.model, number)
         return found is not None and found.complete
 
-    def intend(self, intent: Intent) -> None:
-        """Write down what is to be."""
+    def is_released(self, state: ModelState, number: int | None) -> bool:
+        """Say whether there is such a version, complete and with a statement that holds."""
+        if number is None:
+            return False
+        found = registry.version_or_none(self.client, self.model, number)
+        if found is None or not found.complete:
+            return False
+        return statement_of(self.layout, state, number, found.tags) is not None
+
+    def intend(self, intent: Intent) -> Intent:
+        """Write down what is to be, signed; return it so."""
+        signed = intent.signed(self.model, self.key())
         self.check()
         if intent.command == "register":
             registered_models.ensure_model(self.client, self.model)
-        text = json.dumps(asdict(intent), ensure_ascii=False, separators=(",", ":"))
-        registered_models.tag_model(self.client, self.model, INTENT, text)
+        registered_models.tag_model(self.client, self.model, INTENT, signed.text())
+        return signed
 
     def done(self) -> None:
         """Delete the intent: all of it is done."""
@@ -98,12 +111,24 @@ class Transaction:
             registered_models.set_alias(self.client, self.model, alias, number)
 
     def append(self, entry: Entry) -> None:
-        """Write an entry of the history, once."""
+        """Sign an entry and write it as the next of the history, once."""
         known = self.state().history
         if not known.has(entry.intent):
-            self.check()
-            key, value = known.append(entry).tag()
-            registered_models.tag_model(self.client, self.model, key, value)
+            self.write(known.append(entry, self.model, self.key()))
+
+    def write(self, entry: Entry) -> None:
+        """Write an entry that has its place and its signature."""
+        self.check()
+        key, text = history.tag_key(entry.sequence), entry.text()
+        registered_models.ensure_model(self.client, self.model)
+        registered_models.tag_model(self.client, self.model, key, text)
+
+    def write_statement(self, statement: statements.Statement) -> None:
+        """Write a signed statement onto its version."""
+        self.check()
+        key = statements.tag_key(statement.hash)
+        number, text = statement.version, statement.text
+        registered_models.tag_version(self.client, self.model, number, key, text)
 
     def carry_out(self, intent: Intent) -> None:
         """Move the aliases, write the entry, delete the intent; each only if not yet done."""
@@ -114,21 +139,87 @@ class Transaction:
             if aliases.get(alias) != number:
                 self.move(alias, number)
             faults.point(f"{intent.command}.{alias}")
-        self.append(Entry(**intent.entry))
+        self.append(intent.entry)
         faults.point(f"{intent.command}.history")
         self.done()
 
     def repair(self) -> None:
-        """Finish what a dead process began; record what was changed by other means."""
+        """Finish what a dead process began, and put the aliases where the history says.
+
+        What cannot be relied on is not touched: `prong repair` and `prong migrate` see to it.
+        """
         state = self.state()
-        if state.intent is not None and state.intent.command == "register":
+        if state.bad_intent:
+            self._drop(state, f"{state.bad_intent}; it was removed")
+        elif state.intent is not None and state.intent.command == "register":
             self.finish_registration(state.intent)
+            self.mended = state.intent
         elif state.intent is not None:
-            self.carry_out(state.intent)
-        self.mended = state.intent
+            self._finish(state, state.intent)
+        self.put_back_aliases()
+
+    def _finish(self, state: ModelState, intent: Intent) -> None:
+        """Carry out an intent, unless it is of another time or what it needs is gone."""
+        assert intent.entry is not None
+        last = state.history.last
+        if state.history.has(intent.id):
+            if last is not None and last.intent == intent.id:
+                self.carry_out(intent)
+                self.mended = intent
+            else:  # carried out long ago, and put here again
+                self.done()
+            return
+        target = intent.entry.version
+        if intent.after != ("" if last is None else last.hash):
+            said = "it was written on another history"
+        elif not self._can_answer(target, intent.entry.statement):
+            said = f"version {target} is gone or was never let through"
+        else:
+            self.carry_out(intent)
+            self.mended = intent
+            return
+        self._drop(state, f"an unfinished {intent.command} cannot be carried out: {said}")
+
+    def _can_answer(self, number: int | None, statement: str) -> bool:
+        found = (
+            None if number is None else registry.version_or_none(self.client, self.model, number)
+        )
+        if found is None or not found.complete:
+            return False
+        trusted = keys.trusted_keys(self.layout)
+        return (
+            statements.find(
+                found.tags, trusted, model=self.model, version=found.number, wanted=statement
+            )
+            is not None
+        )
+
+    def _drop(self, state: ModelState, said: str) -> None:
+        """Delete an intent that cannot be carried out, and write down that it was."""
+        _log.warning("%s: %s", self.model, said)
+        last = state.history.last
+        if last is not None and not state.history.damage:
+            self.append(self.same(last, history.DROPPED, said))
+        self.done()
+
+    def put_back_aliases(self) -> tuple[str, ...]:
+        """Let `champion` and `previous` name what the history says; return what was moved."""
         state = self.state()
-        if not state.agrees:
-            self._adopt(state)
+        if state.unsigned or state.history.damage or state.agrees:
+            return ()
+        moved = []
+        for alias, wanted in ((PREVIOUS, state.previous), (CHAMPION, state.live)):
+            found = state.aliases.get(alias)
+            if found == wanted and alias not in state.bad_aliases:
+                continue
+            if wanted is not None and not self.is_complete(wanted):
+                continue  # MLflow would refuse it; `prong doctor` names the lost version
+            self.move(alias, wanted)
+            was, now = _shown(found), _shown(wanted)
+            moved.append(f"alias {alias} named {was}; the history says {now}: put back")
+        for said in moved:
+            _log.warning("%s: %s", self.model, said)
+        return tuple(moved)
 
     def finish_registration(self, intent: Intent) -> None:
         """Complete the version of an intent and make it challenger, or remove it."""
@@ -144,33 +235,6 @@ class Transaction:
                     self.move(CHALLENGER, version.number)
         self.done()
 
-    def _adopt(self, state: ModelState) -> None:
-        """Record aliases that others moved; undo a move to a version that is not complete."""
-        last, aliases = state.history.last, dict(state.aliases)
-        for alias, number in state.aliases.items():
-            if alias in (CHAMPION, PREVIOUS) and not self.is_complete(number):
-                known = None if last is None else getattr(last, _FIELD[alias])
-                back = known if self.is_complete(known) else None
-                self.move(alias, back)
-                aliases.pop(alias) if back is None else aliases.update({alias: back})
-        champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
-        if last is not None and (last.version, last.previous) == (champion, previous):
-            return
-        if last is None and champion is None:
-            if previous is not None:
-                self.move(PREVIOUS, None)
-            return
-        entry = self.entry(
-            history.FOUND if last is None else history.MOVED,
-            champion,
-            replaced=None if last is None else last.version,
-            previous=previous,
-            reason="was champion before the history began"
-            if last is None
-            else "the aliases were moved by other means than this program",
-        )
-        self.append(entry)
-
     def entry(
         self,
         event: str,
@@ -181,37 +245,66 @@ class Transaction:
         reason: str,
         run: str = "",
         error: float | None = None,
+        sha256: str = "",
+        statement: str = "",
     ) -> Entry:
         """Return an entry of the history that has no place in it yet."""
         return Entry(
             sequence=0,
-            time=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            time=now(),
             event=event,
             version=version,
             replaced=replaced,
             previous=previous,
-            by=f"{_user()}@{socket.gethostname()}",
+            by=who(),
             run=run,
             reason=" ".join(reason.split())[: history.LONGEST_REASON],
-            sha256="" if version is None else self.version(version).sha256,
+            sha256=sha256,
             error=error,
             intent=uuid.uuid4().hex,
+            statement=statement,
+        )
+
+    def same(self, last: Entry, event: str, reason: str) -> Entry:
+        """Return an entry that leaves what is live as the newest one has it."""
+        return self.entry(
+            event,
+            last.version,
+            replaced=last.version,
+            previous=last.previous,
+            reason=reason,
+            error=last.error,
+            sha256=last.sha256,
+            statement=last.statement,
         )
 
 
-_FIELD = {CHAMPION: "version", PREVIOUS: "previous"}
+def now() -> str:
+    """Return the time, UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _user() -> str:
+def who() -> str:
+    """Return user@host."""
     try:
-        return getpass.getuser()
+        user = getpass.getuser()
     except (KeyError, OSError):  # a process of a user without a name, as in containers
-        return "unknown"
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"[:300]
+
+
+def _shown(number: int | None) -> str:
+    return "none" if number is None else f"v{number}"
 
 
 @contextmanager
-def transaction(layout: Layout, model: str) -> Iterator[Transaction]:
+def transaction(layout: Layout, model: str, *, mend: bool = True) -> Iterator[Transaction]:
     """Begin the one transaction on a model; what another left half-done is mended first.
+
+    Args:
+        layout: The checkout.
+        model: The registered model's name.
+        mend: Whether to do so.
 
     Raises:
         UserError: If the store cannot be used.
@@ -221,7 +314,8 @@ def transaction(layout: Layout, model: str) -> Iterator[Transaction]:
     with leased(layout, f"registry {model}") as lease, tracking.answering(layout):
         assert lease is not None
         found = Transaction(layout, client, model, lease)
-        found.repair()
+        if mend:
+            found.repair()
         yield found
 
 
@@ -234,10 +328,11 @@ def repaired_state(layout: Layout, model: str) -> ModelState:
     """
     client = tracking.connect(layout)
     with tracking.answering(layout):
-        state = read_state(client, model)
-        if state.agrees and state.intent is None:
+        state = read_state(layout, client, model)
+        unfinished = state.intent is not None or state.bad_intent or not state.agrees
+        if state.unsigned or not unfinished or not keys.has_key(layout):
             return state
         with leased(layout, f"registry {model}", patience=0) as lease:
             if lease is not None:
                 Transaction(layout, client, model, lease).repair()
-        return read_state(client, model)
+        return read_state(layout, client, model)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from pipelines.core import faults
@@ -16,7 +14,6 @@ from pipelines.core.files import read_json, sha256_file
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_split
 from pipelines.provenance import release_branch as releases
-from pipelines.provenance import signing
 from pipelines.provenance.attachments import write_attachments
 from pipelines.provenance.lineage import LONGEST, UNKNOWN, lineage, package_version, runtime_version
 from pipelines.registry import version_files
@@ -28,6 +25,7 @@ from pipelines.systems.mlflow.model_folder import write_folder
 from pipelines.systems.onnx import model_file
 from pipelines.systems.onnx.metadata import INPUT
 from pipelines.systems.onnx.runtime import OnnxModel
+from pipelines.systems.scratch import scratch
 
 _EXAMPLE_PIXELS = 2**16  # the example is stored as text, a few bytes a pixel
 
@@ -104,27 +102,65 @@ def finish(layout: Layout, client: MlflowClient, version: Version) -> bool:
     Returns:
         Whether the version is complete now; False if it was removed.
     """
-    scratch = version_files.cached_file(layout, f"{version.sha256}.again")
-    bundle = scratch.with_suffix(".sig")
-    try:
-        where = version_files.location(layout, version)
-        sound = artifacts.download(layout, where, MODEL_FILE, scratch) == version.sha256
-        artifacts.download(layout, where, version_files.SIGNATURE, bundle)
-        signing.verify(layout, scratch, bundle)
-    except Unavailable:
-        raise
-    except UserError:
-        sound = False
-    finally:
-        scratch.unlink(missing_ok=True)
-        bundle.unlink(missing_ok=True)
-    if sound:
+    if is_whole(layout, version):
         if layout.onnx.is_file() and sha256_file(layout.onnx) == version.sha256:
             releases.keep(layout, version.model, version.number, version.sha256)
         _complete(client, version.model, version.number)
-    else:
-        registered_models.delete_version(client, version.model, version.number)
-    return sound
+        return True
+    registered_models.delete_version(client, version.model, version.number)
+    return False
+
+
+def is_whole(layout: Layout, version: Version) -> bool:
+    """Say whether the store holds a version's file, downloaded anew, as it was registered.
+
+    Raises:
+        Unavailable: If the store does not answer.
+    """
+    return stored_sha256(layout, version) == version.sha256 != ""
+
+
+def stored_sha256(layout: Layout, version: Version) -> str:
+    """Return the hash of a version's file as the store holds it now; empty if it is not there.
+
+    Raises:
+        Unavailable: If the store does not answer.
+    """
+    with scratch(layout.state, "look") as folder:
+        try:
+            where = version_files.location(layout, version)
+            return artifacts.download(layout, where, MODEL_FILE, folder / MODEL_FILE)
+        except Unavailable:
+            raise
+        except UserError:
+            return ""
+
+
+def put_back(layout: Layout, version: Version, sha256: str) -> bool:
+    """Put a version's file back into the store from what is still here; say whether that was so.
+
+    The checkout's own output and the cache are looked at; only bytes of this hash count.
+
+    Args:
+        layout: The checkout.
+        version: Which one.
+        sha256: Of its bytes: by its statement, or as it was registered.
+
+    Raises:
+        UserError: If the version is gone from the registry, or the store takes nothing.
+        Unavailable: If the store does not answer.
+    """
+    for path in (version_files.cached_file(layout, sha256), layout.onnx):
+        if not path.is_file() or sha256_file(path) != sha256:
+            continue
+        with scratch(layout.state, "upload") as folder:
+            copy = folder / MODEL_FILE
+            shutil.copyfile(path, copy)
+            if sha256_file(copy) != sha256:  # changed meanwhile
+                continue
+            version_files.put_beside(layout, version, copy)
+        return stored_sha256(layout, version) == sha256
+    return False
 
 
 def _complete(client: MlflowClient, name: str, number: int) -> None:
@@ -209,9 +245,8 @@ def _upload(
     outputs = {"logits": model.logits(images), "probabilities": model.probabilities(images)}
     upload = logged_models.begin(layout, client, name, run_id, {SHA256: sha256})
     faults.point("register.begin")
-    layout.state.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="upload-", dir=layout.state) as scratch:
-        folder = Path(scratch) / "model"
+    with scratch(layout.state, "upload") as files:
+        folder = files / "model"
         write_folder(
             folder,
             model_file.load(layout.onnx),
