@@ -20,6 +20,7 @@ from pipelines.core import params_file
 from pipelines.core.environment import set_up
 from pipelines.core.errors import UserError, disk_error
 from pipelines.core.paths import Layout
+from pipelines.core.text import shown
 from pipelines.systems import git
 
 _PACKAGES = ("torch", "mlflow", "dvc", "prefect", "onnx", "onnxruntime-gpu", "numpy")
@@ -116,6 +117,26 @@ def _registry(layout: Layout) -> Iterator[Check]:
         yield Check("MLflow", uri, str(error))
     else:
         yield Check("MLflow", f"{uri} answers")
+        yield from _champion(layout)
+
+
+def _champion(layout: Layout) -> Iterator[Check]:
+    """Look at the champion as `prong predict` would, and at its file in the store."""
+    from pipelines.release.health import standing
+
+    try:
+        model = params_file.load(layout.params).model_name
+    except UserError:
+        return  # said above
+    try:
+        found = standing(layout, model)
+    except UserError as error:
+        yield Check(f"champion of {model}", "cannot tell", str(error))
+        return
+    live = "none" if found.version is None else f"v{found.version} since {found.since}"
+    yield Check(f"champion of {model}", live)
+    for problem in found.problems:
+        yield Check(problem.what, problem.said, str(problem))
 
 
 def _prefect(layout: Layout) -> Iterator[Check]:
@@ -184,9 +205,11 @@ def examine(*, as_json: bool = False) -> bool:
     width = max(len(finding.what) for finding in found)
     for finding in found:
         mark = "[red]✗[/]" if finding.problem else "[green]✓[/]"
-        console.print(f"{mark}  {finding.what:<{width}}  {escape(finding.state)}")
+        what, state = escape(shown(finding.what)), escape(shown(finding.state))
+        console.print(f"{mark}  {what:<{width}}  {state}")
     for finding in problems:
-        console.print(f"[red]wrong[/]  {finding.what}: {escape(str(finding.problem))}")
+        what, problem = escape(shown(finding.what)), escape(shown(finding.problem))
+        console.print(f"[red]wrong[/]  {what}: {problem}")
     if not problems:
         console.print("nothing is wrong")
     return not problems

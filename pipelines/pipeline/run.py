@@ -11,8 +11,10 @@ from rich.markup import escape
 
 from pipelines.core import params_file
 from pipelines.core.environment import set_up
+from pipelines.core.errors import Failed
 from pipelines.core.files import read_json
 from pipelines.core.paths import Layout
+from pipelines.core.text import shown
 from pipelines.pipeline.report import StageLine, Summary, write_report
 from pipelines.pipeline.stages import check_names
 from pipelines.systems.prefect.server import prefect_api
@@ -30,7 +32,7 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
 
     Raises:
         UserError: If a parameter, the data, the disk or an outside system is at fault.
-        Failed: If a stage crashed.
+        Failed: If a stage crashed, or the champion cannot be served.
     """
     exit_on_sigterm()
     console = Console(highlight=False, soft_wrap=True)
@@ -46,6 +48,7 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
         # Seconds of imports, while the server comes up; they read what was set above.
         from pipelines.pipeline import main_job as flow
         from pipelines.provenance import lineage
+        from pipelines.release import health
         from pipelines.systems import mlflow as tracking
 
         if lineage.is_dirty(layout.root):
@@ -59,6 +62,7 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
                 f"{done.seconds:7.1f} s"
             ),
         )
+        problems = health.kept_well(layout, params.model_name)
     registration, decision = result.registration, result.decision
     summary = Summary(
         model=params.model_name,
@@ -77,10 +81,14 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
     page = write_report(layout, summary)
     for name, said in _lines(layout, summary):
         console.print(f"{name:<11} {escape(said)}")
-    shown = page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page
-    console.print(f"{'report':<11} {escape(str(shown))}")
+    place = page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page
+    console.print(f"{'report':<11} {escape(str(place))}")
     console.print(f"{'see also':<11} prong models · prong predict IMAGE · prong ui")
+    for problem in problems:
+        console.print(f"[red]wrong[/]       {escape(shown(problem))}")
     sys.stdout.flush()
+    if not all(problem.serves for problem in problems):
+        raise Failed(f"{params.model_name}: the champion cannot be served: see above")
 
 
 def _lines(layout: Layout, summary: Summary) -> Iterator[tuple[str, str]]:

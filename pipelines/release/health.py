@@ -93,6 +93,22 @@ def standing(layout: Layout, model: str) -> Standing:
     )
 
 
+def kept_well(layout: Layout, model: str) -> tuple[Problem, ...]:
+    """Return what is wrong with a model, after the champion's file was put back if it was lost.
+
+    Raises:
+        UserError: If the store or a key cannot be used.
+        Unavailable: If the registry does not answer.
+    """
+    found = standing(layout, model).problems
+    if all(problem.serves for problem in found):
+        return found
+    from pipelines.release.repair import repair
+
+    repair(layout, model)
+    return standing(layout, model).problems
+
+
 def _came_live(state: ModelState) -> history.Entry | None:
     """Return the entry by which the champion came live; later ones may leave it as it is."""
     found = None
