@@ -61,7 +61,7 @@ def promote(
 
     from pipelines.core.environment import open_checkout
     from pipelines.registry.versions import number_of
-    from pipelines.release.promote import PromotionRequest, promote
+    from pipelines.release.promote import promote
     from pipelines.release.transaction import repaired_state
 
     layout, params = open_checkout()
@@ -71,7 +71,7 @@ def promote(
     if version is not None:
         named = repaired_state(layout, params.model_name).aliases
         number = number_of(params.model_name, named, version, asked="VERSION")
-    decision = promote(layout, params, PromotionRequest(number, asked=True))
+    decision = promote(layout, params, number, asked=True)
     for found in decision.findings:
         print(f"{found.gate:<12} {found.verdict:<8} {found.reason}")
     said = f"{params.model_name} v{decision.version}"

@@ -30,6 +30,7 @@ POINTS = (
     "promote.lease",
     "promote.judged",
     "promote.tags",
+    "promote.statement",
     "promote.intent",
     "promote.previous",
     "promote.champion",

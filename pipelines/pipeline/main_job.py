@@ -91,9 +91,9 @@ def register(layout: Layout, params: Params, flow_run_id: str) -> Registration:
 @task
 def promote(layout: Layout, params: Params, version: int, flow_run_id: str) -> Decision:
     """Make the version champion if every gate lets it pass."""
-    from pipelines.release.promote import PromotionRequest, promote
+    from pipelines.release.promote import promote
 
-    return promote(layout, params, PromotionRequest(version, flow_run_id))
+    return promote(layout, params, version, flow_run_id)
 
 
 @flow(name="prong")

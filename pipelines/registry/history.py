@@ -130,6 +130,7 @@ class History:
         next: The number of the next entry.
         strays: Tags of the registry that no trusted key signed, by name.
         missing: Entries that this checkout remembers and the registry lacks.
+        foreign: Whether it is signed, and by no trusted key.
     """
 
     entries: tuple[Entry, ...]
@@ -137,6 +138,7 @@ class History:
     next: int
     strays: tuple[str, ...] = ()
     missing: tuple[Entry, ...] = ()
+    foreign: bool = False
 
     @property
     def signed(self) -> bool:
@@ -282,7 +284,8 @@ def _unsigned(there: Mapping[int, str], read: Mapping[int, Entry | None]) -> His
     damage += [f"entry {number} is gone" for number in sorted(missing)]
     if any(entry.key for entry in entries):
         known = ", ".join(sorted({entry.key[:12] for entry in entries if entry.key}))
-        return History((), (f"no trusted key signed it (signed by: {known})",), 1 + max(there))
+        said = f"no trusted key signed it (signed by: {known})"
+        return History((), (said,), 1 + max(there), foreign=True)
     return History(tuple(entries), tuple(damage), max(there, default=0) + 1)
 
 

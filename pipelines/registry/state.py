@@ -62,8 +62,10 @@ class ModelState:
     @property
     def unsigned(self) -> bool:
         """Whether this is a registry of the time before signed statements, with a champion."""
+        if self.history.signed or self.history.foreign:
+            return False
         listed = any(entry.version is not None for entry in self.history.entries)
-        return not self.history.signed and (listed or CHAMPION in self.aliases)
+        return listed or CHAMPION in self.aliases
 
     @property
     def is_well(self) -> bool:

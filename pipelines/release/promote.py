@@ -34,18 +34,12 @@ if TYPE_CHECKING:  # MLflow and the gates are imported when a step is called, no
 
 
 @dataclass(frozen=True)
-class PromotionRequest:
-    """What is to be promoted, and who asks.
-
-    Attributes:
-        version: The version to judge; None takes the challenger.
-        run: Prefect's id of the run, or empty.
-        asked: Whether a person asked for just this version: its gates are run again.
-    """
+class _Request:
+    """The arguments of `promote`."""
 
     version: int | None
-    run: str = ""
-    asked: bool = False
+    run: str
+    asked: bool
 
 
 @dataclass(frozen=True)
@@ -69,7 +63,9 @@ _TRIES = 3
 """How often a version is judged when another becomes champion meanwhile."""
 
 
-def promote(layout: Layout, params: Params, request: PromotionRequest) -> Decision:
+def promote(
+    layout: Layout, params: Params, version: int | None, run: str = "", *, asked: bool = False
+) -> Decision:
     """Make a version champion if every gate lets it pass.
 
     The version is judged first, without a lease, so that nobody waits for a judgement. Then the
@@ -82,7 +78,9 @@ def promote(layout: Layout, params: Params, request: PromotionRequest) -> Decisi
     Args:
         layout: The checkout; its gate split decides.
         params: `registry.model` and `gates`.
-        request: Which version, and who asks.
+        version: The version to judge; None takes the challenger.
+        run: Prefect's id of the run, or empty.
+        asked: Whether a person asked for just this version: its gates are run again.
 
     Raises:
         UserError: If the version or the gate split is absent, the history cannot be relied on, or
@@ -92,7 +90,7 @@ def promote(layout: Layout, params: Params, request: PromotionRequest) -> Decisi
     """
     from pipelines.release.transaction import transaction
 
-    model = params.model_name
+    model, request = params.model_name, _Request(version, run, asked)
     for _ in range(_TRIES):
         with transaction(layout, model) as held:
             faults.point("promote.lease")
@@ -112,7 +110,7 @@ def promote(layout: Layout, params: Params, request: PromotionRequest) -> Decisi
 
 
 def _looked_up(
-    held: Transaction, params: Params, request: PromotionRequest
+    held: Transaction, params: Params, request: _Request
 ) -> Decision | tuple[ModelState, Version]:
     """Return what is known without asking the gates, or what is to be put before them."""
     from pipelines.registry import versions as registry
@@ -140,9 +138,7 @@ def _looked_up(
     return state, candidate
 
 
-def _committed(
-    held: Transaction, params: Params, request: PromotionRequest, case: Case
-) -> Decision | None:
+def _committed(held: Transaction, params: Params, request: _Request, case: Case) -> Decision | None:
     """Write down what the gates found, and let the version go live if they let it through.
 
     Returns:

@@ -21,7 +21,7 @@ from typing import Any
 from pipelines.core import faults
 from pipelines.core.paths import Layout
 from pipelines.provenance import keys
-from pipelines.registry import history, statements
+from pipelines.registry import history, memory, statements
 from pipelines.registry import versions as registry
 from pipelines.registry.history import Entry
 from pipelines.registry.intents import INTENT, Intent
@@ -129,6 +129,7 @@ class Transaction:
         key = statements.tag_key(statement.hash)
         number, text = statement.version, statement.text
         registered_models.tag_version(self.client, self.model, number, key, text)
+        memory.remember(self.layout, self.model, self.state().history.entries, {key: text})
 
     def carry_out(self, intent: Intent) -> None:
         """Move the aliases, write the entry, delete the intent; each only if not yet done."""

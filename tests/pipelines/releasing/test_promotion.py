@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from stored_versions import MODEL, aliases, forget, stored
 from pipelines.core.errors import Failed, UserError
 from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
-from pipelines.provenance import signing
+from pipelines.provenance import keys
 from pipelines.registry import history, version_files
 from pipelines.registry import versions as registry
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
 from pipelines.release import transaction
 from pipelines.release.decision import Decision
+from pipelines.release.repair import repair
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.onnx.runtime import OnnxModel
 
@@ -121,94 +123,147 @@ def test_there_is_a_way_back_only_to_what_was_live(line: Line, layout: Layout) -
     assert entries(layout) == before
 
 
-@pytest.mark.parametrize("damage", ["gone", "exchanged", "silent"])
-def test_a_version_that_does_not_answer_is_not_rolled_back_to(
-    line: Line, layout: Layout, damage: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damage", ["gone", "exchanged"])
+def test_a_version_that_is_damaged_is_not_rolled_back_to(
+    line: Line, layout: Layout, damage: str
 ) -> None:
     line.release(0.0)
     line.release(1.0)
     before = entries(layout)
     forget(layout)
-    path, words, kind = stored(layout, 1), damage, UserError
-    if damage == "gone":
-        path.unlink()
-    elif damage == "exchanged":
-        shutil.copy(layout.onnx, path)
-    else:  # its bytes are those that were registered, and its answers are not numbers
-        card = OnnxModel.load(path, "cpu").card
-        pixels = card.channels * card.size**2
-        write_model(path, np.full((pixels + 1, len(card.classes)), 1e38, np.float32), card)
-        client = tracking.connect(layout)
-        sha256 = sha256_file(path)
-        client.set_model_version_tag(MODEL, "1", registry.SHA256, sha256)
-        signing.sign(layout, path, path.with_name(version_files.SIGNATURE))
-        words, kind = "probabilities|not finite", (UserError, Failed)  # type: ignore[assignment]
-    with pytest.raises(kind, match=words):
+    path = stored(layout, 1)
+    path.unlink() if damage == "gone" else shutil.copy(layout.onnx, path)
+    with pytest.raises(UserError, match=damage):
         promotion.rollback(layout, MODEL, None, "")
     assert aliases(layout) == {"champion": 2, "previous": 1}
     assert entries(layout) == before
 
 
-def test_aliases_moved_by_hand_are_recorded_and_kept(line: Line, layout: Layout) -> None:
+def test_a_version_that_does_not_answer_is_not_rolled_back_to(line: Line, layout: Layout) -> None:
+    """Its statement is one of the key's holder: only asking it tells."""
     line.release(0.0)
     line.release(1.0)
-    client = tracking.connect(layout)
-    client.set_registered_model_alias(MODEL, "champion", "1")
-    last = entries(layout)[-1]
-    assert (last["event"], last["version"], last["replaced"]) == ("moved by hand", 1, 2)
+    before, path = entries(layout), stored(layout, 1)
+    card = OnnxModel.load(path, "cpu").card
+    weights = np.full((card.channels * card.size**2 + 1, len(card.classes)), 1e38, np.float32)
+    with transaction.transaction(layout, MODEL) as held:
+        silent = version_files.required_statement(layout, held.client, held.state(), 1)
+        write_model(path, weights, card)
+        silent = replace(silent, sha256=sha256_file(path)).signed(held.key())
+        held.write_statement(silent)
+        entry = held.same(held.state().history.entries[-1], "promoted", "")
+        held.append(replace(entry, version=1, sha256=silent.sha256, statement=silent.hash))
+        entry = before[1] | {"intent": "back"}
+        held.append(history.Entry(**{**entry, "sequence": 0, "hash": "", "before": ""}))
+        held.put_back_aliases()
+    before = entries(layout)
+    with pytest.raises((UserError, Failed), match=r"probabilities|not finite"):
+        promotion.rollback(layout, MODEL, "1", "")
+    assert entries(layout) == before
+
+
+def test_an_alias_moved_by_hand_is_never_obeyed(line: Line, layout: Layout) -> None:
+    line.release(0.0)
+    line.release(1.0)
+    before, client = entries(layout), tracking.connect(layout)
+    made = line.make(noise=200.0)
+    refused = release.register(layout, made.params, None).version
+    assert not promotion.promote(layout, made.params, refused).promoted
+    for alias, target in (("champion", str(refused)), ("champion", "1"), ("previous", "3")):
+        client.set_registered_model_alias(MODEL, alias, target)
+        found = version_files.champion(layout, MODEL)
+        assert found.version == 2
+        assert "an alias says otherwise" in found.warnings[0]
+        # The next command puts it back.
+        assert entries(layout) == before
+        assert aliases(layout) == {"champion": 2, "previous": 1, "challenger": refused}
+    client.set_registered_model_alias(MODEL, "champion", str(refused))
+    done = promotion.promote(layout, made.params, refused, asked=True)
+    assert (done.promoted, done.champion) == (False, 2)
+    with pytest.raises(UserError, match="never was champion"):
+        promotion.rollback(layout, MODEL, str(refused), "")
+    assert version_files.champion(layout, MODEL).version == 2
     client.delete_registered_model_alias(MODEL, "champion")
-    last = entries(layout)[-1]
-    assert (last["event"], last["version"], last["replaced"]) == ("moved by hand", None, 1)
-    assert len(entries(layout)) == 4
-    # A version that is not whole is never live, whoever pointed at it.
+    assert version_files.champion(layout, MODEL).version == 2
     foreign = client.create_model_version(MODEL, str(layout.root))
     client.set_registered_model_alias(MODEL, "champion", foreign.version)
-    assert len(entries(layout)) == 4
-    assert "champion" not in aliases(layout)
+    assert version_files.champion(layout, MODEL).version == 2
+    assert entries(layout) == before
 
 
-def test_a_registry_older_than_its_history_gets_one(line: Line, layout: Layout) -> None:
+def test_a_champion_that_nobody_signed_is_not_answered_from(line: Line, layout: Layout) -> None:
     made = line.make()
     release.register(made.layout, made.params, None)
     tracking.connect(layout).set_registered_model_alias(MODEL, "champion", "1")
-    (entry,) = entries(layout)
-    assert (entry["event"], entry["version"]) == ("found", 1)
+    with pytest.raises(version_files.NotReleased, match="prong migrate"):
+        version_files.champion(layout, MODEL)
+    with pytest.raises(UserError, match="prong migrate"):
+        promotion.promote(layout, made.params, 1)
 
 
-def test_a_change_of_the_history_is_noticed(line: Line, layout: Layout) -> None:
+def test_a_change_of_the_history_is_noticed_and_mended(line: Line, layout: Layout) -> None:
     for noise in (0.0, 1.0, 2.0):
         line.release(noise)
     client = tracking.connect(layout)
     said = dict(client.get_registered_model(MODEL).tags)
-    key = f"{history.PREFIX}{2:08d}"
-    changes = {
-        "entry 2 was changed": json.dumps({**json.loads(said[key]), "by": "someone@else"}),
-        "entry 2 cannot be read": "gone",
-    }
-    for words, text in changes.items():
-        client.set_registered_model_tag(MODEL, key, text)
-        found = transaction.read_state(client, MODEL).history
-        assert found.damage[0] == words
-    client.delete_registered_model_tag(MODEL, key)
-    found = transaction.read_state(client, MODEL).history
-    assert "entry 2 is gone" in found.damage
-    assert "entry 3 does not follow on the entry before it" in found.damage
-    # A damaged history does not prevent a rollback.
-    promotion.rollback(layout, MODEL, "1", "")
-    assert aliases(layout)["champion"] == 1
-
-
-def test_an_exchanged_entry_with_a_hash_of_its_own_breaks_the_chain() -> None:
-    blank = dict.fromkeys(("time", "event", "by", "run", "reason", "sha256"), "")
-    entry = history.Entry(
-        sequence=0, version=1, replaced=None, previous=None, error=None, intent="x", **blank
+    key, last = history.tag_key(2), history.tag_key(3)
+    forged = json.dumps({**json.loads(said[last]), "version": 1, "sequence": 4})
+    changes = (
+        ("entry 2 was changed", key, json.dumps({**json.loads(said[key]), "by": "someone@else"})),
+        ("entry 2 was changed", key, "gone"),
+        ("entry 2 is gone", key, None),
+        ("entry 3 is gone", last, None),
+        ("entry 4 is not signed", history.tag_key(4), forged),
     )
-    first = entry.chained(1, "")
-    second = entry.chained(2, first.hash)
-    assert history.read(dict((first.tag(), second.tag()))).damage == ()
-    forged = replace(entry, reason="another").chained(1, "")
-    found = history.read(dict((forged.tag(), second.tag())))
-    assert found.damage == ("entry 2 does not follow on the entry before it",)
+    for words, name, text in changes:
+        if text is None:
+            client.delete_registered_model_tag(MODEL, name)
+        else:
+            client.set_registered_model_tag(MODEL, name, text)
+        found = version_files.champion(layout, MODEL)  # as this checkout remembers it
+        assert (found.version, len(found.warnings)) == (3, 1)
+        assert words in found.warnings[0]
+        with pytest.raises(UserError, match=rf"{words}.*prong repair"):
+            promotion.rollback(layout, MODEL, "1", "")
+        done = repair(layout, MODEL)
+        assert done
+        assert all(one.mended for one in done)
+        assert client.get_registered_model(MODEL).tags == said
+        assert entries(layout)
+
+
+def test_what_nobody_remembers_can_be_given_up(line: Line, layout: Layout) -> None:
+    for noise in (0.0, 1.0, 2.0):
+        line.release(noise)
+    client = tracking.connect(layout)
+    client.delete_registered_model_tag(MODEL, history.tag_key(2))
+    shutil.rmtree(layout.state / "remembered")  # as in a fresh clone
+    assert version_files.champion(layout, MODEL).version == 3
+    lost = repair(layout, MODEL)[0]
+    assert (lost.mended, lost.found) == (False, "entry 2 is gone")
+    assert "--begin-anew" in lost.done
+    assert all(one.mended for one in repair(layout, MODEL, begin_anew=True))
+    assert [e["version"] for e in entries(layout)] == [3]
+    assert version_files.champion(layout, MODEL).version == 3
+    assert repair(layout, MODEL) == []
+    line.release(3.0)
+    promotion.rollback(layout, MODEL, None, "")
+    assert [e["version"] for e in entries(layout)] == [3, 4, 3]
+
+
+def test_a_history_of_another_key_or_model_counts_for_nothing(
+    tmp_path: Path, line: Line, layout: Layout
+) -> None:
+    line.release(0.0)
+    client = tracking.connect(layout)
+    tags = dict(client.get_registered_model(MODEL).tags)
+    trusted = keys.trusted_keys(layout)
+    assert history.read(tags, MODEL, trusted).live == 1
+    assert history.read(tags, "another", trusted).live is None
+    keys.signing_key(Layout(tmp_path / "other"), may_make=True)
+    found = history.read(tags, MODEL, keys.trusted_keys(Layout(tmp_path / "other")))
+    assert (found.live, found.entries) == (None, ())
+    assert "no trusted key signed it" in found.damage[0]
 
 
 def test_a_long_history_is_read_whole(line: Line, layout: Layout) -> None:
@@ -216,12 +271,13 @@ def test_a_long_history_is_read_whole(line: Line, layout: Layout) -> None:
 
     line.release(0.0)
     found = transaction.repaired_state(layout, MODEL).history
-    last = found.last
+    last, private = found.last, keys.signing_key(layout)
     assert last is not None
-    rows, before = [], last
-    for _ in range(1200):
-        before = replace(last, intent=f"i{len(rows)}").chained(before.sequence + 1, before.hash)
-        rows.append((*before.tag(), MODEL))
+    rows, listed = [], found
+    for number in range(2, 1202):
+        before = listed.append(replace(last, intent=f"i{number}"), MODEL, private)
+        rows.append((history.tag_key(number), before.text(), MODEL))
+        listed = replace(listed, entries=(before,), next=number + 1)
     with sqlite3.connect(layout.state / "mlflow.db") as connection:
         statement = "insert into registered_model_tags (key, value, name) values (?, ?, ?)"
         columns = [row[1] for row in connection.execute("pragma table_info(registered_model_tags)")]

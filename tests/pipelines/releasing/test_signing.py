@@ -20,11 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.core.errors import UserError
+from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
-from pipelines.provenance import signing
-from pipelines.registry import version_files
+from pipelines.gates.judging import GATES
+from pipelines.provenance import keys, signing
+from pipelines.registry import statements, version_files
 from pipelines.registry import versions as registry
+from pipelines.registry.statements import PREFIX as STATEMENT
+from pipelines.release import health
+from pipelines.release import promote as promotion
 from pipelines.release import register as release
+from pipelines.release.repair import repair
+from pipelines.release.sign import rotate, sign_version
 from pipelines.systems import mlflow as tracking
 
 MODEL = "prong-digits"
@@ -33,7 +40,7 @@ Make = Callable[..., FinishedCheckout]
 
 @pytest.fixture(autouse=True)
 def _own_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (signing.SIGNING_KEY, signing.VERIFYING_KEY):
+    for name in (keys.SIGNING_KEY, keys.VERIFYING_KEY):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -60,6 +67,7 @@ def pair(folder: Path, name: str, curve: ec.EllipticCurve | None = None) -> tupl
 def signed(tmp_path: Path) -> tuple[Layout, Path, Path]:
     layout, model, bundle = Layout(tmp_path / "checkout"), tmp_path / "m.onnx", tmp_path / "m.sig"
     model.write_bytes(bytes(range(256)) * 8)
+    keys.signing_key(layout, may_make=True)
     signing.sign(layout, model, bundle)
     return layout, model, bundle
 
@@ -70,9 +78,9 @@ def test_the_same_bytes_hold_under_any_name(signed: tuple[Layout, Path, Path]) -
     renamed = model.rename(model.with_name("another"))
     assert signing.verify(layout, renamed, bundle) == first
     assert len(first) == 64
-    private = signing.signing_key(layout)
+    private = keys.signing_key(layout)
     assert private.stat().st_mode & 0o777 == 0o600
-    assert [path.name for path in private.parent.iterdir()] == ["signing.pem"]
+    assert sorted(path.name for path in private.parent.iterdir()) == ["signing.pem", "trusted"]
 
 
 @settings(max_examples=60)
@@ -84,6 +92,7 @@ def test_any_changed_byte_of_the_model_is_found(
     layout, model, bundle = Layout(folder), folder / "m.onnx", folder / "m.sig"
     content = bytearray(os.urandom(2048))
     model.write_bytes(content)
+    keys.signing_key(layout, may_make=True)
     signing.sign(layout, model, bundle)
     content[at] ^= flip
     model.write_bytes(content)
@@ -136,16 +145,16 @@ def test_a_key_of_ones_own_and_only_trusted_ones_count(
     layout, model, bundle = signed
     private, public = pair(tmp_path, "release", curve)
     _, stranger = pair(tmp_path, "stranger")
-    monkeypatch.setenv(signing.VERIFYING_KEY, str(public))
+    monkeypatch.setenv(keys.VERIFYING_KEY, str(public))
     with pytest.raises(signing.Unsigned, match="not trusted"):
         signing.verify(layout, model, bundle)  # the checkout's own key no longer counts
-    monkeypatch.setenv(signing.SIGNING_KEY, str(private))
+    monkeypatch.setenv(keys.SIGNING_KEY, str(private))
     made = signing.sign(layout, model, bundle)
     assert signing.verify(layout, model, bundle) == made
-    monkeypatch.setenv(signing.VERIFYING_KEY, str(stranger))
+    monkeypatch.setenv(keys.VERIFYING_KEY, str(stranger))
     with pytest.raises(signing.Unsigned, match="not trusted"):
         signing.verify(layout, model, bundle)
-    monkeypatch.setenv(signing.VERIFYING_KEY, f"{stranger}:{public}")
+    monkeypatch.setenv(keys.VERIFYING_KEY, f"{stranger}:{public}")
     assert signing.verify(layout, model, bundle) == made
 
 
@@ -153,7 +162,7 @@ def test_a_wrong_setting_names_itself(
     signed: tuple[Layout, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layout, model, bundle = signed
-    for name in (signing.SIGNING_KEY, signing.VERIFYING_KEY):
+    for name in (keys.SIGNING_KEY, keys.VERIFYING_KEY):
         monkeypatch.setenv(name, str(tmp_path / "absent.pem"))
         with pytest.raises(UserError, match=rf"{name} = .*absent\.pem.*allowed"):
             signing.verify(layout, model, bundle)
@@ -170,16 +179,33 @@ def test_a_wrong_setting_names_itself(
             serialization.NoEncryption(),
         )
     )
-    monkeypatch.setenv(signing.SIGNING_KEY, str(path))
+    monkeypatch.setenv(keys.SIGNING_KEY, str(path))
     with pytest.raises(UserError, match="elliptic"):
         signing.sign(layout, model, bundle)
 
 
 def test_many_first_starts_make_one_key(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda _: signing.trusted_keys(Layout(tmp_path)), range(8)))
-    assert len({key for keys in made for key in keys}) == 1
-    assert len(list((tmp_path / ".prong/keys").iterdir())) == 1
+        made = list(pool.map(lambda _: keys.signing_key(layout, may_make=True), range(8)))
+    assert set(made) == {layout.state / "keys/signing.pem"}
+    assert keys.public_of(made[0]) in keys.trusted_keys(layout)
+
+
+def test_a_signature_is_of_its_kind_its_text_and_its_key(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    private = keys.signing_key(layout, may_make=True)
+    other = keys.signing_key(Layout(tmp_path / "other"), may_make=True)
+    trusted = keys.trusted_keys(layout)
+    key, signature = keys.sign_text(private, "history", "text")
+    assert keys.is_signed(trusted, "history", "text", key, signature)
+    assert not keys.is_signed(trusted, "intent", "text", key, signature)
+    assert not keys.is_signed(trusted, "history", "texts", key, signature)
+    assert not keys.is_signed(trusted, "history", "text", key, signature[:-4] + "AAAA")
+    assert not keys.is_signed(trusted, "history", "text", key, "?")
+    theirs, signature = keys.sign_text(other, "history", "text")
+    assert not keys.is_signed(trusted, "history", "text", theirs, signature)
+    assert not keys.is_signed(trusted, "history", "text", key, signature)
 
 
 def folder_of(layout: Layout, number: int) -> Path:
@@ -189,58 +215,94 @@ def folder_of(layout: Layout, number: int) -> Path:
     return Path(where.removeprefix("file://"))
 
 
-def version_of(layout: Layout) -> registry.Version:
-    return registry.list_versions(layout, MODEL)[0]
+def release_model(made: FinishedCheckout) -> int:
+    """Register the checkout's model and promote it, whatever its error."""
+    params = made.with_margin(0.9)
+    number = release.register(made.layout, params, None).version
+    assert promotion.promote(made.layout, params, number).promoted
+    return number
 
 
-def test_a_version_is_signed_and_verified_whenever_it_is_loaded(checkout: Make) -> None:
+def test_nothing_is_signed_before_the_gates_have_passed(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    version = version_of(made.layout)
-    path = version_files.version_file(made.layout, version)
-    key = version_files.signer(made.layout, version)
-    assert key == signing.fingerprint(signing.trusted_keys(made.layout)[0])
-    bundle = folder_of(made.layout, 1) / version_files.SIGNATURE
-    bundle.unlink()
-    assert (
-        version_files.version_file(made.layout, version) == path
-    )  # the bundle was kept, and holds
-    shutil.rmtree(made.layout.state / "cache")
-    with pytest.raises(signing.Unsigned, match="version 1: not signed; `prong sign 1`"):
-        version_files.version_file(made.layout, version)
-    bundle.write_text("{}")
-    with pytest.raises(signing.Unsigned, match="version 1: the signature does not hold"):
-        version_files.version_file(made.layout, version)
+    layout = made.layout
+    assert not (folder_of(layout, 1) / version_files.SIGNATURE).exists()
+    version = registry.list_versions(layout, MODEL)[0]
+    assert version_files.signer(layout, version) == ""
+    with pytest.raises(UserError, match="no version is champion"):
+        version_files.champion(layout, MODEL)
+    assert promotion.promote(layout, made.params, 1).promoted
+    version = registry.list_versions(layout, MODEL)[0]
+    own = keys.fingerprint(keys.public_of(keys.signing_key(layout)))
+    assert version_files.signer(layout, version) == own
+    # With the folder alone anyone can check it.
+    folder = folder_of(layout, 1)
+    bundle = folder / version_files.SIGNATURE
+    assert signing.verify(layout, folder / version_files.MODEL_FILE, bundle) == own
+    said = statements.parsed((folder / version_files.STATEMENT).read_text().strip())
+    assert said == version_files.champion(layout, MODEL).statement
+    assert said is not None
+    assert (said.version, said.sha256) == (1, version.sha256)
+    assert {gate.gate for gate in said.gates} == set(GATES)
 
 
-def test_an_exchanged_model_with_fitting_tags_is_still_refused(checkout: Make) -> None:
-    """Who can write in the store can change the hash in the tags, but not sign."""
+def test_a_lost_statement_is_put_back_from_what_was_seen(checkout: Make) -> None:
+    made = checkout()
+    release_model(made)
+    layout, client = made.layout, tracking.connect(made.layout)
+    (key,) = (k for k in client.get_model_version(MODEL, "1").tags if k.startswith(STATEMENT))
+    client.delete_model_version_tag(MODEL, "1", key)
+    assert version_files.champion(layout, MODEL).version == 1
+    assert [one.mended for one in repair(layout, MODEL)] == [True]
+    assert key in client.get_model_version(MODEL, "1").tags
+    client.set_model_version_tag(MODEL, "1", key, "{}")
+    shutil.rmtree(layout.state / "remembered")  # as in a fresh clone
+    with pytest.raises(version_files.NotReleased, match=r"no signed statement.*prong promote 1"):
+        version_files.champion(layout, MODEL)
+    assert not health.standing(layout, MODEL).problems[0].serves
+
+
+def test_a_refused_version_put_in_the_champions_place_is_not_answered_from(checkout: Make) -> None:
+    """Bytes, hash and all tags of a version that the gates refused: who may write can do that."""
+    made = checkout()
+    release_model(made)
+    layout, client = made.layout, tracking.connect(made.layout)
+    refused = checkout(noise=200.0)
+    number = release.register(layout, made.params, None).version
+    assert not promotion.promote(layout, made.params, number).promoted
+    theirs, ours = folder_of(layout, number), folder_of(layout, 1)
+    shutil.copy(theirs / version_files.MODEL_FILE, ours / version_files.MODEL_FILE)
+    for key, value in client.get_model_version(MODEL, str(number)).tags.items():
+        if not key.startswith("gate."):
+            client.set_model_version_tag(MODEL, "1", key, value)
+    shutil.rmtree(layout.state / "cache")
+    assert sha256_file(refused.layout.onnx) == sha256_file(ours / version_files.MODEL_FILE)
+    for ask in (
+        lambda: version_files.champion(layout, MODEL),
+        lambda: sign_version(layout, MODEL, "1"),
+    ):
+        with pytest.raises(UserError, match=r"exchanged|not signed"):
+            ask()
+    assert not health.standing(layout, MODEL).problems[0].serves
+    # The tag is mended; the bytes were nowhere else.
+    assert [one.mended for one in repair(layout, MODEL)] == [True, False]
+    checkout()  # the same bytes are made again
+    assert all(one.mended for one in repair(layout, MODEL))
+    assert version_files.champion(layout, MODEL).version == 1
+    assert health.standing(layout, MODEL).problems == ()
+
+
+def test_no_session_is_built_from_a_file_that_nobody_signed(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)
-    stored = folder_of(made.layout, 1) / version_files.MODEL_FILE
-    FinishedCheckout.make(made.layout, 30.0, 1)  # another model, sound in itself
-    shutil.copy(made.layout.onnx, stored)
-    client = tracking.connect(made.layout)
-    forged = signing.hashlib.sha256(stored.read_bytes()).hexdigest()
-    client.set_model_version_tag(MODEL, "1", registry.SHA256, forged)
-    shutil.rmtree(made.layout.state / "cache")
-    with pytest.raises(signing.Unsigned, match="other bytes"):
-        version_files.version_file(made.layout, version_of(made.layout))
-
-
-def test_no_session_is_built_from_an_unsigned_file(checkout: Make) -> None:
-    made = checkout()
-    release.register(made.layout, made.params, None)
-    (folder_of(made.layout, 1) / version_files.SIGNATURE).unlink()
-    shutil.rmtree(made.layout.state / "cache")
+    tracking.connect(made.layout).set_registered_model_alias(MODEL, "champion", "1")
     program = (
         "import sys\nfrom pathlib import Path\n"
-        "from pipelines.registry import version_files, versions as registry\n"
-        "from pipelines.provenance import signing\n"
+        "from pipelines.registry import version_files\n"
         "from pipelines.core.paths import Layout\nlayout = Layout(Path(sys.argv[1]))\n"
-        "(version,) = registry.list_versions(layout, 'prong-digits')\n"
-        "try:\n    version_files.version_file(layout, version)\n"
-        "except signing.Unsigned:\n    print('refused', 'onnxruntime' in sys.modules)\n"
+        "try:\n    version_files.champion(layout, 'prong-digits')\n"
+        "except version_files.NotReleased:\n    print('refused', 'onnxruntime' in sys.modules)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(made.layout.root)],
@@ -250,3 +312,52 @@ def test_no_session_is_built_from_an_unsigned_file(checkout: Make) -> None:
         timeout=120,
     )
     assert done.stdout.split() == ["refused", "False"]
+
+
+def test_a_key_is_changed_and_what_the_old_one_signed_stays(checkout: Make) -> None:
+    release_model(checkout())
+    made = checkout(noise=1.0)
+    release_model(made)
+    layout = made.layout
+    old, new = rotate(layout, MODEL)
+    assert old != new
+    assert version_files.champion(layout, MODEL).statement.key == new
+    keys.distrust(layout, old[:12])
+    assert len(keys.trusted_keys(layout)) == 1
+    assert version_files.champion(layout, MODEL).version == 2
+    assert promotion.rollback(layout, MODEL, None, "").version == 1
+    assert repair(layout, MODEL) == []
+
+
+def test_a_lost_key_is_an_error_and_never_replaced(checkout: Make) -> None:
+    made = checkout()
+    release_model(made)
+    layout = made.layout
+    private = keys.signing_key(layout)
+    private.unlink()
+    worse = checkout(noise=1.0)
+    with pytest.raises(keys.LostKey, match=r"signing\.pem: the release key is not here.*--rotate"):
+        release.register(layout, worse.params, None)
+    assert not private.exists()
+    assert version_files.champion(layout, MODEL).version == 1  # its public part is still trusted
+    shutil.rmtree(layout.state / "keys")
+    with pytest.raises(version_files.NotReleased, match="no trusted key signed it"):
+        version_files.champion(layout, MODEL)
+    with pytest.raises(keys.LostKey):
+        release.register(layout, worse.params, None)
+    assert not private.exists()
+
+
+def test_what_another_checkout_signed_is_neither_signed_again_nor_forged(
+    checkout: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = checkout()
+    release_model(made)
+    bundle = folder_of(made.layout, 1) / version_files.SIGNATURE
+    before = bundle.read_bytes()
+    private, public = pair(tmp_path, "stranger")
+    monkeypatch.setenv(keys.SIGNING_KEY, str(private))
+    monkeypatch.setenv(keys.VERIFYING_KEY, str(public))
+    with pytest.raises(UserError, match="no trusted key signed it"):
+        sign_version(made.layout, MODEL, "1")
+    assert bundle.read_bytes() == before
