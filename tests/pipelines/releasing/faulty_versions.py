@@ -15,14 +15,11 @@ from stored_versions import MODEL, stored
 from pipelines.core.files import read_json, sha256_file, write_json
 from pipelines.data.prepared import load_split
 from pipelines.evaluation.scoring import error
-from pipelines.provenance import signing
-from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.registry.versions import LINEAGE, SHA256
 from pipelines.release import register as release
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.onnx.runtime import OnnxModel
-
 
 Change = Callable[[ModelProto], None]
 
@@ -48,7 +45,7 @@ def register(made: FinishedCheckout, change: Change, *, rescore: bool = True) ->
 
 
 def exchange(made: FinishedCheckout, number: int, change: Change) -> int:
-    """Put another model in a version's place, its hashes (and its signature) with it.
+    """Put another model in a version's place, its hashes with it.
 
     For what registering itself would refuse: as one could who may write to the registry.
     """
@@ -59,14 +56,7 @@ def exchange(made: FinishedCheckout, number: int, change: Change) -> int:
     client, sha256 = tracking.connect(made.layout), sha256_file(path)
     for key in (SHA256, LINEAGE + "onnx_sha256"):
         client.set_model_version_tag(MODEL, str(number), key, sha256)
-    sign_again(made, number)
     return number
-
-
-def sign_again(made: FinishedCheckout, number: int) -> None:
-    """Sign a version whose file was exchanged, as the holder of the key could."""
-    path = stored(made.layout, number)
-    signing.sign(made.layout, path, path.with_name(version_files.SIGNATURE))
 
 
 def again(made: FinishedCheckout) -> int:
