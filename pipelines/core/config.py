@@ -112,7 +112,10 @@ class RegistryConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class GatesConfig:
-    """The limits for a champion; shares of images unless stated otherwise (docs/gates.md)."""
+    """The limits for a champion; shares of images unless stated otherwise (docs/gates.md).
+
+    The last three limit the process that judges: seconds, MiB, number of processors.
+    """
 
     margin: Annotated[float, Field(ge=0, le=1)]
     class_margin: Annotated[float, Field(ge=0, le=1)]
@@ -124,6 +127,9 @@ class GatesConfig:
     size: Ratio
     megabytes: Positive
     clean: bool
+    seconds: Annotated[int, Field(ge=1, le=7 * 24 * 3600)]
+    memory: Annotated[int, Field(ge=512, le=2**24)]
+    processors: Positive
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from statistics import NormalDist
 
-from pipelines.gates.finding import Finding, held_to, not_run
+from pipelines.gates.finding import Finding, held_to, not_run, one_line
 
 _Z = NormalDist().inv_cdf(0.95)
 
@@ -48,18 +48,45 @@ def batch(differences: Mapping[int, float | Exception], limit: float) -> Finding
     """Does an image get the same answer alone and in company?
 
     Args:
-        differences: Batch → largest difference of logits from those at batch 1, relative to the
-            largest; or what the runtime raised at that batch.
+        differences: Batch → largest difference from the answers at batch 1, of logits (relative to
+            the largest) and of probabilities; or what the runtime raised at that batch.
         limit: `gates.parity`.
     """
     broken = {at: value for at, value in differences.items() if isinstance(value, Exception)}
     if broken:
         at, error = next(iter(broken.items()))
-        return Finding("batch", "fail", None, limit, f"at batch {at}: {error}"[:800])
-    values = {at: value for at, value in differences.items() if not isinstance(value, Exception)}
-    worst = max(math.inf if value != value else value for value in values.values())
-    said = ", ".join(f"{at}: {value:.1e}" for at, value in values.items())
-    return held_to("batch", worst, limit, f"against batch 1, at batch {said}")
+        return Finding("batch", "fail", None, limit, one_line(f"at batch {at}: {error}"))
+    # NaN must not vanish in a maximum.
+    values = {
+        at: math.inf if value != value else value
+        for at, value in differences.items()
+        if not isinstance(value, Exception)
+    }
+    worst = max(values, key=lambda at: values[at])
+    beyond = [str(at) for at, value in values.items() if not value <= limit]
+    said = f"{len(values)} batches up to {max(values)} against batch 1; most at batch {worst}"
+    said += f"; beyond the limit at batch {', '.join(beyond)}" if beyond else ""
+    return held_to("batch", values[worst], limit, said)
+
+
+def answers(difference: float, ties: int, labels: int, images: int, limit: float) -> Finding:
+    """Do the probabilities follow from the logits, and the label from both?
+
+    Tests and gates count wrong answers by the logits, and `predict` answers by the probabilities.
+
+    Args:
+        difference: Largest difference of the probabilities from the softmax of the logits.
+        ties: Answers whose two outputs have another label each, by a difference of rounding; up to
+            one in a hundred is chance, and one always.
+        labels: Other answers whose two outputs have another label each.
+        images: Answers looked at.
+        limit: `gates.parity`, of `difference`.
+    """
+    said = f"{images} answers, probabilities against the softmax of the logits"
+    if labels or ties > max(1, images // 100):
+        said += f"; the labels of {labels + ties} answers differ"
+        return Finding("answers", "fail", difference, limit, said)
+    return held_to("answers", difference, limit, said)
 
 
 def skew(

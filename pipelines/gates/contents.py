@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from pipelines.gates.finding import Finding, failed, passed
+from pipelines.gates.finding import Finding, failed, one_line, passed
 from pipelines.systems.onnx.metadata import OnnxMetadata
 
 
@@ -22,6 +22,20 @@ def schema(card: OnnxMetadata | ValueError, data_hash: str) -> Finding:
         return failed("schema", said)
     shape = f"uint8 [n, {card.channels}, {card.size}, {card.size}]"
     return passed("schema", f"{shape} → {len(card.classes)} classes, format {card.format}")
+
+
+def operators(not_allowed: Sequence[str]) -> Finding:
+    """Does the file hold only operators that a classifier needs?
+
+    Args:
+        not_allowed: What else it holds; see `pipelines.systems.onnx.operators`.
+    """
+    figure = float(len(not_allowed))
+    if not_allowed:
+        more = f" and {len(not_allowed) - 3} more" if len(not_allowed) > 3 else ""
+        said = one_line("; ".join(not_allowed[:3]) + more)
+        return Finding("operators", "fail", figure, 0.0, f"not allowed: {said}")
+    return Finding("operators", "pass", figure, 0.0, "every operator is on the list")
 
 
 def weights(not_finite: Mapping[str, int], values: int) -> Finding:

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.core.config import Params
-from pipelines.core.errors import Unavailable, UserError
+from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import Card, Split, load_card, load_split
 from pipelines.evaluation import scoring
 from pipelines.evaluation.scoring import Score
+from pipelines.gates.measuring import Asked, asked_at, batches
 from pipelines.gates.provenance import StoredFile
-from pipelines.provenance import signing
 from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.model_file import (
     ModelProto,
@@ -30,7 +30,8 @@ from pipelines.systems.onnx.model_file import (
     parse,
     tensor_values,
 )
-from pipelines.systems.onnx.runtime import OnnxModel
+from pipelines.systems.onnx.operators import not_allowed
+from pipelines.systems.onnx.runtime import OnnxModel, OutOfMemory
 
 T = TypeVar("T")
 _NUMERIC = "fc"  # numpy's kinds: float, complex
@@ -86,9 +87,6 @@ class StoredModel(Protocol):
     def fetch_model(self, target: Path) -> None:
         """Download its ONNX file anew; nothing is checked."""
 
-    def fetch_signature(self, target: Path) -> None:
-        """Download its signature anew."""
-
     def checked_file(self) -> Path:
         """Return its ONNX file, after its hash was checked."""
 
@@ -97,6 +95,13 @@ class StoredModel(Protocol):
 
     def weights_sha256(self) -> str:
         """Return the sha256 of the trained weights behind it; empty if unknown."""
+
+
+def trained_weights(layout: Layout) -> Path | None:
+    """Return the file of the checkout's trained weights; None if there is no trained network."""
+    weights = layout.trained / "network.safetensors"
+    whole = weights.is_file() and weights.with_suffix(".json").is_file()
+    return weights if whole else None
 
 
 class Contender:
@@ -186,23 +191,6 @@ class Evidence:
         return self.candidate.files(folder)
 
     @gathered_once
-    def signer(self) -> str | Exception:
-        """The key that signed the candidate's bytes as they lie there now, or why none did."""
-        if self.sha256 != self.candidate.sha256:
-            raise UserError(f"{self._name}: not read: its bytes are not those registered")
-        bundle = self._scratch / "model.onnx.sig"
-        try:
-            try:
-                self.candidate.fetch_signature(bundle)
-            except Unavailable:
-                raise
-            except UserError:
-                bundle.unlink(missing_ok=True)  # what is not there is not signed
-            return signing.verify(self._layout, self.path, bundle)
-        except signing.Unsigned as error:
-            return error
-
-    @gathered_once
     def proto(self) -> ModelProto | ValueError:
         """The candidate's graph, or what is wrong with the file."""
         if self.sha256 != self.candidate.sha256:
@@ -221,6 +209,11 @@ class Evidence:
     def outside(self) -> list[tuple[str, str]] | ValueError:
         """Tensors that lie outside the file."""
         return self.proto if isinstance(self.proto, ValueError) else outside(self.proto)
+
+    @gathered_once
+    def not_allowed(self) -> list[str]:
+        """What the candidate's graph holds and no released model may hold."""
+        return not_allowed(self._readable())
 
     @gathered_once
     def card(self) -> OnnxMetadata | ValueError:
@@ -284,6 +277,11 @@ class Evidence:
         return Contender(self.path, self.gate, self.data)
 
     @gathered_once
+    def asked(self) -> Asked:
+        """The candidate's answers to real images, alone and in batches of many sizes."""
+        return asked_at(self.new.model, self.sample, batches(self.sha256))
+
+    @gathered_once
     def old(self) -> Contender | None:
         """The champion, loaded and scored; None without a champion."""
         champion = self.held_against
@@ -294,7 +292,7 @@ class Evidence:
             contender = Contender(path, self.gate, self.data)
             if not contender.score.finite:
                 raise UserError("its answers are not finite")
-        except Unavailable:
+        except OutOfMemory:
             raise
         except UserError as error:
             raise UserError(
@@ -319,7 +317,7 @@ class Evidence:
                     contender = Contender(version.checked_file(), self.gate, self.data)
                 if contender is not None:
                     found.append(contender.score.error)
-            except Unavailable:
+            except OutOfMemory:
                 raise
             except UserError:
                 continue  # gone, or made for other images: nothing to hold anyone to
@@ -328,10 +326,8 @@ class Evidence:
     @gathered_once
     def weights_at_hand(self) -> bool:
         """Whether the checkout's trained network is the one this version was made from."""
-        weights = self._layout.trained / "network.safetensors"
-        if not (weights.is_file() and weights.with_suffix(".json").is_file()):
-            return False
-        return sha256_file(weights) == self.candidate.weights_sha256()
+        weights = trained_weights(self._layout)
+        return weights is not None and sha256_file(weights) == self.candidate.weights_sha256()
 
     def parity(self) -> dict[int, float] | None:
         """Return batch → difference of torch and ONNX Runtime; None without the weights."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,9 @@ ROUNDS = 15
 _TURN = 0.002  # seconds at least, far above the clock's grain
 _SLOW = 0.3  # seconds of a turn above which fewer rounds must do
 _DISTURBED = 1000  # images
+_EVERY = range(1, 34)
+"""Batches that are all tried: what one request, a few or a small batch bring."""
+_LARGER = range(34, 256)
 _SHIFTS = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
 
 
@@ -80,28 +85,111 @@ def extreme_answers(model: OnnxModel) -> dict[str, bool]:
     return found
 
 
-def batch_differences(model: OnnxModel, images: Images) -> dict[int, float | Exception]:
-    """Return batch → largest difference of logits from those at batch 1, relative to the largest.
+def batches(sha256: str) -> tuple[int, ...]:
+    """Return the batches at which a model is asked: 1 to 33, one that is larger, and 256.
+
+    Args:
+        sha256: Of the model's file, in hex. It decides the larger one: the same at every
+            judgement, and not known before the file is made.
+    """
+    return (*_EVERY, _LARGER[int(sha256, 16) % len(_LARGER)], max(BATCHES))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered to some images in one batch.
+
+    Attributes:
+        logits: [n, classes].
+        probabilities: [n, classes].
+    """
+
+    logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+    def at(self, positions: NDArray[np.int64]) -> Answers:
+        """Return the answers to some of the images."""
+        return Answers(self.logits[positions], self.probabilities[positions])
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The answers to the same images, alone and in batches.
+
+    Attributes:
+        alone: The answers to each image alone.
+        together: Batch → the answers to a batch of them and those to the same images alone; or
+            what the runtime raised.
+    """
+
+    alone: Answers
+    together: Mapping[int, tuple[Answers, Answers] | UserError]
+
+
+def asked_at(model: OnnxModel, images: Images, batches: Sequence[int]) -> Asked:
+    """Ask a model about images, each alone, and one batch of each size.
 
     Args:
         model: The model.
-        images: uint8 [n, channels, size, size], n ≥ 1; repeated where n is below a batch.
+        images: uint8 [n, channels, size, size], n ≥ 1; repeated where n is below a batch. Each
+            batch begins behind the one before, so that all images are asked about.
+        batches: Each at least 1.
+
+    Raises:
+        UserError: If images alone cannot be answered.
     """
-    asked = images[np.arange(max(BATCHES)) % len(images)]
-    alone = model.logits(asked, batch=BATCHES[0])
-    scale = max(float(np.abs(alone).max()), float(np.finfo(np.float32).tiny))
-    found: dict[int, float | Exception] = {}
-    for batch in BATCHES[1:]:
+    asked = images[np.arange(max(batches)) % len(images)]
+    alone = Answers(*model.answers(asked, batch=1))
+    together: dict[int, tuple[Answers, Answers] | UserError] = {}
+    start = 0
+    for batch in batches:
+        positions = (np.arange(batch) + start) % len(asked)
+        start += batch
         try:
-            together = model.logits(asked, batch=batch)
+            found = Answers(*model.answers(asked[positions], batch=batch))
+            together[batch] = found, alone.at(positions)
         except UserError as error:
-            found[batch] = error
+            together[batch] = error
+    return Asked(alone, together)
+
+
+def batch_differences(asked: Asked) -> dict[int, float | Exception]:
+    """Return batch → largest difference of its answers from those to each image alone.
+
+    Of logits it is relative to the largest logit, of probabilities absolute.
+    """
+    scale = max(float(np.abs(asked.alone.logits).max()), float(np.finfo(np.float32).tiny))
+    found: dict[int, float | Exception] = {}
+    for batch, pair in asked.together.items():
+        if isinstance(pair, Exception):
+            found[batch] = pair
             continue
-        if together.shape != alone.shape:
-            found[batch] = UserError(f"{len(together)} answers to {len(alone)} images")
-        else:
-            found[batch] = float(np.abs(together - alone).max() / scale)
+        together, alone = pair
+        logits = np.abs(together.logits - alone.logits).max() / scale
+        shares = np.abs(together.probabilities - alone.probabilities).max()
+        found[batch] = float(np.maximum(logits, shares))  # NaN if either is
     return found
+
+
+def softmax_differences(asked: Asked) -> tuple[float, int, int, int]:
+    """Return how the probabilities of all answers differ from the softmax of their logits.
+
+    Returns:
+        The largest difference; the answers whose labels by logits and by probabilities differ by no
+        more than rounding; other answers whose labels differ; and the number of answers.
+    """
+    pairs = [pair for pair in asked.together.values() if not isinstance(pair, Exception)]
+    every = [asked.alone, *(together for together, _ in pairs)]
+    logits = np.concatenate([each.logits for each in every]).astype(np.float64)
+    shares = np.concatenate([each.probabilities for each in every])
+    with np.errstate(invalid="ignore"):  # of an infinite logit comes NaN, which no gate lets pass
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        difference = float(np.abs(powers / powers.sum(axis=1, keepdims=True) - shares).max())
+    rows = np.arange(len(shares))
+    label, largest = logits.argmax(axis=1), shares.max(axis=1)
+    differ = label != shares.argmax(axis=1)
+    tied = shares[rows, label] >= largest * (1 - 4 * np.finfo(np.float32).eps)
+    return difference, int((differ & tied).sum()), int((differ & ~tied).sum()), len(shares)
 
 
 def latency_ratios(new: Path, old: Path, images: Images) -> dict[int, list[float]]:

@@ -96,17 +96,6 @@ def stored_bytes(found: str, registered: str) -> Finding:
     return failed("bytes", f"exchanged or damaged: sha256 {found}, registered {registered}")
 
 
-def signature(verified: str | Exception) -> Finding:
-    """Does the version's signature verify?
-
-    Args:
-        verified: The signer's key, or what verification raised.
-    """
-    if isinstance(verified, Exception):
-        return failed("signature", str(verified))
-    return passed("signature", f"signed by {verified}")
-
-
 def stored_format(
     files: Sequence[StoredFile], outside: Sequence[tuple[str, str]] | ValueError
 ) -> Finding:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.gates.finding import Finding, held_to
+from pipelines.gates.finding import Finding, held_to, one_line
 from pipelines.gates.interval import images_needed, upper_bound
 
 Wrong = NDArray[np.bool_]
@@ -64,6 +64,28 @@ def _too_few(images: int, margin: float) -> str:
         f"; on {images} gate images not even equal answers show a margin of {margin:g}, which "
         f"takes {images_needed(margin)}: raise data.gate or gates.margin"
     )
+
+
+def floor(wrong: Wrong, labels: NDArray[np.int64], names: Sequence[str]) -> Finding:
+    """Is the version better than one that always answers the most frequent class?
+
+    The upper 95 % bound of the paired difference must be below zero: a version that may well know
+    no more than the shares of the classes is not let through, also without a champion.
+
+    Args:
+        wrong: Of the version on the gate split, [n], n ≥ 1.
+        labels: Positions in `names`, [n].
+        names: The classes.
+    """
+    n, frequent = len(wrong), int(np.bincount(labels).argmax())
+    always = labels != frequent
+    lost, won = int((wrong & ~always).sum()), int((~wrong & always).sum())
+    bound = upper_bound(lost, won, n)
+    said = f"{int(wrong.sum())} of {n} wrong, always {names[frequent]!r} {int(always.sum())}: "
+    said += f"at most {bound:+.2%} error"
+    if bound >= 0 and upper_bound(0, int(always.sum()), n) >= 0:
+        said += "; on these gate images not even right answers show more: raise data.gate"
+    return Finding("floor", "pass" if bound < 0 else "fail", bound, 0.0, one_line(said))
 
 
 def classes(

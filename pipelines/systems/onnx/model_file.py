@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from pipelines.core.errors import UserError
 from pipelines.systems.onnx.metadata import INPUT, LARGEST_FILE, OUTPUTS, OnnxMetadata
 
 __all__ = [
     "ModelProto",
+    "all_nodes",
     "checked_card",
     "load",
     "outside",
@@ -25,24 +26,36 @@ __all__ = [
 ]
 
 
-def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    yield graph
-    for node in graph.node:
+def _inner(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
+    """Yield the graphs that nodes hold as attributes, and those within them."""
+    for node in nodes:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
                 if inner.ByteSize():
-                    yield from _graphs(inner)
+                    yield inner
+                    yield from _inner(inner.node)
+
+
+def _graphs(model: ModelProto) -> Iterator[GraphProto]:
+    yield model.graph
+    yield from _inner(model.graph.node)
+    for function in model.functions:
+        yield from _inner(function.node)
+
+
+def all_nodes(model: ModelProto) -> Iterator[NodeProto]:
+    """Yield the nodes of all graphs and functions of a model, those within others included."""
+    for holder in (*_graphs(model), *model.functions):
+        yield from holder.node
 
 
 def _tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Yield every tensor a model holds: initializers, sparse ones, and those in attributes."""
-    nodes = [node for function in model.functions for node in function.node]
-    for graph in _graphs(model.graph):
+    for graph in _graphs(model):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
-        nodes += graph.node
-    for node in nodes:
+    for node in all_nodes(model):
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)
             for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,22 @@ from pipelines.core.errors import UserError
 from pipelines.systems.onnx.metadata import INPUT, OUTPUTS, OnnxMetadata
 from pipelines.systems.onnx.model_file import read_checked
 
-__all__ = ["VERSION", "OnnxMetadata", "OnnxModel", "Provider", "Providers", "providers"]
+__all__ = [
+    "VERSION",
+    "OnnxMetadata",
+    "OnnxModel",
+    "OutOfMemory",
+    "Provider",
+    "Providers",
+    "providers",
+]
 
 Provider = Literal["auto", "cpu", "cuda"]
 VERSION: str = ort.__version__
 BATCHES = (1, 2, 7, 256)
 """At which answers are compared: alone, few, an odd number, and as many as one call is given."""
 _NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_NO_MEMORY = re.compile("bad.?alloc|allocate memory|out of memory|cannot allocate", re.IGNORECASE)
 _FAILURES = tuple(
     getattr(_state, name)
     for name in (
@@ -50,8 +60,22 @@ _FAILURES = tuple(
 ort.set_default_logger_severity(4)
 
 
+class OutOfMemory(UserError):
+    """ONNX Runtime was refused the memory that a model needs."""
+
+
 class _Broken(Exception):
     """ONNX Runtime does not run the model on the provider asked for."""
+
+    @classmethod
+    def of(cls, error: Exception) -> _Broken:
+        """Return what ONNX Runtime raised, in one line."""
+        return cls(" ".join(str(error).split()))
+
+    def told(self, where: str) -> UserError:
+        """Return it as an error for the user."""
+        lacking = _NO_MEMORY.search(str(self))
+        return (OutOfMemory if lacking else UserError)(f"{where}: {self}")
 
 
 def _driver() -> bool:
@@ -86,7 +110,7 @@ def _session(
     try:
         session = ort.InferenceSession(content, options, providers=chosen)
     except _FAILURES as error:
-        raise _Broken(" ".join(str(error).split())) from None
+        raise _Broken.of(error) from None
     runs = session.get_providers()[0]  # the session falls back without raising
     if runs != _NAMES[provider]:
         raise _Broken(f"ONNX Runtime runs it on {runs}")
@@ -151,22 +175,22 @@ class OnnxModel:
             "cpu": ("cpu",),
             "cuda": ("cuda",),
         }
-        reason = ""
+        reason = _Broken()
         for name in order[provider]:
             try:
                 session = _session(content, name, tf32=tf32, threads=threads)
                 model = cls(session, card, name, hashlib.sha256(content).hexdigest())
                 blank = np.zeros((1, card.channels, card.size, card.size), np.uint8)
-                if not np.isfinite(model._ask(OUTPUTS[0], blank)).all():
+                if not np.isfinite(model._ask(OUTPUTS[:1], blank)[0]).all():
                     raise _Broken("its answer to a blank image is not finite")
                 return model
             except _Broken as error:
-                reason = str(error)
+                reason = error
         if provider == "cuda":
             raise UserError(
                 f"{asked} = 'cuda': CUDA asked for and absent: {reason}; allowed: auto, cpu"
             )
-        raise UserError(f"{path}: ONNX Runtime cannot run it: {reason}")
+        raise reason.told(f"{path}: ONNX Runtime cannot run it")
 
     def logits(self, images: NDArray[np.uint8], *, batch: int = 256) -> NDArray[np.float32]:
         """Return logits [n, classes] of raw images uint8 [n, channels, size, size].
@@ -178,11 +202,18 @@ class OnnxModel:
         Raises:
             UserError: If type or shape do not fit the model, or the runtime fails (memory, say).
         """
-        return self._run("logits", images, batch)
+        return self._run(OUTPUTS[:1], images, batch)[0]
 
     def probabilities(self, images: NDArray[np.uint8], *, batch: int = 256) -> NDArray[np.float32]:
         """Return class probabilities [n, classes]; arguments and errors as for `logits`."""
-        return self._run("probabilities", images, batch)
+        return self._run(OUTPUTS[1:], images, batch)[0]
+
+    def answers(
+        self, images: NDArray[np.uint8], *, batch: int = 256
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return logits and probabilities of the same calls; arguments and errors as for both."""
+        logits, probabilities = self._run(OUTPUTS, images, batch)
+        return logits, probabilities
 
     def refuses(self, value: NDArray[Any]) -> bool:
         """Say whether the runtime itself refuses an input, as it must one of wrong type or shape.
@@ -191,32 +222,39 @@ class OnnxModel:
             value: Handed to the session as it is.
         """
         try:
-            self._ask(OUTPUTS[0], value)
+            self._ask(OUTPUTS[:1], value)
         except _Broken:
             return True
         return False
 
-    def _run(self, output: str, images: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:
+    def _run(
+        self, outputs: Sequence[str], images: NDArray[np.uint8], batch: int
+    ) -> list[NDArray[np.float32]]:
         shape = (self.card.channels, self.card.size, self.card.size)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
             raise UserError(
                 f"images are {images.dtype} {list(images.shape)}; "
                 f"the model takes uint8 [n, {', '.join(map(str, shape))}]"
             )
-        answers = [np.empty((0, len(self.card.classes)), np.float32)]
+        classes = len(self.card.classes)
+        answers = [[np.empty((0, classes), np.float32)] for _ in outputs]
         try:
             for start in range(0, len(images), batch):
-                answers.append(self._ask(output, images[start : start + batch]))
+                asked = images[start : start + batch]
+                for found, answer in zip(answers, self._ask(outputs, asked), strict=True):
+                    if answer.shape != (len(asked), classes):
+                        raise _Broken(f"answered {list(answer.shape)} to {len(asked)} images")
+                    found.append(answer)
         except _Broken as error:
-            raise UserError(f"ONNX Runtime stopped on {self.provider}: {error}") from None
-        return np.concatenate(answers)
+            raise error.told(f"ONNX Runtime stopped on {self.provider}") from None
+        return [np.concatenate(found) for found in answers]
 
-    def _ask(self, output: str, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _ask(self, outputs: Sequence[str], images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         try:
-            answer: NDArray[np.float32] = self._session.run([output], {INPUT: images})[0]
+            answers: list[NDArray[np.float32]] = self._session.run([*outputs], {INPUT: images})
         except _FAILURES as error:
-            raise _Broken(" ".join(str(error).split())) from None
-        return answer
+            raise _Broken.of(error) from None
+        return answers
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ def test_a_slow_slide_is_stopped() -> None:
 
 LABELS = np.repeat(np.arange(10), 50)
 NAMES = [str(label) for label in range(10)]
+LABELS_OF_519 = np.arange(519) % 10
 
 
 def test_a_class_may_lose_its_margin_and_not_an_image_more() -> None:
@@ -153,12 +154,9 @@ def test_a_clean_commit_can_be_asked_for() -> None:
     assert not provenance.lineage({**committed, "git_dirty": "true"}, SHA, True).passed
 
 
-def test_bytes_and_signature() -> None:
+def test_bytes() -> None:
     assert provenance.stored_bytes(SHA, SHA).passed
     assert provenance.stored_bytes("b" * 64, SHA).verdict == "fail"
-    assert provenance.signature("key 12").passed
-    refused = provenance.signature(UserError("model.onnx.sig: absent"))
-    assert (refused.verdict, refused.reason) == ("fail", "model.onnx.sig: absent")
 
 
 @pytest.mark.parametrize(
@@ -308,7 +306,9 @@ def test_every_finding_names_its_gate() -> None:
             running.latency(None, 1.0),
             Finding("noise", "pass", None, None, ""),
             Finding("shift", "pass", None, None, ""),
-            provenance.signature("key"),
+            contents.operators([]),
+            agreement.answers(0.0, 0, 0, 1, 1.0),
+            quality.floor(wrong(), LABELS_OF_519, NAMES),
         )
     }
     assert names >= set(GATES)

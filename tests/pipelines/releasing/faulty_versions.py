@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import shutil
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,18 +15,16 @@ from stored_versions import MODEL, stored
 from pipelines.core.files import read_json, sha256_file, write_json
 from pipelines.data.prepared import load_split
 from pipelines.evaluation.scoring import error
-from pipelines.provenance import signing
-from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.registry.versions import LINEAGE, SHA256
 from pipelines.release import register as release
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.onnx.runtime import OnnxModel
 
+Change = Callable[[ModelProto], None]
 
-def register(
-    made: FinishedCheckout, change: Callable[[ModelProto], None], *, rescore: bool = True
-) -> int:
+
+def register(made: FinishedCheckout, change: Change, *, rescore: bool = True) -> int:
     """Change the checkout's model and register it as any other; return the version.
 
     Args:
@@ -47,8 +44,8 @@ def register(
     return release.register(made.layout, made.params, None).version
 
 
-def exchange(made: FinishedCheckout, number: int, change: Callable[[ModelProto], None]) -> int:
-    """Put another model in a version's place, its hashes (and its signature) with it.
+def exchange(made: FinishedCheckout, number: int, change: Change) -> int:
+    """Put another model in a version's place, its hashes with it.
 
     For what registering itself would refuse: as one could who may write to the registry.
     """
@@ -59,14 +56,7 @@ def exchange(made: FinishedCheckout, number: int, change: Callable[[ModelProto],
     client, sha256 = tracking.connect(made.layout), sha256_file(path)
     for key in (SHA256, LINEAGE + "onnx_sha256"):
         client.set_model_version_tag(MODEL, str(number), key, sha256)
-    sign_again(made, number)
     return number
-
-
-def sign_again(made: FinishedCheckout, number: int) -> None:
-    """Sign a version whose file was exchanged, as the holder of the key could."""
-    path = stored(made.layout, number)
-    signing.sign(made.layout, path, path.with_name(version_files.SIGNATURE))
 
 
 def again(made: FinishedCheckout) -> int:
@@ -86,7 +76,7 @@ def initializer(model: ModelProto, name: str) -> TensorProto:
     return next(tensor for tensor in model.graph.initializer if tensor.name == name)
 
 
-def reweigh(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[ModelProto], None]:
+def reweigh(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Change:
     """Change the values of an initializer."""
 
     def act(model: ModelProto) -> None:
@@ -97,9 +87,7 @@ def reweigh(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[
     return act
 
 
-def add_term(
-    nodes: Sequence[NodeProto], constants: dict[str, np.ndarray]
-) -> Callable[[ModelProto], None]:
+def add_term(nodes: Sequence[NodeProto], constants: dict[str, np.ndarray]) -> Change:
     """Add what some nodes make, called `term`, to the logits."""
 
     def act(model: ModelProto) -> None:
@@ -115,7 +103,7 @@ def add_term(
     return act
 
 
-def lose_class(name: str) -> Callable[[ModelProto], None]:
+def lose_class(name: str) -> Change:
     """Never answer one class."""
 
     def change(bias: np.ndarray) -> np.ndarray:
@@ -137,7 +125,7 @@ def freeze_batch(model: ModelProto) -> None:
     shape.CopyFrom(numpy_helper.from_array(np.array([1, pixels]), "shape"))
 
 
-def mix_batch() -> Callable[[ModelProto], None]:
+def mix_batch() -> Change:
     """Let the other images of a batch weigh in a little."""
     nodes = [
         helper.make_node("ReduceMean", ["flat", "first"], ["mean"], keepdims=1),
@@ -148,7 +136,7 @@ def mix_batch() -> Callable[[ModelProto], None]:
     return add_term(nodes, {"first": np.array([0]), "leak": leak})
 
 
-def slow_down() -> Callable[[ModelProto], None]:
+def slow_down() -> Change:
     """Convolve many times to no effect."""
     kernel = np.random.default_rng(0).normal(size=(8, 8, 3, 3)).astype(np.float32) / 9
     nodes = [helper.make_node("Conv", ["pixels", "widen"], ["c0"], pads=[1] * 4)]
@@ -170,7 +158,7 @@ def slow_down() -> Callable[[ModelProto], None]:
     return add_term(nodes, constants)
 
 
-def overflow() -> Callable[[ModelProto], None]:
+def overflow() -> Change:
     """Add 0 · exp(mean pixel), which is not a number where the image is white."""
     nodes = [
         helper.make_node("ReduceMean", ["flat", "across"], ["mean"], keepdims=1),
@@ -180,7 +168,7 @@ def overflow() -> Callable[[ModelProto], None]:
     return add_term(nodes, {"across": np.array([1]), "nothing": np.zeros(1, np.float32)})
 
 
-def shy_of(row: int, brightness: float) -> Callable[[ModelProto], None]:
+def shy_of(row: int, brightness: float) -> Change:
     """Answer 0 wherever a row of the image is brighter somewhere."""
     nodes = [
         helper.make_node("Slice", ["pixels", "start", "end", "axis"], ["edge"]),
@@ -228,6 +216,79 @@ def unknown_operator(model: ModelProto) -> None:
     softmax.op_type, softmax.domain = "Softmin", "elsewhere"
 
 
+def wrong_axis(model: ModelProto) -> None:
+    """Ask for an axis that the logits do not have: well-formed, and refused by the runtime."""
+    softmax = next(node for node in model.graph.node if node.op_type == "Softmax")
+    softmax.attribute[0].i = 7
+
+
+def insert_before_softmax(*nodes: NodeProto, **constants: np.ndarray) -> Change:
+    """Let the probabilities follow from what some nodes make of the logits, called `other`."""
+
+    def act(model: ModelProto) -> None:
+        at = next(i for i, node in enumerate(model.graph.node) if node.op_type == "Softmax")
+        model.graph.node[at].input[0] = "other"
+        for node in reversed(nodes):
+            model.graph.node.insert(at, node)
+        model.graph.initializer.extend(
+            numpy_helper.from_array(value, name) for name, value in constants.items()
+        )
+
+    return act
+
+
+def opposite_probabilities() -> Change:
+    """Answer with the probabilities of the opposite logits: softmax(−logits)."""
+    return insert_before_softmax(helper.make_node("Neg", ["logits"], ["other"]))
+
+
+def opposite_at(batch: int) -> Change:
+    """Turn the sign of all logits where a batch has so many images."""
+    nodes = [
+        helper.make_node("Shape", ["images"], ["extent"], end=1),
+        helper.make_node("Equal", ["extent", "batch"], ["so_many"]),
+        helper.make_node("Where", ["so_many", "double", "nothing"], ["share"]),
+        helper.make_node("Mul", ["plain", "share"], ["term"]),
+    ]
+    sizes = {"batch": np.array([batch])}
+    factors = {"double": np.float32([-2.0]), "nothing": np.float32([0.0])}
+    return add_term(nodes, {**sizes, **factors})
+
+
+def loop(model: ModelProto) -> None:
+    """Add zero to the logits in a loop as long as the image is bright."""
+    one, keep, total = (
+        helper.make_tensor_value_info(name, kind, [])
+        for name, kind in (("i", TensorProto.INT64), ("go", TensorProto.BOOL), ("x", 1))
+    )
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Relu", ["x"], ["y"])],
+        "body",
+        [one, keep, total],
+        [helper.make_tensor_value_info("on", TensorProto.BOOL, [])],
+    )
+    body.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, []))
+    nodes = [
+        helper.make_node("ReduceMax", ["pixels"], ["turns"], keepdims=0),
+        helper.make_node("Cast", ["turns"], ["count"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["count", "", "zero"], ["term"], body=body),
+    ]
+    add_term(nodes, {"zero": np.float32(0)})(model)
+
+
+def multiply(edge: int, times: int) -> Change:
+    """Add zero to the logits, by multiplying matrices of ones many times over."""
+    nodes = [
+        helper.make_node("Shape", ["images"], ["extent"], end=1),
+        helper.make_node("Mul", ["extent", "nought"], ["none"]),
+        helper.make_node("Add", ["none", "edge"], ["edges"]),
+        helper.make_node("ConstantOfShape", ["edges"], ["m0"]),
+    ]
+    nodes += [helper.make_node("MatMul", [f"m{at}", "m0"], [f"m{at + 1}"]) for at in range(times)]
+    nodes.append(helper.make_node("ReduceMax", [f"m{times}"], ["term"], keepdims=0))
+    return add_term(nodes, {"nought": np.array([0, 0]), "edge": np.array([edge, edge])})
+
+
 def other_input(model: ModelProto) -> None:
     """Take float images instead of bytes."""
     model.graph.input[0].type.tensor_type.elem_type = TensorProto.FLOAT
@@ -257,14 +318,3 @@ def tamper(made: FinishedCheckout, number: int) -> None:
 def forget_lineage(made: FinishedCheckout, number: int) -> None:
     client = tracking.connect(made.layout)
     client.delete_model_version_tag(MODEL, str(number), f"{LINEAGE}code_hash")
-
-
-def remove_signature(made: FinishedCheckout, number: int) -> None:
-    for path in stored(made.layout, number).parent.glob("*.sig"):
-        path.unlink()
-
-
-def exchange_signature(made: FinishedCheckout, number: int) -> None:
-    """Put the first version's signature beside this one's file."""
-    for path in stored(made.layout, 1).parent.glob("*.sig"):
-        shutil.copy(path, stored(made.layout, number).parent / path.name)

@@ -104,7 +104,7 @@ CASES = {
     "frozen batch": Case(
         "batch",
         exchanged(wrong.freeze_batch),
-        not_run=frozenset({"skew", "champion", "classes", "noise", "shift", "latency"}),
+        not_run=frozenset({"skew", "floor", "champion", "classes", "noise", "shift", "latency"}),
     ),
     "batch that mixes": Case("batch", registered(wrong.mix_batch())),
     "parity broken by 1e-2": Case("parity", verified({"largest_difference": 1e-2})),
@@ -114,7 +114,7 @@ CASES = {
     "tampered bytes": Case(
         "bytes",
         version(wrong.tamper),
-        not_run=frozenset(LOADING | {"signature", "format", "schema", "weights"}),
+        not_run=frozenset(LOADING | READING - {"bytes"}),
     ),
     "missing lineage": Case("lineage", version(wrong.forget_lineage)),
     "pickled artefact": Case("format", version(wrong.add_pickle), not_run=LOADING),
@@ -125,16 +125,21 @@ CASES = {
         not_run=frozenset(LOADING | {"weights"}),
     ),
     "float input": Case("schema", exchanged(wrong.other_input), not_run=LOADING),
-    "operator no runtime has": Case(
-        "runtime", exchanged(wrong.unknown_operator), not_run=frozenset(LOADING - {"runtime"})
+    "operator of elsewhere": Case("operators", exchanged(wrong.unknown_operator), not_run=LOADING),
+    "loop": Case("operators", registered(wrong.loop), not_run=LOADING),
+    "axis that is not there": Case(
+        "runtime", exchanged(wrong.wrong_axis), not_run=frozenset(LOADING - {"runtime"})
+    ),
+    "opposite probabilities": Case("answers", registered(wrong.opposite_probabilities())),
+    "opposite answers to three": Case("batch", registered(wrong.opposite_at(3))),
+    "no better than chance": Case(
+        "floor", registered(wrong.reweigh("weight", lambda weight: 0 * weight)), WIDE
     ),
     "no number for white": Case("extremes", registered(wrong.overflow())),
     "afraid of noise": Case("noise", registered(wrong.shy_of(0, 0.0))),
     "afraid of a shift": Case(
         "shift", registered(wrong.shy_of(3, 60.0)), {"margin": 1.0, "class_margin": 1.0}
     ),
-    "unsigned": Case("signature", version(wrong.remove_signature), not_run=LOADING),
-    "signature of another": Case("signature", version(wrong.exchange_signature), not_run=LOADING),
 }
 
 
