@@ -146,11 +146,15 @@ def _unframed(send: Send) -> Send:
 
 
 async def _answer(send: Send, status: HTTPStatus, text: str) -> None:
-    headers = [(b"content-type", b"text/plain; charset=utf-8")]
+    body = f"{text}\n".encode()
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+    ]
     if status is HTTPStatus.UNAUTHORIZED:
         headers.append((b"www-authenticate", b'Basic realm="prong"'))
     await send({"type": "http.response.start", "status": status.value, "headers": headers})
-    await send({"type": "http.response.body", "body": f"{text}\n".encode()})
+    await send({"type": "http.response.body", "body": body})
 
 
 def serve(application: Application, listener: socket.socket, log_level: str = "critical") -> None:
