@@ -19,6 +19,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become 
 
 _BECOME = f"""
 import http.client, json, os, sys, urllib.error, urllib.request
+"".encode("idna")  # what is imported later may lie where only root can read
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 """
 

@@ -163,7 +163,10 @@ def start(
     port = port_of(listener)
     address = f"http://127.0.0.1:{port}/api"
     asked = secret(layout, "prefect")
+    home = os.environ.get("PREFECT_HOME") or str(layout.state / "prefect")
+    Path(home).mkdir(parents=True, exist_ok=True)
     settings = {
+        "PREFECT_HOME": home,
         _URL: address,
         _AUTH: asked,
         "PREFECT_SERVER_API_AUTH_STRING": asked,
@@ -172,7 +175,7 @@ def start(
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.systems.prefect.server", str(listener.fileno()), kind],
         cwd=layout.root,
-        env=kept({**os.environ, **settings}),
+        env=kept({"PREFECT_SERVER_ANALYTICS_ENABLED": "false", **os.environ, **settings}),
         pass_fds=(listener.fileno(),),
         stdin=subprocess.DEVNULL,
         stdout=output or subprocess.DEVNULL,
@@ -188,10 +191,10 @@ def _wait(process: subprocess.Popen[bytes], address: str) -> None:
 
         def answers() -> bool:
             if process.poll() is not None:
-                home = os.environ.get("PREFECT_HOME", "~/.prefect")
                 raise Unavailable(
-                    f"Prefect: its server ended with exit code {process.returncode}; is {home} "
-                    "writable and whole? (removing it loses only the history of runs)"
+                    f"Prefect: its server ended with exit code {process.returncode}; is "
+                    f"{os.environ.get('PREFECT_HOME', 'its home')} writable and whole? (removing "
+                    "it loses only the history of runs)"
                 )
             try:
                 return session.get(f"{address}/health", timeout=2).ok
