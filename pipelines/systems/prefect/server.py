@@ -70,9 +70,16 @@ def prefect_api(layout: Layout) -> Iterator[Callable[[], None]]:
 def _named_by_users_home(layout: Layout) -> bool:
     """Say whether a Prefect home of the user's own names a server.
 
-    Prefect is asked in another process: in this one it would keep for good what it reads now.
+    If a file might, Prefect is asked, which takes seconds; in another process, as in this one it
+    would keep for good what it reads now.
     """
-    if os.environ.get("PREFECT_HOME") in (None, str(layout.state / "prefect")):
+    home = os.environ.get("PREFECT_HOME", "")
+    if home in ("", str(layout.state / "prefect")):
+        return False
+    profiles = os.environ.get("PREFECT_PROFILES_PATH") or f"{home}/profiles.toml"
+    files = (profiles, *(layout.root / name for name in (".env", "prefect.toml")))
+    texts = [Path(file).expanduser().read_text() for file in files if os.path.isfile(file)]
+    if not any("url" in text.lower() for text in texts):
         return False
     program = "import prefect.settings as s; print(s.get_current_settings().api.url or '')"
     done = subprocess.run(
