@@ -11,9 +11,10 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault(
-    "DVC_SITE_CACHE_DIR", os.path.join(tempfile.gettempdir(), "prong-dvc")
-)  # else in /var/tmp
+_dvc = os.path.join(tempfile.gettempdir(), f"prong-dvc-{os.geteuid()}")  # else in /var/tmp
+for _place in (_dvc, f"{_dvc}/repo"):  # DVC would make them with mode 0777
+    os.makedirs(_place, mode=0o700, exist_ok=True)
+os.environ.setdefault("DVC_SITE_CACHE_DIR", _dvc)
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), "prong-matplotlib"))
 for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME"):

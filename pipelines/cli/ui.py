@@ -1,4 +1,7 @@
-"""`prong ui`: MLflow's and Prefect's web pages on this machine, until the user stops it."""
+"""`prong ui`: MLflow's and Prefect's web pages on this machine, until the user stops it.
+
+Both ask for a secret, for every user of the machine can connect to them (`systems/secrets.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import IO, NoReturn
 
 import requests
 
@@ -21,13 +24,15 @@ from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.paths import Layout
 from pipelines.core.waiting import wait_until
 from pipelines.systems import mlflow as tracking
-from pipelines.systems.prefect.server import standing_server
+from pipelines.systems.loopback import listen
+from pipelines.systems.mlflow import web_server as mlflow_server
+from pipelines.systems.prefect import server as prefect_server
 from pipelines.systems.processes import end_group
+from pipelines.systems.secrets import USER, secret_file
 
-HOST = "127.0.0.1"
 PATIENCE = 120.0
 """Seconds that a server has to answer; on two busy cores it takes half a minute."""
-_NEARBY = 50  # ports tried after the one asked for
+_NEARBY = 50  # ports tried, with the one asked for
 
 
 @dataclass(frozen=True)
@@ -37,75 +42,76 @@ class Page:
     Attributes:
         name: The system that it belongs to.
         url: Its address.
+        note: What to know about it: how to log in, or who runs it.
         process: The server that was started for it; None if one was already running.
         log: The server's log file; None without a process.
     """
 
     name: str
     url: str
+    note: str
     process: subprocess.Popen[bytes] | None = None
     log: Path | None = None
 
 
-def free_port(wanted: int, taken: tuple[int, ...] = ()) -> int:
-    """Return `wanted`, or the next free port of this machine.
+def listen_near(wanted: int) -> socket.socket:
+    """Return a socket that listens on a port, or on the next free one of this machine.
+
+    It is handed to the server: between a look for a free port and its use another user could
+    take it, and would be told the secret.
 
     Raises:
         UserError: If the number is not a port, or no port nearby is free.
     """
     if not 1 <= wanted <= 65535:
         raise UserError(f"port {wanted}: must be 1 to 65535")
-    for port in range(wanted, min(wanted + _NEARBY, 65536)):
-        with socket.socket() as probe:
-            # As the servers do: a port that was closed a moment ago counts as free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with suppress(OSError):
-                probe.bind((HOST, port))
-                if port not in taken:
-                    return port
-    raise UserError(f"port {wanted}: busy, and so are the {_NEARBY - 1} after it; choose another")
+    try:
+        return listen(wanted, _NEARBY)
+    except OSError as error:
+        raise UserError(
+            f"port {wanted}: busy, and so are the {_NEARBY - 1} after it; choose another "
+            f"({error.strerror})"
+        ) from None
 
 
-def _start(
-    name: str, url: str, arguments: list[str], env: Mapping[str, str], layout: Layout
-) -> Page:
-    log = layout.state / "ui" / f"{name.lower()}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            cwd=layout.root,
-            env={**os.environ, **env},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return Page(name, url, process, log)
+@contextmanager
+def _log(layout: Layout, name: str) -> Iterator[tuple[Path, IO[bytes]]]:
+    path = layout.state / "ui" / f"{name}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        yield path, file
+
+
+_NAMED = "already running, named in the environment"
 
 
 def _mlflow(layout: Layout, port: int) -> Page:
     uri = tracking.tracking_uri(layout)
     if uri.startswith(("http://", "https://")):
-        return Page("MLflow", tracking.shown_uri(uri))
+        return Page("MLflow", tracking.shown_uri(uri), _NAMED)
     tracking.connect(layout)  # makes a new database, or reports what is wrong with it
-    command = ["mlflow", "server", "--workers", "1", "--host", HOST, "--port", str(port)]
-    command += ["--backend-store-uri", uri]
-    command += ["--default-artifact-root", tracking.artifact_root(layout)]
-    env = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    return _start("MLflow", f"http://{HOST}:{port}", command, env, layout)
+    with listen_near(port) as listener, _log(layout, "mlflow") as (path, log):
+        process, url = mlflow_server.start(layout, listener, log)
+    login = f"user {USER}, password: the line in {secret_file(layout, 'mlflow')}"
+    return Page("MLflow", url, login, process, path)
 
 
 def _prefect(layout: Layout, port: int) -> Page:
-    if url := os.environ.get("PREFECT_API_URL") or standing_server(layout):
-        return Page("Prefect", tracking.shown_uri(url).removesuffix("/").removesuffix("/api"))
-    home = os.environ.get("PREFECT_HOME", str(layout.state / "prefect"))
-    env = {"PREFECT_HOME": home, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    command = ["prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    return _start("Prefect", f"http://{HOST}:{port}", command, env, layout)
+    if url := os.environ.get("PREFECT_API_URL"):
+        return Page("Prefect", _page_of(tracking.shown_uri(url)), _NAMED)
+    login = f"password: the line in {secret_file(layout, 'prefect')}"
+    if url := prefect_server.standing_server(layout):
+        return Page("Prefect", _page_of(url), f"{login}; it is the worker's")
+    with listen_near(port) as listener, _log(layout, "prefect") as (path, log):
+        process, url = prefect_server.start(layout, listener, "scheduling", log)
+    return Page("Prefect", _page_of(url), login, process, path)
 
 
-_HEALTH = {"MLflow": "/health", "Prefect": "/api/health"}
+def _page_of(api: str) -> str:
+    return api.removesuffix("/").removesuffix("/api")
+
+
+_HEALTH = {"MLflow": mlflow_server.HEALTH, "Prefect": "/api/health"}
 
 
 def _wait(page: Page, patience: float) -> None:
@@ -118,7 +124,7 @@ def _wait(page: Page, patience: float) -> None:
         return
     process, health = page.process, page.url + _HEALTH[page.name]
     with requests.Session() as session:
-        session.trust_env = False  # no proxy is needed on loopback
+        session.trust_env = False  # no proxy is needed on loopback, nor a password of ~/.netrc
 
         def answers() -> bool:
             try:
@@ -157,11 +163,7 @@ def pages(layout: Layout, *, mlflow_port: int, prefect_port: int) -> Iterator[tu
                 stack.callback(end_group, page.process)
             return page
 
-        port = free_port(mlflow_port)
-        found = (
-            keep(_mlflow(layout, port)),
-            keep(_prefect(layout, free_port(prefect_port, (port,)))),
-        )
+        found = (keep(_mlflow(layout, mlflow_port)), keep(_prefect(layout, prefect_port)))
         for started in found:
             _wait(started, PATIENCE)
         yield found
@@ -189,8 +191,7 @@ def serve_pages(layout: Layout, *, mlflow_port: int, prefect_port: int) -> None:
         print("starting …", file=sys.stderr, flush=True)
         with pages(layout, mlflow_port=mlflow_port, prefect_port=prefect_port) as shown:
             for page in shown:
-                note = "" if page.process else "   (already running, named in the environment)"
-                print(f"{page.name:<8} {page.url}{note}", flush=True)
+                print(f"{page.name:<8} {page.url}   ({page.note})", flush=True)
             started = [page for page in shown if page.process is not None]
             if not started:
                 return

@@ -1,4 +1,8 @@
-"""git: which commit a checkout is at, and branches written without touching its files."""
+"""git: which commit a checkout is at, and branches written without touching its files.
+
+Each command works on the repository of the directory it is given, whatever the environment says: a
+hook of another repository exports variables that would send it there.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipelines.core.environment import forget_repository
 from pipelines.core.errors import Failed
 
 _WHO = {
@@ -21,7 +26,6 @@ def run(
     root: Path,
     *arguments: str,
     content: bytes | None = None,
-    environment: Mapping[str, str] | None = None,
     keep_open: tuple[int, ...] = (),
     patience: float = 120,
 ) -> subprocess.CompletedProcess[bytes]:
@@ -31,7 +35,6 @@ def run(
         root: A directory of the repository.
         arguments: Of git.
         content: Its standard input.
-        environment: Instead of this process's.
         keep_open: File descriptors that git holds on to.
         patience: Seconds.
 
@@ -39,7 +42,8 @@ def run(
         FileNotFoundError: If git is absent.
         subprocess.TimeoutExpired: If it takes longer.
     """
-    env = {**_WHO, **(os.environ if environment is None else environment)}
+    env = {**_WHO, **os.environ}
+    forget_repository(env)
     return subprocess.run(
         ["git", *arguments],
         cwd=root,

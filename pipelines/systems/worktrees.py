@@ -52,12 +52,10 @@ class _Place:
         Raises:
             UserError: If git is absent, or fails.
         """
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
         try:
             done = git.run(
                 self.home,
                 *("-c", "core.hooksPath=/dev/null", *arguments),
-                environment=kept,
                 keep_open=(self.lock,),
                 patience=_PATIENCE,
             )

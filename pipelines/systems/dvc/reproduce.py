@@ -33,10 +33,11 @@ from dvc.stage.exceptions import StageCmdFailedError
 from dvc_data.hashfile.build import IgnoreInCollectedDirError, build
 from dvc_data.hashfile.db import HashFileDB
 
-from pipelines.core.environment import AFRESH, RECORD
+from pipelines.core.environment import AFRESH, RECORD, forget_repository
 from pipelines.core.errors import Failed, Unavailable, UserError, disk_error
 from pipelines.core.files import read_json, write_json
 from pipelines.core.paths import Layout
+from pipelines.systems.dvc.site_cache import private_site_cache
 from pipelines.systems.processes import end_with_keeper, exit_on_sigterm, process_start, run_group
 
 T = TypeVar("T")
@@ -76,9 +77,14 @@ class StageResult:
 
 @contextmanager
 def open_repo(root: Path) -> Iterator[Repo]:
-    """Open the checkout at `root` for DVC, which is to be quiet."""
+    """Open the checkout at `root` for DVC, which is to be quiet.
+
+    Raises:
+        UserError: If another user may write where DVC keeps its caches.
+    """
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
-    os.environ.setdefault("DVC_SITE_CACHE_DIR", str(Layout(root).state / "dvc"))
+    private_site_cache(Layout(root).state)
+    forget_repository(os.environ)
     dvc.logger.setup(level=logging.CRITICAL)
     config = None if (root / ".git").exists() else {"core": {"no_scm": True}}
     with Repo(str(root), config=config) as repo:

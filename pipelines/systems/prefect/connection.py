@@ -10,7 +10,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectHTTPStatusError
 
-from pipelines.core.errors import Unavailable
+from pipelines.core.errors import Unavailable, UserError
 
 __all__ = ["SyncPrefectClient", "answering", "api", "used_server"]
 
@@ -25,6 +25,7 @@ def answering(hint: str = "") -> Iterator[None]:
         hint: Ends the message.
 
     Raises:
+        UserError: If the server refuses who asks.
         Unavailable: If the server does not answer, or answers with an error.
     """
     try:
@@ -32,8 +33,19 @@ def answering(hint: str = "") -> Iterator[None]:
     except (httpx.TransportError, PrefectHTTPStatusError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not str(error).startswith(_NO_SERVER):
             raise
+        if isinstance(error, PrefectHTTPStatusError) and error.response.status_code in (401, 403):
+            raise UserError(
+                f"Prefect: {_place(error)} refused access (HTTP {error.response.status_code}); set "
+                "PREFECT_API_AUTH_STRING or PREFECT_API_KEY to what it asks for. If it is the "
+                "checkout's own, its secret was replaced: end the worker and start it again"
+            ) from error
         said = " ".join(str(error).split()).partition(" For more information")[0]
         raise Unavailable(f"Prefect: {said or type(error).__name__}{hint}") from error
+
+
+def _place(error: PrefectHTTPStatusError) -> str:
+    url = error.request.url
+    return f"{url.scheme}://{url.host}:{url.port}" if url.port else f"{url.scheme}://{url.host}"
 
 
 def used_server() -> str:
@@ -49,6 +61,7 @@ def api() -> Iterator[SyncPrefectClient]:
     """Yield a client of the Prefect server of this process's surroundings.
 
     Raises:
+        UserError: If it refuses who asks.
         Unavailable: If it does not answer.
     """
     with answering(), get_client(sync_client=True) as client:

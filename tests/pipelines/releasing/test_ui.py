@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import requests
 
-from pipelines.cli.ui import Page, _start, _wait, free_port, pages, serve_pages
+from pipelines.cli.ui import Page, _wait, listen_near, pages, serve_pages
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.paths import Layout
 from pipelines.systems import mlflow as tracking
+from pipelines.systems.loopback import port_of
+from pipelines.systems.secrets import USER, secret
 
 
 @pytest.fixture
@@ -26,16 +28,14 @@ def busy() -> int:
 
 
 def test_a_busy_port_gives_way_to_the_next_free_one(busy: int) -> None:
-    port = free_port(busy)
-    assert busy < port < busy + 50
-    socket.create_server(("127.0.0.1", port)).close()
-    assert free_port(port, (port,)) > port
+    with listen_near(busy) as first, listen_near(busy) as second:
+        assert busy < port_of(first) < port_of(second) < busy + 50
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])
 def test_a_number_that_is_not_a_port_is_named(port: int) -> None:
     with pytest.raises(UserError, match=rf"port {port}: must be 1 to 65535"):
-        free_port(port)
+        listen_near(port)
 
 
 def test_servers_named_by_settings_are_shown_not_started(
@@ -52,7 +52,11 @@ def test_servers_named_by_settings_are_shown_not_started(
 
 
 def test_a_server_that_ends_at_once_leaves_its_last_words(layout: Layout) -> None:
-    page = _start("MLflow", "http://127.0.0.1:9", ["no_such_module"], {}, layout)
+    log = layout.state / "mlflow.log"
+    with log.open("wb") as file:
+        command = [sys.executable, "-m", "no_such_module"]
+        process = subprocess.Popen(command, stdout=file, stderr=file)
+    page = Page("MLflow", "http://127.0.0.1:9", "", process, log)
     with pytest.raises(Unavailable, match=r"(?s)ended with exit code 1.*No module named") as raised:
         _wait(page, time.monotonic() + 30)
     assert "mlflow.log" in str(raised.value)
@@ -60,7 +64,7 @@ def test_a_server_that_ends_at_once_leaves_its_last_words(layout: Layout) -> Non
 
 def test_a_page_that_runs_elsewhere_is_not_waited_for() -> None:
     start = time.monotonic()
-    _wait(Page("MLflow", "http://127.0.0.1:9"), 60.0)
+    _wait(Page("MLflow", "http://127.0.0.1:9", ""), 60.0)
     assert time.monotonic() - start < 30
 
 
@@ -97,10 +101,11 @@ def test_both_pages_answer_and_end_with_the_command(
         found = requests.post(
             urls["MLflow"] + "/api/2.0/mlflow/experiments/search",
             json={"max_results": 10},
+            auth=(login := (USER, secret(layout, "mlflow"))),
             timeout=90,
         ).json()
         assert "seen" in {experiment["name"] for experiment in found["experiments"]}
-        assert "<title>" in requests.get(urls["MLflow"], timeout=90).text
+        assert "<title>" in requests.get(urls["MLflow"], auth=login, timeout=90).text
         assert "<title>" in requests.get(urls["Prefect"], timeout=90).text
         assert (layout.state / "prefect").is_dir()
         process.send_signal(number)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from postgres import postgres  # noqa: F401
 from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
     PREFECT_LOGGING_TO_API_ENABLED,
     temporary_settings,
@@ -30,9 +31,11 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Layout]:
         patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
         patch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
         with prefect_api(layout) as wait:
-            address = os.environ["PREFECT_API_URL"]
+            settings = {
+                PREFECT_API_URL: os.environ["PREFECT_API_URL"],
+                PREFECT_API_AUTH_STRING: os.environ["PREFECT_API_AUTH_STRING"],
+                PREFECT_LOGGING_TO_API_ENABLED: False,
+            }
             wait()
-            with temporary_settings(
-                {PREFECT_API_URL: address, PREFECT_LOGGING_TO_API_ENABLED: False}
-            ):
+            with temporary_settings(settings):
                 yield layout

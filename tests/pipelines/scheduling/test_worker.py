@@ -23,7 +23,9 @@ from small_checkout import Checkout, make
 from webhook import Receiver
 
 from pipelines.core import params_file
+from pipelines.core.paths import Layout
 from pipelines.core.waiting import wait_until
+from pipelines.systems.secrets import secret
 from pipelines.training import checkpoint, heartbeat
 
 T = TypeVar("T")
@@ -89,6 +91,8 @@ def api(checkout: Checkout) -> str:
 def post(checkout: Checkout, path: str, body: object) -> requests.Response:
     with requests.Session() as session:
         session.trust_env = False
+        user, _, password = secret(Layout(checkout.root), "prefect").partition(":")
+        session.auth = (user, password)
         answer = session.post(f"{api(checkout)}/{path}", json=body, timeout=60)
     answer.raise_for_status()
     return answer
