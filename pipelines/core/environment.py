@@ -8,6 +8,7 @@ short timeouts. MLflow's are set where it is imported (`pipelines/systems/mlflow
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from pipelines.core import params_file
 from pipelines.core.config import Params
@@ -48,7 +49,8 @@ def set_up(layout: Layout) -> None:
     if "PREFECT_HOME" not in os.environ:
         home = layout.state / "prefect"
         os.environ["PREFECT_HOME"] = str(home)
-        home.mkdir(parents=True, exist_ok=True)  # Prefect does not make parents
+        with suppress(OSError):  # a checkout that cannot be written to can still answer
+            home.mkdir(parents=True, exist_ok=True)  # Prefect does not make parents
 
 
 def open_checkout() -> tuple[Layout, Params]:

@@ -64,7 +64,7 @@ def read_text(layout: Layout, where: str, name: str) -> str | None:
     if name not in {path for path, _ in _files(_store(layout, where))}:
         return None
     with tempfile.TemporaryDirectory(prefix="prong-") as folder:
-        return fetch(layout, where, name, Path(folder)).read_text(encoding="utf-8")
+        return fetch(layout, where, name, Path(folder)).read_text("utf-8", errors="replace")
 
 
 def remove(layout: Layout, where: str) -> None:
