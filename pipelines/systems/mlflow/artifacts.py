@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,14 @@ from pipelines.systems.mlflow.address import (
     artifact_root,
     tracking_uri,
 )
-from pipelines.systems.mlflow.locations import canonical, is_own, is_removable, lies_in, resolved
+from pipelines.systems.mlflow.locations import (
+    canonical,
+    is_own,
+    is_removable,
+    lies_in,
+    local_path,
+    resolved,
+)
 
 __all__ = [
     "FileInfo",
@@ -76,6 +84,11 @@ def remove(layout: Layout, where: str) -> None:
     """
     if not is_removable(layout, where):
         raise UserError(f"{where}: not an upload's folder of this project; left alone")
+    path = local_path(resolved(layout, where))
+    if path is not None:  # MLflow would read a % in the folder's name as an escape, twice
+        if path.exists():
+            shutil.rmtree(path)
+        return
     with answering(layout):
         store = _store(layout, where)
         if next(_files(store), None) is not None:
