@@ -139,6 +139,7 @@ def _stored(layout: Layout, held: Transaction, ours: list[Version], needed: set[
             else:
                 why += f"; {place} is not this project's: left alone"
         if sharing:
+            sharing.sort(key=lambda other: not other.key[0])  # a version says more than an upload
             why += f"; its files stay: {sharing[0]} needs them"
         version = next((v for v in doomed if (v.model, str(v.number)) == key), None)
         remove = _Removal(layout, held, refs, key, version, frozenset(tagged))
