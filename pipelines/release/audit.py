@@ -7,6 +7,8 @@ accident: hashes of bytes, a signature, metadata inside the file, the commit in 
 from __future__ import annotations
 
 import hashlib
+import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,7 +33,8 @@ from pipelines.registry.versions import LINEAGE, Version
 from pipelines.systems import git
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.mlflow import artifacts
-from pipelines.systems.onnx.runtime import OnnxMetadata, OnnxModel
+from pipelines.systems.onnx.metadata import OnnxMetadata
+from pipelines.systems.onnx.model_file import read_checked
 
 
 class Verdict(StrEnum):
@@ -59,15 +62,19 @@ class Link:
     said: str
 
 
-def kept_file(layout: Layout, version: Version, name: str) -> Path | None:
+def kept_file(layout: Layout, version: Version, name: str, folder: Path) -> Path | None:
     """Return a version's lock or parameters: from the releases branch, else from its folder.
 
     Args:
         layout: The checkout.
         version: The version.
         name: `dvc.lock` or `params.yaml`.
+        folder: Where to put it.
+
+    Raises:
+        Unavailable: If the registry does not answer.
     """
-    out = layout.state / "cache" / f"{version.sha256}.{name}"
+    out = folder / name
     content = releases.kept(layout, version.model, version.number, name)
     if content is not None:
         with atomic_path(out) as temporary:
@@ -113,28 +120,50 @@ def walk(layout: Layout, version: Version) -> list[Link]:
     Raises:
         Unavailable: If the registry does not answer.
     """
+    with tempfile.TemporaryDirectory(prefix="prong-lineage-") as scratch:
+        return list(_walk(layout, version, Path(scratch)))
+
+
+def _walk(layout: Layout, version: Version, scratch: Path) -> Iterator[Link]:
     made = version.under(LINEAGE)
-    found: list[Link] = []
-    path: Path | None = None
+    path, bytes_ = _bytes(layout, version, scratch)
+    yield bytes_
+    yield _signature(layout, version)
+    # Read, not run: a version that the gates did not let through may be anything.
+    card = read_checked(path)[1] if path is not None else None
+    yield from _metadata(made, card)
+    yield from _lock(layout, version, made, path, scratch)
+    yield from _params(layout, version, made, card, scratch)
+    yield _commit(layout, made)
+    yield _environment(made)
+    yield _run(layout, version)
+
+
+def _bytes(layout: Layout, version: Version, scratch: Path) -> tuple[Path | None, Link]:
+    """Fetch the registry's file anew, past any cache; return it if it is what was registered."""
+    path = scratch / version_files.MODEL_FILE
     try:
-        path = version_files.version_file(layout, version)
-        found.append(_link("bytes", version.sha256, True, "sha256 of the registry's file"))
-        key = version_files.signer(layout, version)
-        said = "its statement, by a trusted key" if key else "the gates did not let it through yet"
-        found.append(_link("signature", key or UNKNOWN, True if key else None, said))
+        where = version_files.location(layout, version)
+        found = artifacts.download(layout, where, version_files.MODEL_FILE, path)
     except Unavailable:
         raise
     except UserError as error:
-        what = "signature" if path or type(error).__name__ == "Unsigned" else "bytes"
-        found.append(_link(what, version.sha256, False, str(error)))
-    card = OnnxModel.load(path, "cpu").card if path else None
-    found += _metadata(made, card)
-    found += _lock(layout, version, made, path)
-    found += _params(layout, version, made, card)
-    found.append(_commit(layout, made))
-    found.append(_environment(made))
-    found.append(_run(layout, version))
-    return found
+        return None, _link("bytes", version.sha256, False, str(error))
+    said = "sha256 of the registry's file"
+    if found != version.sha256:
+        return None, _link("bytes", version.sha256, False, f"{said}: {found}")
+    return path, _link("bytes", version.sha256, True, said)
+
+
+def _signature(layout: Layout, version: Version) -> Link:
+    try:
+        key = version_files.signer(layout, version)
+        said = "its statement, by a trusted key" if key else "the gates did not let it through yet"
+        return _link("signature", key or UNKNOWN, True if key else None, said)
+    except Unavailable:
+        raise
+    except UserError as error:
+        return _link("signature", UNKNOWN, False, str(error))
 
 
 def _metadata(made: dict[str, str], card: OnnxMetadata | None) -> Iterator[Link]:
@@ -146,9 +175,11 @@ def _metadata(made: dict[str, str], card: OnnxMetadata | None) -> Iterator[Link]
             yield _same(name, claimed, getattr(card, name), "the file's metadata")
 
 
-def _lock(layout: Layout, version: Version, made: dict[str, str], path: Path | None) -> list[Link]:
+def _lock(
+    layout: Layout, version: Version, made: dict[str, str], path: Path | None, scratch: Path
+) -> list[Link]:
     claimed = made.get("dvc_lock_sha256", "")
-    lock = kept_file(layout, version, LOCK)
+    lock = kept_file(layout, version, LOCK, scratch)
     if lock is None:
         return [_link("dvc.lock", claimed or UNKNOWN, None, "no copy of it was kept")]
     links = [_same("dvc.lock", claimed, sha256_file(lock), "the copy that was kept")]
@@ -163,10 +194,14 @@ def _lock(layout: Layout, version: Version, made: dict[str, str], path: Path | N
 
 
 def _params(
-    layout: Layout, version: Version, made: dict[str, str], card: OnnxMetadata | None
+    layout: Layout,
+    version: Version,
+    made: dict[str, str],
+    card: OnnxMetadata | None,
+    scratch: Path,
 ) -> Iterator[Link]:
     claimed = made.get("params_hash", "")
-    file = kept_file(layout, version, PARAMS)
+    file = kept_file(layout, version, PARAMS, scratch)
     try:
         params: Params | None = load(file) if file else None
     except UserError as error:
@@ -180,10 +215,17 @@ def _params(
         yield _same("params → bytes", card.params_hash, params_hash(params), "that copy")
 
 
+def is_commit(name: str) -> bool:
+    """Say whether a tag can be the name of a commit, and nothing that git takes for an option."""
+    return re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", name) is not None
+
+
 def _commit(layout: Layout, made: dict[str, str]) -> Link:
     commit = made.get("git_commit", UNKNOWN)
     if commit == UNKNOWN:
         return _link("commit", commit, None, "the checkout was in no repository")
+    if not is_commit(commit):
+        return _link("commit", commit, False, "no commit has such a name")
     there = git.ask(layout.root, "cat-file", "-t", commit)
     if there is None:
         return _link("commit", commit, None, "not in this repository; fetch it")
@@ -223,9 +265,16 @@ def _run(layout: Layout, version: Version) -> Link:
 
 def show(version: Version, links: list[Link]) -> None:
     """Print the chain as a table."""
+    from rich.markup import escape
+
     style = {Verdict.HOLDS: "green", Verdict.BROKEN: "bold red", Verdict.UNKNOWN: "yellow"}
     rows = [
-        (link.name, f"[{style[link.verdict]}]{link.verdict}[/]", link.value, link.said)
+        (
+            link.name,
+            f"[{style[link.verdict]}]{link.verdict}[/]",
+            escape(link.value),
+            escape(link.said),
+        )
         for link in links
     ]
     title = f"{version.model} v{version.number}"

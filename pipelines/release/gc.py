@@ -2,7 +2,8 @@
 
 Needed is whatever an alias, an entry of the history or a DVC lock names: the lock of this checkout
 and of the git worktrees beside it, every lock in the history of any branch, and those kept with the
-versions that stay.
+versions that stay. Stored files go only with the last version or upload that needs them, of this
+model or any other; see `pipelines/release/references.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pipelines.systems import git
 
 if TYPE_CHECKING:
     from pipelines.registry.versions import Version
+    from pipelines.release.references import Key, References
     from pipelines.release.transaction import Transaction
 
 YOUNG = 24 * 3600
@@ -62,14 +64,16 @@ def collect(
         UserError: If another run is at work in this checkout, or git or the store cannot be read.
         Unavailable: If the store does not answer.
     """
+    from pipelines.registry import versions as registry
     from pipelines.release.transaction import transaction
     from pipelines.systems.dvc.reproduce import undisturbed
 
     with transaction(layout, model) as held, undisturbed(layout.root):
-        gone, staying = _versions(layout, held, keep)
+        ours = [v for v in registry.versions(held.client, held.model) if v.sha256]
+        needed = _needed(held, ours, keep)
+        staying = [version for version in ours if version.number in needed]
         items = [
-            *gone,
-            *_uploads(layout, held),
+            *_stored(layout, held, ours, needed),
             *_objects(layout, held, staying, report),
         ]
         for item in items:
@@ -91,80 +95,114 @@ def shown(size: int) -> str:
     return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
 
 
-def _versions(layout: Layout, held: Transaction, keep: int) -> tuple[list[Item], list[Version]]:
-    """Return the versions that nothing needs, and those that stay."""
-    from pipelines.registry import version_files
-    from pipelines.registry import versions as registry
-    from pipelines.systems.mlflow import artifacts
-
+def _needed(held: Transaction, ours: list[Version], keep: int) -> set[int]:
+    """Return the numbers of the versions that must stay."""
     state = held.state()
     needed = {*state.aliases.values(), *state.history.lived}
     for entry in state.history.entries:
         needed |= {number for number in (entry.replaced, entry.previous) if number is not None}
-    ours = [v for v in registry.versions(held.client, held.model) if v.sha256]
-    needed |= {version.number for version in [v for v in ours if v.complete][:keep]}
-    items = []
-    for version in ours:
-        if version.number in needed:
-            continue
-        why = "never live" if version.complete else "its registration broke off"
-        where = version_files.location(layout, version)
-        what = f"{version.model} version {version.number} ({why})"
-        remove = _Removal(layout, held, version, where)
-        items.append(Item(what, artifacts.size(layout, where), remove))
-    return items, [version for version in ours if version.number in needed]
+    return needed | {version.number for version in [v for v in ours if v.complete][:keep]}
+
+
+def _stored(layout: Layout, held: Transaction, ours: list[Version], needed: set[int]) -> list[Item]:
+    """Return the versions that nothing needs, and the uploads that never became one."""
+    from pipelines.registry.versions import SHA256
+    from pipelines.release.references import References
+    from pipelines.systems.mlflow import artifacts, logged_models
+
+    refs = References(layout, held.client)
+    doomed = [v for v in ours if v.number not in needed and (v.model, str(v.number)) in refs]
+    going = {(version.model, str(version.number)) for version in doomed}
+    tagged = [u.model_id for u in logged_models.uploads(held.client, held.model, SHA256)]
+    tagged = [model_id for model_id in tagged if ("", model_id) in refs]  # begun just now
+    loose = []
+    for model_id in tagged:
+        named_by = [other.key for other in refs.others(refs["", model_id]) if other.key[0]]
+        if not named_by:  # none is on its way while the lease is held
+            loose.append(model_id)
+        if going.issuperset(named_by):
+            going.add(("", model_id))
+    what = {
+        (v.model, str(v.number)): "never live" if v.complete else "its registration broke off"
+        for v in doomed
+    }
+    what |= {("", model_id): "no version came of it" for model_id in loose}
+    items, counted = list[Item](), set[str]()
+    for key, why in what.items():
+        sharing, size = refs.others(refs[key], but=going), 0
+        for place, address in refs[key].places.items() if not sharing else ():
+            if place in counted:
+                continue
+            if artifacts.is_removable(layout, address):
+                size += artifacts.size(layout, address)
+                counted.add(place)
+            else:
+                why += f"; {place} is not this project's: left alone"
+        if sharing:
+            sharing.sort(key=lambda other: not other.key[0])  # a version says more than an upload
+            why += f"; its files stay: {sharing[0]} needs them"
+        version = next((v for v in doomed if (v.model, str(v.number)) == key), None)
+        remove = _Removal(layout, held, refs, key, version, frozenset(tagged))
+        items.append(Item(f"{refs[key]} ({why})", size, remove))
+    return items
 
 
 @dataclass(frozen=True)
 class _Removal:
-    """Removes a version; one that is half removed counts as incomplete, and goes the next time."""
+    """Removes a version or an upload; its files only if nothing else needs any of them by now.
+
+    A version that is half removed counts as incomplete, and goes the next time.
+    """
 
     layout: Layout
     held: Transaction
-    version: Version
-    where: str
+    refs: References
+    key: Key
+    version: Version | None
+    tagged: frozenset[str]
 
     def __call__(self) -> None:
-        from pipelines.registry import version_files
         from pipelines.registry import versions as registry
         from pipelines.systems.mlflow import artifacts, logged_models, registered_models
 
-        client, model, number = self.held.client, self.version.model, self.version.number
+        client, version = self.held.client, self.version
         self.held.check()
-        if self.version.complete:
-            registered_models.untag_version(client, model, number, registry.COMPLETE)
-        artifacts.remove(self.layout, self.where)
-        version_files.cached_file(self.layout, self.version.sha256).unlink(missing_ok=True)
-        logged = [
-            upload.model_id
-            for upload in logged_models.uploads(client, model, registry.SHA256)
-            if upload.artifact_location.rstrip("/") == self.where.rstrip("/")
-        ]
-        registered_models.delete_version(client, model, number)
-        for model_id in logged:
-            logged_models.delete(client, model_id)
+        if version is not None and version.complete:
+            registered_models.untag_version(client, *_of(version), registry.COMPLETE)
+        self.refs.refresh()
+        if self.key not in self.refs:
+            return  # others removed it meanwhile
+        one = self.refs[self.key]
+        others = self.refs.others(one)
+        if version is None and any(other.key[0] for other in others):
+            return  # a version came of the upload meanwhile
+        # What was uploaded for a version goes with it, unless others need that too.
+        uploads = [u for u in others if version and not u.key[0] and u.key[1] in self.tagged]
+        group = {member.key: member for member in (one, *uploads)}
+        alone = not any(self.refs.others(member, but=group) for member in group.values())
+        if alone:
+            for address in {a for member in group.values() for a in member.places.values()}:
+                if artifacts.is_removable(self.layout, address):
+                    self.held.check()
+                    artifacts.remove(self.layout, address)
+        if version is not None:
+            self._forget(version)
+            registered_models.delete_version(client, *_of(version))
+        for model, number in group if alone else (self.key,):
+            if not model:
+                logged_models.delete(client, number)
+
+    def _forget(self, version: Version) -> None:
+        """Remove the cached file, unless another version has the same bytes."""
+        from pipelines.registry import version_files
+
+        same = [v for v in self.refs.versions() if v.sha256 == version.sha256]
+        if len(same) < 2 and re.fullmatch("[0-9a-f]{64}", version.sha256):
+            version_files.cached_file(self.layout, version.sha256).unlink(missing_ok=True)
 
 
-def _uploads(layout: Layout, held: Transaction) -> list[Item]:
-    """Return uploads that never became a version; none is on its way while the lease is held."""
-    from pipelines.registry.versions import SHA256
-    from pipelines.systems.mlflow import artifacts, logged_models, registered_models
-
-    sources = registered_models.locations(held.client)
-    items = []
-    for upload in logged_models.uploads(held.client, held.model, SHA256):
-        where = upload.artifact_location
-        if any(upload.model_id in source or where == source for source in sources):
-            continue
-
-        def remove(where: str = where, model_id: str = upload.model_id) -> None:
-            held.check()
-            artifacts.remove(layout, where)
-            logged_models.delete(held.client, model_id)
-
-        what = f"upload {upload.model_id} (no version came of it)"
-        items.append(Item(what, artifacts.size(layout, where), remove))
-    return items
+def _of(version: Version) -> tuple[str, int]:
+    return version.model, version.number
 
 
 def _objects(

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +23,8 @@ from pipelines.core.errors import Failed, UserError
 from pipelines.core.files import read_json, sha256_file
 from pipelines.core.paths import Layout
 from pipelines.provenance.lineage import UNKNOWN
-from pipelines.registry.versions import LINEAGE, METRIC, Version
-from pipelines.release.audit import differing_packages, kept_file
+from pipelines.registry.versions import LINEAGE, METRIC, Version, number
+from pipelines.release.audit import differing_packages, is_commit, kept_file
 from pipelines.systems import git
 from pipelines.systems.processes import run_group
 
@@ -75,7 +77,7 @@ def tolerance(error: float, images: int) -> float:
 
 @contextmanager
 def _worktree(layout: Layout, commit: str, name: str, keep: bool) -> Iterator[Path]:
-    place = layout.state / "rebuild" / name
+    place = layout.state / "rebuild" / re.sub(r"[^A-Za-z0-9._-]", "_", name)
     _remove(layout, place)
     place.parent.mkdir(parents=True, exist_ok=True)
     git.tell(layout.root, "worktree", "add", "--quiet", "--detach", str(place), commit)
@@ -130,31 +132,33 @@ def rebuild(
     """
     made = version.under(LINEAGE)
     commit, name = made.get("git_commit", UNKNOWN), f"{version.model} version {version.number}"
-    if commit == UNKNOWN or git.ask(layout.root, "cat-file", "-t", commit) is None:
+    if not is_commit(commit) or git.ask(layout.root, "cat-file", "-t", commit) is None:
         raise UserError(
             f"{name}: its commit {commit!r} is not in this repository; fetch it, or rebuild where "
             "it is"
         )
-    params = kept_file(layout, version, "params.yaml")
-    if params is None:
-        raise UserError(f"{name}: its parameters were not kept; it was registered without them")
-    warnings = []
-    if made.get("git_dirty") != "false":
-        warnings.append("it was made with uncommitted changes, which were kept nowhere")
-    if made.get("device") not in ("cpu", None):
-        warnings.append(f"it was trained on {made['device']}: bytes agree on CPUs only")
-    with _worktree(layout, commit, f"{version.model}-v{version.number}", keep) as root:
-        say(f"{name}: commit {commit[:12]} in {root}")
-        shutil.copyfile(params, root / "params.yaml")
-        _raw(layout, root)
-        missing = _data(layout, root, kept_file(layout, version, "dvc.lock"), "data/prepared")
-        if missing:
-            say(f"  data: made anew ({missing})")
-            _stage(root, "prepare", say)
-        warnings += _other_data(root, made)
-        for stage in STAGES:
-            _stage(root, stage, say)
-        return _compare(Layout(root), version, tuple(warnings))
+    with tempfile.TemporaryDirectory(prefix="prong-rebuild-") as scratch:
+        params = kept_file(layout, version, "params.yaml", Path(scratch))
+        lock = kept_file(layout, version, "dvc.lock", Path(scratch))
+        if params is None:
+            raise UserError(f"{name}: its parameters were not kept; it was registered without them")
+        warnings = []
+        if made.get("git_dirty") != "false":
+            warnings.append("it was made with uncommitted changes, which were kept nowhere")
+        if made.get("device") not in ("cpu", None):
+            warnings.append(f"it was trained on {made['device']}: bytes agree on CPUs only")
+        with _worktree(layout, commit, f"{version.model}-v{version.number}", keep) as root:
+            say(f"{name}: commit {commit[:12]} in {root}")
+            shutil.copyfile(params, root / "params.yaml")
+            _raw(layout, root)
+            missing = _data(layout, root, lock, "data/prepared")
+            if missing:
+                say(f"  data: made anew ({missing})")
+                _stage(root, "prepare", say)
+            warnings += _other_data(root, made)
+            for stage in STAGES:
+                _stage(root, stage, say)
+            return _compare(Layout(root), version, tuple(warnings))
 
 
 def _raw(layout: Layout, root: Path) -> None:
@@ -178,7 +182,8 @@ def _other_data(root: Path, made: dict[str, str]) -> list[str]:
 def _compare(layout: Layout, version: Version, warnings: tuple[str, ...]) -> Rebuilt:
     evaluation: dict[str, Any] = read_json(layout.reports / "evaluation.json")
     sha256 = sha256_file(layout.onnx)
-    registered = float(version.under(METRIC).get("test_error", "nan"))
+    registered = number(version.under(METRIC).get("test_error", ""))
+    registered = float(registered) if isinstance(registered, int | float) else math.nan
     return Rebuilt(
         sha256=sha256,
         same_bytes=sha256 == version.sha256,

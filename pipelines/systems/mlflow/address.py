@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import requests
 import sqlalchemy
@@ -18,8 +18,10 @@ from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.paths import Layout
 
 SETTING = "MLFLOW_TRACKING_URI"
+ROOT_SETTING = "MLFLOW_DEFAULT_ARTIFACT_ROOT"
 SERVERS = ("http", "https")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_YES = ("true", "1", "yes", "on")
 
 
 def tracking_uri(layout: Layout) -> str:
@@ -48,17 +50,43 @@ def scheme(uri: str) -> str:
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a sqlite store given by plain path, else None."""
+    """Return the file of a sqlite store, else None.
+
+    Both forms that SQLAlchemy takes are understood: `sqlite:///path`, and sqlite's own
+    `sqlite:///file:path?mode=ro&uri=true`.
+    """
     if scheme(uri) != "sqlite":
         return None
-    database = sqlalchemy.make_url(uri).database
-    plain = database and database != ":memory:" and not database.startswith("file:")
-    return Path(database).absolute() if database and plain else None
+    try:
+        url = sqlalchemy.make_url(uri)
+    except sqlalchemy.exc.ArgumentError:
+        return None
+    database = url.database or ""
+    if not database or database == ":memory:" or url.query.get("mode") == "memory":
+        return None
+    if not database.startswith("file:"):
+        return Path(database).absolute()
+    if not _as_uri(url):  # sqlite takes it for a name
+        return Path(database).absolute()
+    path = unquote(urlsplit(database).path)
+    return None if path in ("", ":memory:") else Path(path).absolute()
+
+
+def is_read_only(uri: str) -> bool:
+    """Say whether the address of a sqlite store asks that nothing is written."""
+    if scheme(uri) != "sqlite":
+        return False
+    url = sqlalchemy.make_url(uri)
+    return _as_uri(url) and (url.query.get("mode") == "ro" or url.query.get("immutable") in _YES)
+
+
+def _as_uri(url: sqlalchemy.URL) -> bool:
+    return (url.database or "").startswith("file:") and url.query.get("uri") in _YES
 
 
 def artifact_root(layout: Layout) -> str:
     """Return where the artifacts of a store without a server go: beside its file if it has one."""
-    if root := os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT"):
+    if root := os.environ.get(ROOT_SETTING):
         return root
     file = sqlite_file(tracking_uri(layout))
     return ((file.parent if file else layout.state) / "artifacts").as_uri()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +18,36 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from pipelines.core.errors import UserError
 from pipelines.core.files import atomic_path, sha256_file
 from pipelines.core.paths import Layout
-from pipelines.systems.mlflow.address import answering, tracking_uri
+from pipelines.systems.mlflow.address import (
+    ROOT_SETTING,
+    answering,
+    artifact_root,
+    tracking_uri,
+)
+from pipelines.systems.mlflow.locations import (
+    canonical,
+    is_own,
+    is_removable,
+    lies_in,
+    local_path,
+    resolved,
+)
 
-__all__ = ["FileInfo", "download", "entries", "fetch", "put", "read_text", "remove", "size"]
+__all__ = [
+    "FileInfo",
+    "canonical",
+    "check_own",
+    "download",
+    "entries",
+    "fetch",
+    "is_removable",
+    "lies_in",
+    "put",
+    "read_text",
+    "remove",
+    "resolved",
+    "size",
+]
 
 
 def _files(store: ArtifactRepository, folder: str | None = None) -> Iterator[tuple[str, int]]:
@@ -28,36 +58,66 @@ def _files(store: ArtifactRepository, folder: str | None = None) -> Iterator[tup
             yield found.path, int(found.file_size or 0)
 
 
+def _store(layout: Layout, where: str) -> ArtifactRepository:
+    return get_artifact_repository(resolved(layout, where), tracking_uri(layout))
+
+
 def size(layout: Layout, where: str) -> int:
     """Return the bytes of all files at an artifact location; 0 if there are none."""
-    return sum(count for _, count in _files(get_artifact_repository(where, tracking_uri(layout))))
+    return sum(count for _, count in _files(_store(layout, where)))
 
 
 def read_text(layout: Layout, where: str, name: str) -> str | None:
     """Return a text file at an artifact location, or None if there is none of that name."""
-    store = get_artifact_repository(where, tracking_uri(layout))
-    if name not in {path for path, _ in _files(store)}:
+    if name not in {path for path, _ in _files(_store(layout, where))}:
         return None
     with tempfile.TemporaryDirectory(prefix="prong-") as folder:
-        return fetch(layout, where, name, Path(folder)).read_text(encoding="utf-8")
+        return fetch(layout, where, name, Path(folder)).read_text("utf-8", errors="replace")
 
 
 def remove(layout: Layout, where: str) -> None:
-    """Remove all files at an artifact location; it may be empty."""
-    store = get_artifact_repository(where, tracking_uri(layout))
-    if next(_files(store), None) is not None:
-        store.delete_artifacts()  # type: ignore[no-untyped-call]
+    """Remove all files of an upload; there may be none.
+
+    Raises:
+        UserError: If it is not an upload's folder of this project: nothing else is removed.
+        Unavailable: If the store does not answer.
+    """
+    if not is_removable(layout, where):
+        raise UserError(f"{where}: not an upload's folder of this project; left alone")
+    path = local_path(resolved(layout, where))
+    if path is not None:  # MLflow would read a % in the folder's name as an escape, twice
+        if path.exists():
+            shutil.rmtree(path)
+        return
+    with answering(layout):
+        store = _store(layout, where)
+        if next(_files(store), None) is not None:
+            store.delete_artifacts()  # type: ignore[no-untyped-call]
+
+
+def check_own(layout: Layout, where: str) -> None:
+    """Make sure that this project may write at an artifact location.
+
+    Raises:
+        UserError: If it may not.
+    """
+    if not is_own(layout, where):
+        raise UserError(
+            f"{where}: outside this project's artifacts ({artifact_root(layout)}); nothing is "
+            f"written there; {ROOT_SETTING} names another place for them"
+        )
 
 
 def put(layout: Layout, where: str, file: Path) -> None:
     """Put a file at an artifact location, in the place of one of the same name.
 
     Raises:
+        UserError: If the location is not one of this project.
         Unavailable: If the store does not answer.
     """
+    check_own(layout, where)
     with answering(layout):
-        store = get_artifact_repository(where, tracking_uri(layout))
-        store.log_artifact(str(file))  # type: ignore[no-untyped-call]
+        _store(layout, where).log_artifact(str(file))  # type: ignore[no-untyped-call]
 
 
 def entries(layout: Layout, where: str, folder: str = "") -> list[FileInfo]:
@@ -72,7 +132,7 @@ def entries(layout: Layout, where: str, folder: str = "") -> list[FileInfo]:
         UserError: If it cannot be listed.
         Unavailable: If the store does not answer.
     """
-    at = f"{where.rstrip('/')}/{folder}".rstrip("/")
+    at = f"{resolved(layout, where).rstrip('/')}/{folder}".rstrip("/")
     try:
         with answering(layout):
             return list_artifacts(artifact_uri=at, tracking_uri=tracking_uri(layout))
@@ -93,8 +153,9 @@ def fetch(layout: Layout, where: str, name: str, folder: Path) -> Path:
     Raises:
         UserError: If the store has no such file, or cannot read it.
         Unavailable: If it does not answer.
+        OSError: If the disk here is full.
     """
-    uri = f"{where.rstrip('/')}/{name}"
+    uri = f"{resolved(layout, where).rstrip('/')}/{name}"
     try:
         with answering(layout):
             return Path(
@@ -106,6 +167,9 @@ def fetch(layout: Layout, where: str, name: str, folder: Path) -> Path:
         raise UserError(f"{uri}: the registry's file is gone") from None
     except MlflowException as error:
         said = " ".join(str(error).split())
+        for full in (errno.ENOSPC, errno.EDQUOT):
+            if os.strerror(full) in said:  # says nothing about the store's file
+                raise OSError(full, os.strerror(full), str(folder)) from None
         what = "is gone" if "No such artifact" in said else f"cannot be read: {said[:300]}"
         raise UserError(f"{uri}: the registry's file {what}") from None
 

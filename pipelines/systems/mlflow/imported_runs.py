@@ -15,6 +15,8 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.core.paths import Layout
 from pipelines.systems.mlflow.address import answering
+from pipelines.systems.mlflow.artifacts import check_own
+from pipelines.systems.mlflow.locations import follow_move
 from pipelines.systems.mlflow.runs import (
     HISTORY_TAG,
     POINTS_PER_CALL,
@@ -85,10 +87,16 @@ def import_history(layout: Layout, run_id: str, reports: Path) -> int:
 
     Returns:
         How many points were brought.
+
+    Raises:
+        UserError: If the run's files lie at a place that is not this project's.
+        Unavailable: If the store does not answer.
     """
     client = connect(layout)
+    follow_move(layout)
     with answering(layout):
         run = client.get_run(run_id)
+        check_own(layout, run.info.artifact_uri)
         missing: list[Metric] = []
         if run.data.tags.get(HISTORY_TAG) != "complete":
             now = int(time.time() * 1000)

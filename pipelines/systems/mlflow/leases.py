@@ -22,13 +22,21 @@ from typing import Protocol
 
 import sqlalchemy as sa
 from mlflow import MlflowClient
-from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from pipelines.core.errors import Unavailable
+from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.paths import Layout
-from pipelines.systems.liveness import gone, identity
-from pipelines.systems.mlflow.address import SERVERS, answering, scheme, tracking_uri
+from pipelines.systems.liveness import LONGEST_LEASE, Number, described, gone, identity
+from pipelines.systems.mlflow.address import (
+    SERVERS,
+    answering,
+    scheme,
+    shown_uri,
+    tracking_uri,
+)
+from pipelines.systems.mlflow.locations import follow_move
 from pipelines.systems.mlflow.server_leases import ServerLeases
 
 LASTS = 30.0
@@ -44,6 +52,16 @@ _TABLE = sa.Table(
     sa.Column("token", sa.Integer, nullable=False),
     sa.Column("holder", sa.String(1000), nullable=False),
     sa.Column("expires", sa.Float(53), nullable=False),  # seconds since 1970
+)
+_TOKEN = Number(0, 2**31 - 2)
+"""What fits the column, and leaves room for one more."""
+_AFRESH = 2**29
+_READ = ("token", "holder", "expires")
+# sqlite's columns take values of any type, and text that is none.
+_READ_ON_SQLITE = (
+    "CASE typeof(token) WHEN 'integer' THEN token END",
+    "CASE typeof(holder) WHEN 'text' THEN CAST(holder AS BLOB) END",
+    "CASE WHEN typeof(expires) IN ('integer', 'real') THEN expires END",
 )
 _CLOCKS = {
     "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
@@ -70,7 +88,7 @@ class Store(Protocol):
         """Let the next one take it at once."""
 
     def holder(self, name: str) -> str:
-        """Return the identity of who holds it, as JSON."""
+        """Return what stands for who holds it: an identity as JSON, if nobody meddled."""
 
 
 class TableLeases:
@@ -84,9 +102,12 @@ class TableLeases:
         # No pool: a connection kept open would outlive a pause and hold the database's locks.
         wait = {"timeout": 20} if scheme(uri) == "sqlite" else {}
         self._engine = sa.create_engine(uri, poolclass=NullPool, connect_args=wait)
-        self._now: sa.ColumnElement[float] = sa.literal_column(
-            _CLOCKS[self._engine.dialect.name], sa.Float
-        )
+        dialect = self._engine.dialect.name
+        self._now: sa.ColumnElement[float] = sa.literal_column(_CLOCKS[dialect], sa.Float)
+        self._row = [
+            sa.literal_column(text, sa.types.NullType())
+            for text in (_READ_ON_SQLITE if dialect == "sqlite" else _READ)
+        ]
 
     def take(self, name: str, lasts: float) -> int | None:
         """Take a lease if it is free, expired, or its holder is seen to be dead."""
@@ -109,11 +130,10 @@ class TableLeases:
 
     def _take(self, name: str, lasts: float) -> int | None:
         mine = json.dumps(identity())
-        row = _TABLE.c
+        named = _TABLE.c.name == name
+        read = sa.select(*self._row, self._now).select_from(_TABLE).where(named)
         with self._engine.connect() as connection:
-            found = connection.execute(
-                sa.select(row.token, row.holder, row.expires <= self._now).where(row.name == name)
-            ).first()
+            found = connection.execute(read).first()
         if found is None:
             new = sa.insert(_TABLE).values(
                 name=name, token=1, holder=mine, expires=self._now + lasts
@@ -124,16 +144,23 @@ class TableLeases:
             except IntegrityError:
                 return None  # another was first
             return 1
-        token, holder, expired = found
-        if not expired and not gone(json.loads(holder)):
+        token, holder = _TOKEN.parse(found[0]), _text(found[1])
+        if token is not None and not _has_expired(found[2], found[3]) and not gone(holder):
             return None
+        if token is None:
+            # It may have been anyone's: the next is one that nobody holds.
+            following = random.randrange(_AFRESH, 2 * _AFRESH)
+            readable = self._row[0].between(_TOKEN.least, _TOKEN.most)
+            same = sa.or_(self._row[0].is_(None), sa.not_(readable))
+        else:
+            following, same = int(token) + 1, _TABLE.c.token == int(token)
         swap = (
             sa.update(_TABLE)
-            .where(row.name == name, row.token == token)
-            .values(token=token + 1, holder=mine, expires=self._now + lasts)
+            .where(named, same)
+            .values(token=following, holder=mine, expires=self._now + lasts)
         )
         with self._engine.begin() as connection:
-            return token + 1 if connection.execute(swap).rowcount == 1 else None
+            return following if connection.execute(swap).rowcount else None
 
     def renew(self, name: str, token: int, lasts: float) -> bool:
         """Lengthen a lease unless it has passed to another."""
@@ -151,16 +178,23 @@ class TableLeases:
             ).rowcount == 1  # fmt: skip
 
     def holder(self, name: str) -> str:
-        """Return the identity of who holds a lease, as JSON."""
-        wanted = sa.select(_TABLE.c.holder).where(_TABLE.c.name == name)
+        """Return what stands for the holder of a lease: its identity as JSON, if nobody meddled."""
+        wanted = sa.select(self._row[1]).select_from(_TABLE).where(_TABLE.c.name == name)
         with self._engine.connect() as connection:
-            return str(connection.execute(wanted).scalar_one_or_none() or "{}")
+            return _text(connection.execute(wanted).scalars().first())
 
 
-def _describe(holder: str) -> str:
-    """Return the process that an identity names, in words."""
-    said = json.loads(holder)
-    return f"process {said.get('prong.pid', '?')} on {said.get('prong.host', '?')}"
+def _text(value: object) -> str:
+    """Return a stored text; empty if it is none."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    return value if isinstance(value, str) else ""
+
+
+def _has_expired(expires: object, now: float) -> bool:
+    """Say whether a lease has run out; so has one whose date cannot be, or be read."""
+    date = Number(0.0, now + LONGEST_LEASE).parse(expires)
+    return date is None or date <= now
 
 
 class Lease:
@@ -171,8 +205,9 @@ class Lease:
         token: Higher than that of every holder before.
     """
 
-    def __init__(self, store: Store, name: str, token: int, lasts: float) -> None:
+    def __init__(self, layout: Layout, store: Store, name: str, token: int, lasts: float) -> None:
         self.name, self.token = name, token
+        self._layout = layout
         self._store, self._lasts = store, lasts
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -191,13 +226,17 @@ class Lease:
 
         Raises:
             LeaseLost: If another has taken it over.
+            UserError: If the store cannot be used.
+            Unavailable: If it does not answer.
         """
-        if not self._store.renew(self.name, self.token, self._lasts):
-            other = _describe(self._store.holder(self.name))
-            raise LeaseLost(
-                f"{self.name}: this process was asleep and {other} has taken over; "
-                "nothing more was changed; run the command again"
-            )
+        with _told(self._layout):
+            if self._store.renew(self.name, self.token, self._lasts):
+                return
+            other = described(self._store.holder(self.name))
+        raise LeaseLost(
+            f"{self.name}: this process was asleep and {other} has taken over; "
+            "nothing more was changed; run the command again"
+        )
 
     def give_back(self) -> None:
         """Stop renewing and let the next one in."""
@@ -215,6 +254,18 @@ def lease_store(layout: Layout) -> Store:
 
 
 @contextmanager
+def _told(layout: Layout) -> Iterator[None]:
+    """Turn whatever MLflow or its database raises into a message: a lease has no other answer."""
+    try:
+        with answering(layout):
+            yield
+    except (MlflowException, SQLAlchemyError) as error:
+        said = " ".join(str(error).split())[:300]
+        uri = shown_uri(tracking_uri(layout))
+        raise UserError(f"MLflow at {uri}: leases cannot be kept: {said}") from error
+
+
+@contextmanager
 def leased(layout: Layout, name: str, *, patience: float = PATIENCE) -> Iterator[Lease | None]:
     """Hold the lease of a name among all who use this tracking store.
 
@@ -227,16 +278,18 @@ def leased(layout: Layout, name: str, *, patience: float = PATIENCE) -> Iterator
         The lease, or None if `patience` is 0 and another holds it.
 
     Raises:
+        UserError: If the store cannot be used.
         Unavailable: If others hold it for longer than `patience`, or the store does not answer.
     """
+    follow_move(layout)
     store = lease_store(layout)
     deadline, pause = time.monotonic() + patience, 0.02
-    with answering(layout):
+    with _told(layout):
         while (token := store.take(name, LASTS)) is None:
             if not patience:
                 break
             if time.monotonic() > deadline:
-                other = _describe(store.holder(name))
+                other = described(store.holder(name))
                 raise Unavailable(
                     f"{name}: {other} has been at work for {patience:.0f} s; "
                     "wait for it or end it, and run again"
@@ -246,9 +299,9 @@ def leased(layout: Layout, name: str, *, patience: float = PATIENCE) -> Iterator
     if token is None:
         yield None
         return
-    lease = Lease(store, name, token, LASTS)
+    lease = Lease(layout, store, name, token, LASTS)
     try:
         yield lease
     finally:
-        with answering(layout):
+        with _told(layout):
             lease.give_back()

@@ -11,13 +11,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel, LoggedModelOutput
+from mlflow.entities import LoggedModel, LoggedModelOutput, ViewType
 
 from pipelines.core.paths import Layout
 from pipelines.systems.mlflow.paging import every_page
 from pipelines.systems.mlflow.store import experiment_id
 
-__all__ = ["LoggedModel", "begin", "close", "delete", "fill", "name_version", "uploads"]
+__all__ = [
+    "LoggedModel",
+    "begin",
+    "close",
+    "delete",
+    "every_upload",
+    "fill",
+    "name_version",
+    "uploads",
+]
 
 
 def begin(
@@ -67,15 +76,24 @@ def name_version(client: MlflowClient, model_id: str, model: str, number: int) -
 def uploads(client: MlflowClient, experiment: str, tag: str) -> Iterator[LoggedModel]:
     """Yield the uploads of an experiment that carry a tag; none if there is no such experiment."""
     found = client.get_experiment_by_name(experiment)
-    if found is None:
-        return
-    for model in every_page(
-        lambda token: client.search_logged_models(
-            [found.experiment_id], page_token=token, max_results=100
-        )
-    ):
-        if tag in model.tags:
-            yield model
+    if found is not None:
+        yield from (model for model in _of(client, [found.experiment_id]) if tag in model.tags)
+
+
+def every_upload(client: MlflowClient) -> Iterator[LoggedModel]:
+    """Yield the uploads of all experiments, deleted ones too: they may be restored."""
+    experiments = every_page(
+        lambda token: client.search_experiments(view_type=ViewType.ALL, page_token=token)
+    )
+    ids = [found.experiment_id for found in experiments]
+    if ids:
+        yield from _of(client, ids)
+
+
+def _of(client: MlflowClient, experiments: list[str]) -> Iterator[LoggedModel]:
+    return every_page(
+        lambda token: client.search_logged_models(experiments, page_token=token, max_results=100)
+    )
 
 
 def delete(client: MlflowClient, model_id: str) -> None:

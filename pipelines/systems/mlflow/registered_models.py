@@ -22,11 +22,12 @@ __all__ = [
     "delete_alias",
     "delete_version",
     "ensure_model",
+    "every_version",
     "find_by_alias",
     "find_model",
     "find_version",
     "location",
-    "locations",
+    "location_or_none",
     "model_names",
     "set_alias",
     "status",
@@ -164,9 +165,16 @@ def location(client: MlflowClient, model: str, number: int) -> str:
     return str(client.get_model_version_download_uri(model, str(number)))
 
 
-def locations(client: MlflowClient) -> set[str]:
-    """Return the locations that the versions of all registered models were made from."""
-    found = every_page(
+def location_or_none(client: MlflowClient, model: str, number: str) -> str | None:
+    """Return the artifact location of a version's files; None if there is no such version."""
+    found = _or_none(
+        lambda: client.get_model_version_download_uri(model, number), _ABSENT, _MALFORMED
+    )
+    return None if found is None else str(found)
+
+
+def every_version(client: MlflowClient) -> Iterator[ModelVersion]:
+    """Yield the versions of all registered models, in no order."""
+    return every_page(
         lambda token: client.search_model_versions(max_results=1000, page_token=token)
     )
-    return {str(version.source) for version in found}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from email.utils import parsedate_to_datetime
 
@@ -20,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from pipelines.systems.liveness import gone, identity
+from pipelines.systems.liveness import DURATION, LONGEST_LEASE, Number, gone, identity
 from pipelines.systems.mlflow.paging import every_page
 
 PREFIX = "prong-lease."
@@ -31,6 +32,33 @@ _RETURNED = "given back"
 
 def _kind(name: str) -> str:
     return f"{PREFIX}{hashlib.sha256(name.encode()).hexdigest()[:16]}."
+
+
+def _generation(name: str, model: RegisteredModel) -> int | None:
+    """Return the number of a lease's generation, or None if a model only looks like one."""
+    number = str(model.name).removeprefix(_kind(name))
+    return int(number) if re.fullmatch(r"[1-9][0-9]{0,29}", number) else None
+
+
+def _holder(model: RegisteredModel) -> str:
+    said = (model.tags or {}).get(_HOLDER)
+    return said if isinstance(said, str) else ""
+
+
+def _has_expired(model: RegisteredModel, now: float) -> bool:
+    """Say whether a lease has run out; so has one whose figures cannot be, or be read."""
+    lasts = DURATION.parse((model.tags or {}).get(_LASTS))
+    renewed = Number(0.0, 1000 * (now + LONGEST_LEASE)).parse(model.last_updated_timestamp)
+    # The header tells whole seconds: one more, so that none is taken too early.
+    return lasts is None or renewed is None or now - renewed / 1000 > lasts + 1
+
+
+def _seconds(date: object) -> float:
+    """Return the time of an HTTP header, seconds since 1970; this machine's if it is none."""
+    try:
+        return parsedate_to_datetime(str(date)).timestamp()
+    except (ValueError, OverflowError):
+        return time.time()
 
 
 class ServerLeases:
@@ -49,7 +77,8 @@ class ServerLeases:
                 f"name LIKE '{_kind(name)}%'", max_results=100, page_token=token
             )
         )
-        return {int(model.name.removeprefix(_kind(name))): model for model in found}
+        numbered = ((_generation(name, model), model) for model in found)
+        return {number: model for number, model in numbered if number is not None}
 
     def _now(self) -> float:
         """Return the server's time, seconds since 1970; this machine's if it tells none."""
@@ -58,8 +87,7 @@ class ServerLeases:
             endpoint="/health",
             method="GET",
         )
-        said = response.headers.get("Date")
-        return parsedate_to_datetime(said).timestamp() if said else time.time()
+        return _seconds(response.headers.get("Date"))
 
     def take(self, name: str, lasts: float) -> int | None:
         """Take a lease if it is free, expired, or its holder is seen to be dead."""
@@ -89,11 +117,7 @@ class ServerLeases:
     def _free(self, model: RegisteredModel) -> bool:
         if model.description == _RETURNED:
             return True
-        # The header tells whole seconds: one more, so that none is taken too early.
-        lasts = float(model.tags.get(_LASTS, "0")) + 1
-        if self._now() - model.last_updated_timestamp / 1000 > lasts:
-            return True
-        return _HOLDER in model.tags and gone(json.loads(model.tags[_HOLDER]))
+        return _has_expired(model, self._now()) or gone(_holder(model))
 
     def _remove(self, name: str) -> None:
         try:
@@ -123,6 +147,6 @@ class ServerLeases:
         return max(self._generations(name), default=0) == token
 
     def holder(self, name: str) -> str:
-        """Return the identity of who holds a lease, as JSON."""
+        """Return what stands for the holder of a lease: its identity as JSON, if nobody meddled."""
         found = self._generations(name)
-        return found[max(found)].tags.get(_HOLDER, "{}") if found else "{}"
+        return _holder(found[max(found)]) if found else ""

@@ -25,12 +25,15 @@ from pipelines.systems.mlflow.address import (
     answering,
     artifact_root,
     broken,
+    is_read_only,
     scheme,
     shown_uri,
     sqlite_file,
     tracking_uri,
 )
+from pipelines.systems.mlflow.artifacts import check_own
 from pipelines.systems.mlflow.leases import leased
+from pipelines.systems.mlflow.locations import follow_move
 
 _CONNECT_TIMEOUT = 4
 
@@ -75,7 +78,9 @@ def _create_tables(layout: Layout, uri: str) -> None:
 def _check_sqlite(uri: str, database: Path) -> None:
     """Find a damaged file at once; MLflow would try again for minutes."""
     try:
-        with closing(sqlite3.connect(database, timeout=20)) as connection:
+        mode = "ro" if is_read_only(uri) else "rw"  # never "rwc": what is gone is not made here
+        address = f"{database.as_uri()}?mode={mode}"
+        with closing(sqlite3.connect(address, timeout=20, uri=True)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except sqlite3.Error as error:
         raise broken(uri, str(error)) from None
@@ -127,7 +132,7 @@ def connect(layout: Layout) -> MlflowClient:
     with answering(layout):
         database = sqlite_file(uri)
         if database:
-            if not database.exists():
+            if not database.exists() and not is_read_only(uri):
                 _create(database, artifact_root(layout))
             _check_sqlite(uri, database)
         elif scheme(uri) in SERVERS:
@@ -151,7 +156,12 @@ def probe(layout: Layout) -> None:
 
 
 def experiment_id(layout: Layout, client: MlflowClient, name: str) -> str:
-    """Return the id of an experiment, made or restored if need be."""
+    """Return the id of an experiment, made or restored if need be.
+
+    Raises:
+        UserError: If its files would go to a place that is not this project's.
+    """
+    follow_move(layout)
     found = client.get_experiment_by_name(name)
     if found is None:
         own = scheme(tracking_uri(layout)) in DATABASES  # a server decides for itself
@@ -162,6 +172,7 @@ def experiment_id(layout: Layout, client: MlflowClient, name: str) -> str:
                 raise
             found = client.get_experiment_by_name(name)  # another process was first
             assert found is not None
+    check_own(layout, found.artifact_location)
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)

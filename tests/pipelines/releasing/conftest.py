@@ -9,10 +9,11 @@ from finished_checkout import FinishedCheckout, list_few_packages, prepare_digit
 from object_store import object_store
 from postgres import Postgres, postgres
 from registries import PostgresDatabases, Registries, Registry, SqliteFiles, checkouts
+from released_checkout import moved, put_away
 
 from pipelines.core.paths import Layout
 
-__all__ = ["object_store", "postgres"]  # fixtures
+__all__ = ["moved", "object_store", "postgres", "put_away"]  # fixtures
 
 
 @pytest.fixture(scope="session", autouse=True)

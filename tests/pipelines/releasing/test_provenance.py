@@ -145,11 +145,11 @@ def test_concurrent_writers_lose_no_commit(made: FinishedCheckout) -> None:
     assert int(git(root, "rev-list", "--count", releases.BRANCH)) == 12
 
 
-def test_without_a_repository_the_copies_in_the_registry_do(checkout: Make) -> None:
+def test_without_a_repository_the_copies_in_the_registry_do(checkout: Make, tmp_path: Path) -> None:
     made = checkout()
     write_text(made.layout.root / "dvc.lock", "stages: {}\n")
     version = registered(made)
-    kept = ancestry.kept_file(made.layout, version, "dvc.lock")
+    kept = ancestry.kept_file(made.layout, version, "dvc.lock", tmp_path)
     assert kept is not None
     assert kept.read_text() == "stages: {}\n"
 
