@@ -165,8 +165,9 @@ def batch_differences(asked: Asked) -> dict[int, float | Exception]:
             found[batch] = pair
             continue
         together, alone = pair
-        logits = np.abs(together.logits - alone.logits).max() / scale
-        shares = np.abs(together.probabilities - alone.probabilities).max()
+        with np.errstate(invalid="ignore"):  # of infinite ones comes NaN, which does not pass
+            logits = np.abs(together.logits - alone.logits).max() / scale
+            shares = np.abs(together.probabilities - alone.probabilities).max()
         found[batch] = float(np.maximum(logits, shares))  # NaN if either is
     return found
 

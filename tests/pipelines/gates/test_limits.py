@@ -43,7 +43,10 @@ def test_identical_answers_of_375_images_meet_the_default_margin() -> None:
 
 @pytest.mark.parametrize(
     "assignment",
-    ["margin=-0.1", "margin=1.5", "latency=0.9", "size=.inf", "parity=0", "megabytes=0", "clean=1"],
+    [
+        *("margin=-0.1", "margin=1.5", "latency=0.9", "size=.inf", "parity=0", "megabytes=0"),
+        *("clean=1", "seconds=0", "memory=100", "processors=0"),
+    ],
 )
 def test_a_limit_that_makes_no_sense_is_refused(tmp_path: Path, assignment: str) -> None:
     path = tmp_path / "params.yaml"

@@ -212,10 +212,14 @@ def card(**changes: Any) -> OnnxMetadata:
     return OnnxMetadata(**values)
 
 
-def test_schema_and_weights() -> None:
+def test_operators_schema_and_weights() -> None:
     assert contents.schema(card(), SHA).passed
     assert contents.schema(card(), "b" * 64).verdict == "fail"
     assert contents.schema(ValueError("inputs and outputs are []"), SHA).verdict == "fail"
+    assert contents.operators([]).passed
+    found = contents.operators(["the operator 'Loop'", *"abcd"])
+    assert (found.verdict, found.figure) == ("fail", 5.0)
+    assert "'Loop'; a; b and 2 more" in found.reason
     assert contents.weights({}, 10).passed
     found = contents.weights({"bias": 3}, 10)
     assert (found.verdict, found.figure) == ("fail", 3.0)
