@@ -31,6 +31,11 @@ def shown(text: object) -> str:
     return "".join(map(_visible, line))
 
 
+def shown_lines(text: object) -> str:
+    """Return text of several lines as `shown` returns each: for messages of this program."""
+    return "\n".join(map(shown, str(text).split("\n")))
+
+
 def clean(text: str, longest: int) -> str:
     """Return text that a person typed as one that can be stored.
 
@@ -73,4 +78,10 @@ def _visible(one: str) -> str:
     if one in _SHORT:
         return _SHORT[one]
     code = ord(one)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )

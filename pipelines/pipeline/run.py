@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
-from pipelines.core import params_file
+from pipelines.core import params_file, tables
 from pipelines.core.environment import set_up
 from pipelines.core.files import read_json
 from pipelines.core.paths import Layout
@@ -38,7 +37,7 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
     set_up(layout)
     check_names(force)  # before anything is written
     for change in params_file.edit(layout.params, list(assignments)):
-        console.print(f"params.yaml  {escape(change)}")
+        console.print(tables.line(f"params.yaml  {change}"))
     params = params_file.load(layout.params)
 
     console.print("[dim]starting Prefect …[/]")
@@ -55,8 +54,11 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
             layout,
             force,
             lambda done: console.print(
-                f"  {done.stage:<9} [{_STYLE[done.outcome]}]{done.outcome:<9}[/]"
-                f"{done.seconds:7.1f} s"
+                tables.line(
+                    f"  {done.stage:<9} ",
+                    tables.Styled(f"{done.outcome:<9}", _STYLE[done.outcome]),
+                    f"{done.seconds:7.1f} s",
+                )
             ),
         )
     registration, decision = result.registration, result.decision
@@ -76,9 +78,9 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
     )
     page = write_report(layout, summary)
     for name, said in _lines(layout, summary):
-        console.print(f"{name:<11} {escape(said)}")
+        console.print(tables.line(f"{name:<11} {said}"))
     shown = page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page
-    console.print(f"{'report':<11} {escape(str(shown))}")
+    console.print(tables.line(f"{'report':<11} {shown}"))
     console.print(f"{'see also':<11} prong models · prong predict IMAGE · prong ui")
     sys.stdout.flush()
 

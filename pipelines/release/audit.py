@@ -224,7 +224,7 @@ def show(version: Version, links: list[Link]) -> None:
     """Print the chain as a table."""
     style = {Verdict.HOLDS: "green", Verdict.BROKEN: "bold red", Verdict.UNKNOWN: "yellow"}
     rows = [
-        (link.name, f"[{style[link.verdict]}]{link.verdict}[/]", link.value, link.said)
+        (link.name, tables.Styled(link.verdict, style[link.verdict]), link.value, link.said)
         for link in links
     ]
     title = f"{version.model} v{version.number}"
