@@ -25,7 +25,7 @@ FLOWS = (MAIN_JOB, SCHEDULED)
 
 
 def flow(
-    name: str, came_of: Callable[[R], str] = lambda _result: ""
+    name: str, came_of: Callable[[Any], str] | None = None
 ) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Return a decorator that makes a function a flow; its arguments are not checked or copied.
 
@@ -34,7 +34,7 @@ def flow(
 
     Args:
         name: Under which the server knows the flow.
-        came_of: Says of a result, in one line, what came of the run; empty: nothing is recorded.
+        came_of: Says of a result, in one line, what came of the run; None: nothing is recorded.
     """
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
@@ -44,8 +44,8 @@ def flow(
                 return function(*args, **kwargs)
             with signs_of_life(run_id(), FLOWS) as say:
                 result = function(*args, **kwargs)
-                if said := came_of(result):
-                    say(said)
+                if came_of:
+                    say(came_of(result))
             return result
 
         return prefect.flow(name=name, validate_parameters=False)(signed)
