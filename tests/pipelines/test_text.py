@@ -13,10 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from small_checkout import Checkout
 
 from pipelines.core import tables
-from pipelines.core.errors import UserError
 from pipelines.core.text import clean, shown, shown_lines
 
 ROOT = Path(__file__).parents[2]
@@ -91,39 +89,3 @@ def test_every_output_takes_every_text(encoding: str) -> None:
     said, plain = done.stdout.decode(encoding).splitlines()
     assert json.loads(said) == "é 漢 👍 \udcff"
     assert plain.startswith("caf\\udce9")
-
-
-BYTES = b"caf\xe9"
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (b"predict", BYTES),
-        (b"trace", BYTES),
-        (b"history", b"--model", BYTES),
-        (b"models", b"--model", b"../../etc"),
-        (b"compare", BYTES, b"1"),
-        (b"sign", BYTES),
-        (b"lineage", BYTES),
-        (b"rebuild", BYTES),
-        (b"promote", BYTES),
-        (b"rollback", b"--to", BYTES),
-        (b"rollback", b"--reason", BYTES),
-        (b"data", b"add", BYTES),
-        (b"schedule", b"--cron", BYTES),
-        (b"schedule", b"--cron", b"0 3 * * *", b"--timezone", BYTES),
-        (b"schedule", b"--remove", b"--name", BYTES),
-        (b"worker", b"--pool", BYTES),
-        (b"run", b"--set", BYTES),
-        (b"run", b"--set", b"data.path=" + BYTES),
-        (b"run", b"--force", BYTES),
-        (b"gates", BYTES),
-        (BYTES,),
-    ],
-)
-def test_arguments_that_are_not_utf8_are_one_message(arguments: tuple[bytes, ...]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "from pipelines.cli import main; main()", *arguments],
-        capture_output=True,
-    )

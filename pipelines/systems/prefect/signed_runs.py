@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.context import SettingsContext, get_settings_context
 from prefect.exceptions import ObjectNotFound
 
 from pipelines.core.errors import Unavailable, UserError
@@ -141,7 +142,13 @@ def signs_of_life(
             said = {CAME_OF: last[-1][:_LONGEST]}
             _tell(lambda client: run_records.label(client, me, said))
 
-    thread = threading.Thread(target=beat, name="signs-of-life", daemon=True)
+    here = get_settings_context()
+
+    def beat_at_the_same_server() -> None:
+        with SettingsContext(profile=here.profile, settings=here.settings):
+            beat()
+
+    thread = threading.Thread(target=beat_at_the_same_server, name="signs-of-life", daemon=True)
     thread.start()
     try:
         yield last.append
