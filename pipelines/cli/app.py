@@ -158,6 +158,17 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 @app.command()
+def status(name: Name = None, as_json: AsJson = False) -> None:
+    """Show what is live, whether it is healthy, the next scheduled run and the last ones."""
+    from pipelines.cli.status import show_status
+    from pipelines.core.environment import open_checkout
+
+    layout, params = open_checkout()
+    if not show_status(layout, params, name or params.model_name, as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
 def ui(
     mlflow_port: Annotated[int, typer.Option(help="Port of MLflow's web page.")] = 5000,
     prefect_port: Annotated[int, typer.Option(help="Port of Prefect's web page.")] = 4200,

@@ -23,6 +23,10 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""What a registered model may be called, wherever its name comes from."""
+LONGEST_NAME = 200
+"""Characters of such a name."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -107,7 +111,7 @@ class VerifyConfig:
 class RegistryConfig:
     """The registered model's name."""
 
-    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    model: Annotated[str, Field(pattern=MODEL_NAME, max_length=LONGEST_NAME)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -197,7 +201,7 @@ class Params:
         name: str = self.data.source
         if name == "images":
             name = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.data.path).name.split(".")[0]).strip("-")
-        return f"prong-{name or 'images'}"
+        return f"prong-{name or 'images'}"[:LONGEST_NAME]
 
     def hash(self, *sections: str) -> str:
         """Return the sha256 of sections (default: the recorded ones) as canonical JSON."""

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from pipelines.core import tables
 from pipelines.core.config import Params
@@ -95,17 +94,18 @@ def show_intake(found: Intake, console: Console) -> None:
     """Print what became of a folder of images."""
     if found.repeated:
         said = listed(found.repeated, "image", "images")
-        console.print(f"left out   {escape(said)}: there already, in the same class")
+        console.print(tables.line(f"left out   {said}: there already, in the same class"))
     if found.ignored:
-        console.print(f"ignored    {escape(listed(found.ignored, 'file', 'files'))}")
+        console.print(tables.line(f"ignored    {listed(found.ignored, 'file', 'files')}"))
     if not found.added:
         console.print(f"version    {found.version}: nothing new")
         return
     if found.classes:
-        console.print(f"new        {escape(listed(found.classes, 'class', 'classes'))}")
+        console.print(tables.line(f"new        {listed(found.classes, 'class', 'classes')}"))
     total = sum(found.added.values())
     shown = ", ".join(f"{name} {count}" for name, count in found.added.items())
-    console.print(f"added      {total} {'image' if total == 1 else 'images'} ({escape(shown)})")
+    images = "image" if total == 1 else "images"
+    console.print(tables.line(f"added      {total} {images} ({shown})"))
     console.print(f"version    {found.version}; prong run trains on it")
 
 
@@ -114,5 +114,5 @@ def show_versions(found: list[DataVersion], source: str, console: Console) -> No
     rows = []
     for one in found:
         shown = ", ".join(f"{name} {count}" for name, count in one.counts.items())
-        rows.append((str(one.version), str(one.images), escape(shown or f"the source {source}")))
+        rows.append((str(one.version), str(one.images), shown or f"the source {source}"))
     console.print(tables.table(("version", "images added", "per class"), rows))

@@ -25,7 +25,7 @@ from pipelines.systems.dvc import cache as dvc_store
 from pipelines.systems.dvc import reproduce as versioning
 from pipelines.systems.dvc.reproduce import StageResult
 from pipelines.systems.prefect.connection import answering, used_server
-from pipelines.systems.prefect.decorators import flow, task
+from pipelines.systems.prefect.decorators import MAIN_JOB, flow, task
 from pipelines.systems.prefect.this_run import run_id
 
 Report = Callable[[StageResult], None]
@@ -96,7 +96,17 @@ def promote(layout: Layout, params: Params, version: int, flow_run_id: str) -> D
     return promote(layout, params, version, flow_run_id)
 
 
-@flow(name="prong")
+def came_of(result: JobResult) -> str:
+    """Return what a run of the main job came to, in one line."""
+    version, decision = f"v{result.registration.version}", result.decision
+    if decision.promoted:
+        return f"{version} champion"
+    if decision.champion == decision.version:
+        return f"{version} champion already"
+    return f"{version} not champion: {decision.reason}"
+
+
+@flow(name=MAIN_JOB, came_of=came_of)
 def main_job(root: Path, force: frozenset[str], report: Report) -> JobResult:
     """Prepare, train, evaluate, export, verify, register, promote.
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from pipelines.core.errors import UserError
 from pipelines.core.files import write_text
 from pipelines.core.paths import Layout
+from pipelines.core.text import shown
 from pipelines.data.prepared import SPLITS, load_card, load_split
 from pipelines.gates.finding import Finding
 
@@ -95,6 +96,7 @@ def write_report(layout: Layout, summary: Summary) -> Path:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipelines.pipeline"),
         autoescape=True,
+        finalize=_plain,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -121,6 +123,11 @@ def write_report(layout: Layout, summary: Summary) -> Path:
     out = reports / "report.html"
     write_text(out, page)
     return out
+
+
+def _plain(value: Any) -> Any:
+    """Return what a page shows of a value; the charts' own markup stays as it is."""
+    return shown(value) if type(value) is str else value
 
 
 def _json(path: Path, stage: str) -> Any:

@@ -7,14 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
-from pipelines.core import params_file
+from pipelines.core import params_file, tables
 from pipelines.core.environment import set_up
 from pipelines.core.errors import Failed
 from pipelines.core.files import read_json
 from pipelines.core.paths import Layout
-from pipelines.core.text import shown
 from pipelines.pipeline.report import StageLine, Summary, write_report
 from pipelines.pipeline.stages import check_names
 from pipelines.systems.prefect.server import prefect_api
@@ -40,7 +38,7 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
     set_up(layout)
     check_names(force)  # before anything is written
     for change in params_file.edit(layout.params, list(assignments)):
-        console.print(f"params.yaml  {escape(change)}")
+        console.print(tables.line(f"params.yaml  {change}"))
     params = params_file.load(layout.params)
 
     console.print("[dim]starting Prefect …[/]")
@@ -58,8 +56,11 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
             layout,
             force,
             lambda done: console.print(
-                f"  {done.stage:<9} [{_STYLE[done.outcome]}]{done.outcome:<9}[/]"
-                f"{done.seconds:7.1f} s"
+                tables.line(
+                    f"  {done.stage:<9} ",
+                    tables.Styled(f"{done.outcome:<9}", _STYLE[done.outcome]),
+                    f"{done.seconds:7.1f} s",
+                )
             ),
         )
         problems = health.kept_well(layout, params.model_name)
@@ -80,12 +81,12 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
     )
     page = write_report(layout, summary)
     for name, said in _lines(layout, summary):
-        console.print(f"{name:<11} {escape(said)}")
+        console.print(tables.line(f"{name:<11} {said}"))
     place = page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page
-    console.print(f"{'report':<11} {escape(str(place))}")
+    console.print(tables.line(f"{'report':<11} {place}"))
     console.print(f"{'see also':<11} prong models · prong predict IMAGE · prong ui")
     for problem in problems:
-        console.print(f"[red]wrong[/]       {escape(shown(problem))}")
+        console.print(tables.line(tables.Styled("wrong      ", "red"), f" {problem}"))
     sys.stdout.flush()
     if not all(problem.serves for problem in problems):
         raise Failed(f"{params.model_name}: the champion cannot be served: see above")

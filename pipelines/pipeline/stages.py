@@ -20,6 +20,7 @@ from pipelines.core.errors import Failed, Unavailable, UserError, disk_error
 from pipelines.core.files import write_json
 from pipelines.core.params_file import load
 from pipelines.core.paths import Layout
+from pipelines.core.text import shown, shown_lines
 from pipelines.systems.processes import end_with_keeper, exit_on_sigterm
 
 
@@ -29,7 +30,7 @@ def prepare(layout: Layout, params: Params) -> None:
 
     card = prepare(params.data, root=layout.root, downloads=layout.downloads, out=layout.prepared)
     for warning in card.warnings:
-        print(f"  data: {warning}")
+        print(f"  data: {shown(warning)}")
 
 
 def train(layout: Layout, params: Params) -> None:
@@ -114,9 +115,9 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         message, code, silent = str(error), error.exit_code, isinstance(error, Unavailable)
         if record is None:
-            print(f"error: {message}", file=sys.stderr)
+            print(shown_lines(f"error: {message}"), file=sys.stderr)
     except Failed as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown_lines(f"error: {error}"), file=sys.stderr)
         code = error.exit_code
     finally:
         if record is not None:

@@ -265,16 +265,9 @@ def _run(layout: Layout, version: Version) -> Link:
 
 def show(version: Version, links: list[Link]) -> None:
     """Print the chain as a table."""
-    from rich.markup import escape
-
     style = {Verdict.HOLDS: "green", Verdict.BROKEN: "bold red", Verdict.UNKNOWN: "yellow"}
     rows = [
-        (
-            link.name,
-            f"[{style[link.verdict]}]{link.verdict}[/]",
-            escape(link.value),
-            escape(link.said),
-        )
+        (link.name, tables.Styled(link.verdict, style[link.verdict]), link.value, link.said)
         for link in links
     ]
     title = f"{version.model} v{version.number}"

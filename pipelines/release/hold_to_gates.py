@@ -6,8 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rich.markup import escape
-
 from pipelines.core import tables
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
@@ -71,10 +69,10 @@ def show(model: str, version: int, findings: Sequence[Finding], *, as_json: bool
     rows = [
         (
             f.gate,
-            f"[{_STYLE[f.verdict]}]{f.verdict}[/]",
+            tables.Styled(f.verdict, _STYLE[f.verdict]),
             _number(f.figure),
             _number(f.limit),
-            escape(f.reason),
+            f.reason,
         )
         for f in findings
     ]

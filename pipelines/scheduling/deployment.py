@@ -11,10 +11,11 @@ from pipelines.core.paths import Layout
 from pipelines.scheduling import cron
 from pipelines.systems.prefect import deployed_flows
 from pipelines.systems.prefect.connection import SyncPrefectClient, api
+from pipelines.systems.prefect.decorators import SCHEDULED
 from pipelines.systems.prefect.deployed_flows import DeploymentResponse
 from pipelines.systems.prefect.schedules import CronSchedule
 
-FLOW = "scheduled"
+FLOW = SCHEDULED
 ENTRYPOINT = "pipelines/scheduling/flow.py:scheduled"
 NAME, POOL = "retrain", "prong"
 """What a deployment and its work pool are called unless told otherwise; as in prefect.yaml."""
@@ -126,6 +127,7 @@ def deploy(layout: Layout, name: str, schedule: CronSchedule, pool: str) -> tupl
 
 
 def _existing(client: SyncPrefectClient, name: str) -> DeploymentResponse:
+    cron.check_name("--name", name)
     found = deployed_flows.find(client, FLOW, name)
     if found is None:
         known = (

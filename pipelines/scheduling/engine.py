@@ -6,6 +6,8 @@ its worker is gone, and signs the run, so that others can find out whether it st
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from pipelines.systems.prefect.run_process import execute, given_run
 from pipelines.systems.processes import end_with_keeper
 
@@ -16,9 +18,11 @@ def main() -> None:
     from pipelines.core.environment import open_checkout
 
     open_checkout()
-    from pipelines.scheduling import flow_runs as runs
+    from pipelines.systems.prefect.connection import api
+    from pipelines.systems.prefect.signed_runs import sign
 
-    runs.sign(given_run())
+    with api() as client:
+        sign(client, UUID(given_run()))
     execute()
 
 

@@ -20,14 +20,14 @@ from pipelines.core.config import Params
 from pipelines.core.environment import open_checkout
 from pipelines.core.errors import Failed, Unavailable, UserError
 from pipelines.core.paths import Layout
-from pipelines.pipeline.main_job import JobResult, check_data
+from pipelines.pipeline.main_job import JobResult, came_of, check_data
 from pipelines.pipeline.main_job import run as run_main_job
 from pipelines.scheduling import alerts, rules
 from pipelines.scheduling import flow_runs as runs
 from pipelines.scheduling.rules import Due
 from pipelines.systems.dvc import reproduce as versioning
 from pipelines.systems.prefect.connection import api
-from pipelines.systems.prefect.decorators import flow, retried
+from pipelines.systems.prefect.decorators import SCHEDULED, flow, retried
 from pipelines.systems.prefect.this_run import State, cancelled, completed, this_run
 
 _PATIENCE = 45.0
@@ -74,15 +74,14 @@ class Call:
 Outcome = JobResult | NothingNew | Skipped
 
 
-@flow(name="scheduled")
+@flow(name=SCHEDULED)
 def scheduled() -> State[Any]:
     """Run the main job if there is something new, and say what came of it."""
     layout, params = open_checkout()
     run = this_run()
     me = Due(run.run_id, run.scheduled, "running")
     call = Call(run.name or "by-hand", run.deployment, me)
-    with _reporting(params, call), runs.signs_of_life(me.run_id):
-        runs.sign(me.run_id)
+    with _reporting(params, call):
         outcome: Outcome = _patient(params)(layout, params, call)
     if isinstance(outcome, Skipped):
         return cancelled(outcome.reason, runs.SKIPPED)
@@ -90,7 +89,7 @@ def scheduled() -> State[Any]:
         said = f"nothing new: version {outcome.version} has these data, parameters and code"
         return completed(said, runs.NOTHING_NEW)
     _announce(params, call, outcome)
-    return completed(f"version {outcome.registration.version}: {outcome.decision.reason}")
+    return completed(came_of(outcome))
 
 
 def attempt(layout: Layout, params: Params, call: Call) -> Outcome:

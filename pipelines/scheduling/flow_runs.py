@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from pipelines.core.errors import Unavailable
 from pipelines.scheduling.rules import Due, Phase, to_begin_again
-from pipelines.systems.liveness import HEARTBEAT, STALE, dead, identity
-from pipelines.systems.prefect import run_records
-from pipelines.systems.prefect.connection import SyncPrefectClient, api
-from pipelines.systems.prefect.run_records import AT_WORK, FlowRun, StateType
+from pipelines.systems.prefect import run_records, signed_runs
+from pipelines.systems.prefect.connection import SyncPrefectClient
+from pipelines.systems.prefect.run_records import FlowRun, StateType
+from pipelines.systems.prefect.signed_runs import CAME_OF
 
 SKIPPED = "Skipped"
 """Name of the state of a run in whose place another works."""
 NOTHING_NEW = "Nothing new"
 """Name of the state of a run that found its training done."""
-_BEAT = 60.0
-_UNSIGNED = 5 * 60.0
-"""Seconds in which a worker brings a process to the point where it signs its run."""
 _LOOKS_BACK = timedelta(days=7)
 _CLOSED = "prong.closed"  # label: why a run is not begun again
 _LONGEST = 500
@@ -35,44 +28,17 @@ class Closed:
 
     Attributes:
         run_id: Prefect's id.
+        name: Prefect's name for it, two words.
         scheduled: The time it was made for.
         again: Whether it is begun again.
         reason: Why it was closed, in one line.
     """
 
     run_id: str
+    name: str
     scheduled: datetime
     again: bool
     reason: str
-
-
-def sign(run_id: str) -> None:
-    """Write onto a run which process executes it."""
-    with api() as client:
-        run_records.label(client, UUID(run_id), identity())
-
-
-@contextmanager
-def signs_of_life(run_id: str, interval: float = _BEAT) -> Iterator[None]:
-    """Say every `interval` seconds that this process lives; a silent server does no harm."""
-    ending = threading.Event()
-
-    def beat() -> None:
-        while not ending.wait(interval):
-            try:
-                with api() as client:
-                    now = {HEARTBEAT: f"{time.time():.0f}"}
-                    run_records.label(client, UUID(run_id), now)
-            except Unavailable:
-                continue  # the next beat may pass; `STALE` allows for many that do not
-
-    thread = threading.Thread(target=beat, name="signs-of-life", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ending.set()
-        thread.join()
 
 
 def recent(client: SyncPrefectClient, deployment: UUID) -> list[FlowRun]:
@@ -104,20 +70,10 @@ def skip(client: SyncPrefectClient, run_ids: Iterable[str], reason: str) -> None
 
 def _lost(run: FlowRun) -> str:
     """Return why a run counts as dead, or nothing."""
-    state, labels = run.state, run.labels
-    if state is None:
-        return ""
-    if state.type is StateType.CRASHED:
+    state = run.state
+    if state is not None and state.type is StateType.CRASHED:
         return f"crashed: {state.message or 'its process ended'}"
-    if state.type not in AT_WORK:
-        return ""
-    signed = {key: str(value) for key, value in labels.items()}
-    if signed.get("prong.process_start"):
-        who = f"process {signed['prong.pid']} on {signed['prong.host']}"
-        return f"{who} is gone" if dead(signed) else ""
-    age = (datetime.now(UTC) - state.timestamp).total_seconds()
-    limit = _UNSIGNED if state.type is StateType.PENDING else STALE
-    return "no process took it up" if age > limit else ""
+    return signed_runs.why_lost(run)
 
 
 def close_dead(
@@ -151,11 +107,12 @@ def close_dead(
             continue  # said before
         else:
             run_records.label(client, run.id, {_CLOSED: reason[:_LONGEST]})
-        closed.append(Closed(run_id, due(run).scheduled, run_id == again, reason))
+        closed.append(Closed(run_id, run.name, due(run).scheduled, run_id == again, reason))
     return closed
 
 
 def _begin_again(client: SyncPrefectClient, run: FlowRun, reason: str) -> None:
     # Unsigned first: the old signature would make the new attempt look dead.
-    run_records.label(client, run.id, {"prong.process_start": "", _CLOSED: ""})
+    signed_runs.unsign(client, run.id)
+    run_records.label(client, run.id, {_CLOSED: "", CAME_OF: ""})
     run_records.schedule_again(client, run.id, f"begun again: {reason}")

@@ -39,7 +39,7 @@ class Due:
 
 
 @dataclass(frozen=True)
-class Standing:
+class Turn:
     """What a run is to do.
 
     Attributes:
@@ -51,7 +51,7 @@ class Standing:
     overtaken: tuple[str, ...]
 
 
-def standing(me: Due, others: Sequence[Due], now: datetime) -> Standing:
+def standing(me: Due, others: Sequence[Due], now: datetime) -> Turn:
     """Decide between the runs of one deployment: one per scheduled time, of a backlog the newest.
 
     Args:
@@ -62,14 +62,14 @@ def standing(me: Due, others: Sequence[Due], now: datetime) -> Standing:
     due = [run for run in others if run.scheduled <= now and run.run_id != me.run_id]
     for run in due:
         if run.scheduled == me.scheduled and run.phase in ("running", "done"):
-            return Standing(f"run {run.run_id} was for the same time", ())
+            return Turn(f"run {run.run_id} was for the same time", ())
     waiting = [run for run in due if run.phase == "waiting"]
     newest = max(waiting, key=lambda run: run.rank, default=me)
     if newest.rank > me.rank:
-        return Standing(
+        return Turn(
             f"late: run {newest.run_id}, for {newest.scheduled.isoformat()}, takes its place", ()
         )
-    return Standing("", tuple(sorted(run.run_id for run in waiting)))
+    return Turn("", tuple(sorted(run.run_id for run in waiting)))
 
 
 def to_begin_again(dead: Sequence[tuple[Due, int]], others: Sequence[Due]) -> str | None:

@@ -155,4 +155,5 @@ def show(found: Trace, console: Any) -> None:
         )
     console.print(tables.table(("layer", "kind", "shape", *numbers), rows, right=numbers))
     likely = sorted(found.logits.items(), key=lambda item: -item[1])[:3]
-    console.print("logits  " + "  ".join(f"{name} {value:.3f}" for name, value in likely))
+    said = "  ".join(f"{name} {value:.3f}" for name, value in likely)
+    console.print(tables.line(f"logits  {said}"))

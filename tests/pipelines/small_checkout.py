@@ -106,7 +106,7 @@ class Checkout:
 
 
 def _prong(*arguments: str) -> None:
-    from pipelines.cli.app import main
+    from pipelines.cli import main
 
     sys.argv = ["prong", *arguments]
     main()

@@ -145,6 +145,14 @@ def test_the_page_says_what_the_stages_found(layout: Layout) -> None:
     assert sum(int(cell.split(": ")[1].split()[0]) for cell in wrong) == evaluation["errors"]
 
 
+def test_text_from_outside_is_text_on_the_page(layout: Layout) -> None:
+    nasty = "<script>x</script> [/srv] \x1b[2J \u202e \udcff"
+    page = page_of(layout, replace(SUMMARY, reason=nasty, model=nasty))
+    assert r"<script>x</script> [/srv] \x1b[2J \u202e \udcff" in page.text  # escaped, so it is text
+    assert not {"\x1b", "\u202e"} & set((layout.reports / "report.html").read_text())
+    assert "<svg" in (layout.reports / "report.html").read_text()  # the page's own markup stays
+
+
 def test_the_page_needs_nothing_else(layout: Layout) -> None:
     page = page_of(layout)
     for tag, attributes in page.elements:

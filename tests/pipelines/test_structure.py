@@ -44,6 +44,7 @@ WITHOUT_INFLUENCE = (
     "pipelines.core.paths",
     "pipelines.core.progress",
     "pipelines.core.tables",
+    "pipelines.core.text",
     "pipelines.core.waiting",
     "pipelines.systems.liveness",
     "pipelines.systems.locks",

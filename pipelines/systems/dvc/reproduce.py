@@ -37,6 +37,7 @@ from pipelines.core.environment import AFRESH, RECORD, forget_repository
 from pipelines.core.errors import Failed, Unavailable, UserError, disk_error
 from pipelines.core.files import read_json, write_json
 from pipelines.core.paths import Layout
+from pipelines.core.text import shown_lines
 from pipelines.systems.dvc.site_cache import private_site_cache
 from pipelines.systems.processes import end_with_keeper, exit_on_sigterm, process_start, run_group
 
@@ -340,7 +341,7 @@ def _main(root: Path, stage: str, force: bool) -> int:
             silent = isinstance(error, Unavailable)
             write_json(record, {"ran": record.exists(), "error": said, "unavailable": silent})
         except OSError:  # the same full disk
-            print(f"error: {said}", file=sys.stderr)
+            print(shown_lines(f"error: {said}"), file=sys.stderr)
         return UserError.exit_code
     return 0
 

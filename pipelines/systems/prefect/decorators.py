@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import prefect
@@ -11,19 +12,43 @@ from prefect.client.schemas.objects import State
 from prefect.flows import Flow
 from prefect.tasks import Task
 
+from pipelines.systems.prefect.signed_runs import signs_of_life
+from pipelines.systems.prefect.this_run import is_inner, run_id
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def flow(name: str) -> Callable[[Callable[P, R]], Flow[P, R]]:
+MAIN_JOB, SCHEDULED = "prong", "scheduled"
+"""What the server calls the two flows: the main job, and one scheduled run of it."""
+FLOWS = (MAIN_JOB, SCHEDULED)
+
+
+def flow(
+    name: str, came_of: Callable[[Any], str] | None = None
+) -> Callable[[Callable[P, R]], Flow[P, R]]:
     """Return a decorator that makes a function a flow; its arguments are not checked or copied.
+
+    A run that is not part of another one is signed by its process, which also closes the runs of
+    its checkout that died; neither is waited for.
 
     Args:
         name: Under which the server knows the flow.
+        came_of: Says of a result, in one line, what came of the run; None: nothing is recorded.
     """
 
     def decorate(function: Callable[P, R]) -> Flow[P, R]:
-        return prefect.flow(name=name, validate_parameters=False)(function)
+        @wraps(function)
+        def signed(*args: P.args, **kwargs: P.kwargs) -> R:
+            if is_inner():
+                return function(*args, **kwargs)
+            with signs_of_life(run_id(), FLOWS) as say:
+                result = function(*args, **kwargs)
+                if came_of:
+                    say(came_of(result))
+            return result
+
+        return prefect.flow(name=name, validate_parameters=False)(signed)
 
     return decorate
 

@@ -6,6 +6,7 @@ A call raises what Prefect raises; run it with a client of `connection.api`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -31,10 +32,12 @@ __all__ = [
     "pause",
     "pool_types",
     "root_of",
+    "workers_at_work",
 ]
 
 PROCESS = ProcessWorker.type
 """Type of the work pools whose runs are processes of the worker's machine."""
+_SILENT = 90.0  # seconds; a worker gives a sign of life every 30
 
 
 def find(client: SyncPrefectClient, flow: str, name: str) -> DeploymentResponse | None:
@@ -121,6 +124,17 @@ def delete(client: SyncPrefectClient, deployment: UUID) -> None:
 def pool_types(client: SyncPrefectClient) -> dict[str, str]:
     """Return work pool → its type."""
     return {one.name: one.type for one in client.read_work_pools()}
+
+
+def workers_at_work(client: SyncPrefectClient, pool: str) -> int:
+    """Return how many workers of a pool gave a sign of life in the last minute and a half."""
+    oldest = datetime.now(UTC) - timedelta(seconds=_SILENT)
+    try:
+        found = client.read_workers_for_work_pool(pool)
+    except ObjectNotFound:  # the pool was deleted, and its deployments left
+        return 0
+    beats = [one.last_heartbeat_time for one in found]
+    return sum(beat is not None and beat > oldest for beat in beats)
 
 
 def create_process_pool(client: SyncPrefectClient, name: str) -> None:

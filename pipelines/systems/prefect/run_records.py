@@ -5,7 +5,7 @@ A call raises what Prefect raises; run it with a client of `connection.api`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -14,9 +14,13 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
+    FlowFilter,
+    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterExpectedStartTime,
     FlowRunFilterParentFlowRunId,
+    FlowRunFilterParentTaskRunId,
+    FlowRunFilterStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
@@ -31,6 +35,8 @@ __all__ = [
     "cancel",
     "crash",
     "label",
+    "latest_runs",
+    "runs_at_work",
     "runs_due_within",
     "schedule_again",
 ]
@@ -38,6 +44,7 @@ __all__ = [
 AT_WORK = (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING)
 """States of a run that has a process, or is about to have one."""
 _PAGE = 200
+_OUTERMOST = FlowRunFilterParentTaskRunId(is_null_=True)
 
 
 def label(client: SyncPrefectClient, run_id: UUID, labels: Mapping[str, str]) -> None:
@@ -67,6 +74,46 @@ def runs_due_within(client: SyncPrefectClient, deployment: UUID, span: timedelta
         found += page
         if len(page) < _PAGE:
             return found
+
+
+def runs_at_work(client: SyncPrefectClient, flows: Sequence[str]) -> list[FlowRun]:
+    """Return the runs of flows, not those inside other runs, that count as being at work."""
+    at_work = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(AT_WORK)))
+    if not flows:
+        return []
+    return client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=list(flows))),
+        flow_run_filter=FlowRunFilter(state=at_work, parent_task_run_id=_OUTERMOST),
+        sort=FlowRunSort.START_TIME_DESC,
+        limit=_PAGE,
+    )
+
+
+def latest_runs(
+    client: SyncPrefectClient,
+    flows: Sequence[str],
+    most: int,
+    deployments: Collection[UUID] | None = None,
+) -> list[FlowRun]:
+    """Return the runs of flows, not those inside other runs, that have begun, latest first.
+
+    Args:
+        client: Of the server.
+        flows: Names of the flows.
+        most: How many runs to return, at most 200.
+        deployments: Ids; None: runs without a deployment as well.
+    """
+    begun = FlowRunFilterStartTime(is_null_=False)
+    where = None
+    if deployments is not None:
+        where = DeploymentFilter(id=DeploymentFilterId(any_=list(deployments)))
+    return client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=list(flows))),
+        flow_run_filter=FlowRunFilter(start_time=begun, parent_task_run_id=_OUTERMOST),
+        deployment_filter=where,
+        sort=FlowRunSort.START_TIME_DESC,
+        limit=min(most, _PAGE),
+    )
 
 
 def _set(client: SyncPrefectClient, run_id: UUID, state: State[Any]) -> None:

@@ -7,10 +7,11 @@ from datetime import datetime
 from typing import Any
 
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed
 
-__all__ = ["State", "ThisRun", "cancelled", "completed", "run_id", "this_run"]
+__all__ = ["State", "ThisRun", "cancelled", "completed", "is_inner", "run_id", "this_run"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,13 @@ class ThisRun:
 def run_id() -> str:
     """Return Prefect's id of the flow run that is executed in this process."""
     return str(flow_run.id)
+
+
+def is_inner() -> bool:
+    """Say whether the flow run that is executed in this process is part of another one."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    return run is not None and run.parent_task_run_id is not None
 
 
 def this_run() -> ThisRun:

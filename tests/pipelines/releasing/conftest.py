@@ -12,6 +12,8 @@ from registries import PostgresDatabases, Registries, Registry, SqliteFiles, che
 from released_checkout import moved, put_away
 
 from pipelines.core.paths import Layout
+from pipelines.release.promote import promote
+from pipelines.release.register import register
 
 __all__ = ["moved", "object_store", "postgres", "put_away"]  # fixtures
 
@@ -103,3 +105,17 @@ def on_postgres(
     uri = postgres.create("migrated")
     Registry({"MLFLOW_TRACKING_URI": uri}, roots, folder).look()  # MLflow makes its tables
     return Registries(PostgresDatabases(postgres), artifacts, roots, folder / "output")
+
+
+@pytest.fixture(scope="session")
+def refused(tmp_path_factory: pytest.TempPathFactory, database: Path, digits: Path) -> Layout:
+    """A checkout whose version 1 is champion and whose version 2 was refused, to be copied."""
+    layout = Layout(tmp_path_factory.mktemp("refused") / "checkout")
+    layout.state.mkdir(parents=True)
+    shutil.copy(database, layout.state / "mlflow.db")
+    shutil.copytree(digits, layout.prepared)
+    for number, noise in ((1, 0.0), (2, 200.0)):
+        made = FinishedCheckout.make(layout, noise, 0)
+        register(layout, made.params, None)
+        assert promote(layout, made.params, number).promoted == (number == 1)
+    return layout

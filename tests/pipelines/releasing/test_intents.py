@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -66,8 +67,8 @@ def still_well(layout: Layout, said: str) -> None:
     assert repaired_state(layout, MODEL).history == state.history
 
 
-def test_an_intent_that_nobody_signed_moves_nothing(two: FinishedCheckout) -> None:
-    layout = two.layout
+def test_an_intent_that_nobody_signed_moves_nothing(two: Layout) -> None:
+    layout = two
     left_behind(layout, intent_for(layout, 2), sign=False)
     found = version_files.champion(layout, MODEL)
     assert found.version == 1
@@ -75,25 +76,25 @@ def test_an_intent_that_nobody_signed_moves_nothing(two: FinishedCheckout) -> No
     still_well(layout, "not signed by a trusted key")
 
 
-def test_an_intent_signed_for_another_model_moves_nothing(two: FinishedCheckout) -> None:
-    layout = two.layout
+def test_an_intent_signed_for_another_model_moves_nothing(two: Layout) -> None:
+    layout = two
     foreign = intent_for(layout, 2).signed("another", keys.signing_key(layout))
     tracking.connect(layout).set_registered_model_tag(MODEL, INTENT, foreign.text())
     still_well(layout, "not signed by a trusted key")
 
 
-def test_an_intent_to_release_what_no_gate_let_through_is_dropped(two: FinishedCheckout) -> None:
-    left_behind(two.layout, intent_for(two.layout, 2, statement="a" * 64))
-    still_well(two.layout, "version 2 is gone or was never let through")
+def test_an_intent_to_release_what_no_gate_let_through_is_dropped(two: Layout) -> None:
+    left_behind(two, intent_for(two, 2, statement="a" * 64))
+    still_well(two, "version 2 is gone or was never let through")
 
 
-def test_an_intent_that_names_a_deleted_version_is_dropped(two: FinishedCheckout) -> None:
-    left_behind(two.layout, intent_for(two.layout, 9))
-    still_well(two.layout, "version 9 is gone")
+def test_an_intent_that_names_a_deleted_version_is_dropped(two: Layout) -> None:
+    left_behind(two, intent_for(two, 9))
+    still_well(two, "version 9 is gone")
 
 
-def test_an_intent_of_another_time_is_dropped(two: FinishedCheckout) -> None:
-    layout = two.layout
+def test_an_intent_of_another_time_is_dropped(two: Layout) -> None:
+    layout = two
     old = intent_for(layout, 2)
     left_behind(layout, intent_for(layout, 9))
     repaired_state(layout, MODEL)  # the history has gone on since
@@ -129,14 +130,14 @@ def test_an_intent_that_was_carried_out_is_not_carried_out_again(checkout: Make)
 @pytest.mark.parametrize(
     "text", ["", "x", "[]", "{}", '{"command": "promote", "id": "1"}', "9" * 4999]
 )
-def test_an_intent_that_is_none_is_dropped(two: FinishedCheckout, text: str) -> None:
-    tracking.connect(two.layout).set_registered_model_tag(MODEL, INTENT, text or " ")
-    still_well(two.layout, "it was removed")
+def test_an_intent_that_is_none_is_dropped(two: Layout, text: str) -> None:
+    tracking.connect(two).set_registered_model_tag(MODEL, INTENT, text or " ")
+    still_well(two, "it was removed")
 
 
-def test_an_unfinished_promotion_is_finished_by_the_next_command(two: FinishedCheckout) -> None:
+def test_an_unfinished_promotion_is_finished_by_the_next_command(two: Layout) -> None:
     """The same, signed, of a version that was let through: what a crash leaves."""
-    layout = two.layout
+    layout = two
     entry = repaired_state(layout, MODEL).history.release_of(1)
     assert entry is not None
     intent = intent_for(layout, 1, statement=entry.statement)

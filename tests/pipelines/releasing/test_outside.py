@@ -198,7 +198,7 @@ def test_garbage_in_a_real_registry_is_named_and_never_answered_from(
             lambda: repaired_state(layout, MODEL),
             lambda: registry.list_versions(layout, MODEL)[0].as_json(),
             lambda: promotion.promote(layout, made.params, 1),
-            lambda: promotion.rollback(layout, MODEL, None, text),
+            lambda text=text: promotion.rollback(layout, MODEL, None, text),
         ):
             try:
                 ask()

@@ -55,7 +55,7 @@ def test_a_time_is_worked_once(fleet: list[Due], phase: rules.Phase) -> None:
 def test_runs_of_the_future_are_left_alone(fleet: list[Due]) -> None:
     me = Due("me", START, "running")
     late = [run for run in fleet if run.scheduled > NOW]
-    assert rules.standing(me, late, NOW) == rules.Standing("", ())
+    assert rules.standing(me, late, NOW) == rules.Turn("", ())
 
 
 @given(fleets(), st.lists(st.integers(1, 5), min_size=12, max_size=12))

@@ -240,6 +240,9 @@ def test_a_run_that_was_cut_off_is_begun_again_where_it_stopped(tmp_path: Path, 
     assert run["state_type"] == "COMPLETED", run["state"]
     assert run["run_count"] == 2
     assert versions(checkout) == [1]
+    told = "".join(path.read_text() for path in sorted(tmp_path.glob("worker-*.log")))
+    for words in ("begun\n", "begun again: ", "begun (attempt 2)", ": v1 champion", "next run 2"):
+        assert words in told, told
 
 
 def said(one: psutil.Process) -> str:
