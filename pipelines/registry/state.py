@@ -12,7 +12,7 @@ from pipelines.registry import history, intents, memory, outside, statements
 from pipelines.registry.history import History
 from pipelines.registry.intents import INTENT, Intent
 from pipelines.registry.statements import Statement
-from pipelines.registry.versions import CHAMPION, PREVIOUS
+from pipelines.registry.versions import CHAMPION, PREVIOUS, Version
 from pipelines.systems.mlflow import MlflowClient, registered_models
 
 
@@ -152,6 +152,11 @@ def statement_of(
             memory.remember(layout, state.model, state.history.entries, kept)
             return found
     return None
+
+
+def is_about(statement: Statement, version: Version) -> bool:
+    """Say whether a statement is about this very version, not one that had its number before."""
+    return statement.created == version.created.isoformat(timespec="milliseconds")
 
 
 def _statement_in(state: ModelState, number: int, texts: Mapping[str, str]) -> Statement | None:

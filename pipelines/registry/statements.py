@@ -59,6 +59,8 @@ class Statement:
     Attributes:
         model: The registered model's name.
         version: Its number.
+        created: When the registry made it, UTC: a number may be used again in a registry that
+            was emptied, a time not.
         sha256: Of the ONNX file that was judged.
         size: Its bytes.
         classes: How many it knows.
@@ -80,6 +82,7 @@ class Statement:
 
     model: Name
     version: Number
+    created: Time
     sha256: Sha256
     size: Annotated[int, Field(ge=1)]
     classes: Annotated[int, Field(ge=1)]

@@ -10,7 +10,7 @@ from pipelines.core.paths import Layout
 from pipelines.gates.finding import blocked
 from pipelines.registry import history
 from pipelines.registry import versions as registry
-from pipelines.registry.state import ModelState, read_state, statement_of, unsigned
+from pipelines.registry.state import ModelState, is_about, read_state, statement_of, unsigned
 from pipelines.registry.versions import CHALLENGER, Version
 from pipelines.release.upload import stored_sha256
 from pipelines.systems import mlflow as tracking
@@ -173,6 +173,10 @@ def _champion_problems(
     if version is None:
         said = "is gone from the registry"
         yield Problem(name, said, "`prong rollback` goes to the version before", serves=False)
+        return
+    if not is_about(statement, version):
+        said = "the registry has another version of this number"
+        yield Problem(name, said, "`prong repair` says what helps", serves=False)
         return
     try:
         found = stored_sha256(layout, version)

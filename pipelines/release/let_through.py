@@ -49,6 +49,7 @@ def statement_about(
     return Statement(
         model=candidate.model,
         version=candidate.number,
+        created=candidate.created.isoformat(timespec="milliseconds"),
         sha256=candidate.sha256,
         size=len(content),
         classes=len(card.classes),

@@ -11,7 +11,7 @@ from pipelines.provenance import keys
 from pipelines.registry import history, memory, statements
 from pipelines.registry import versions as registry
 from pipelines.registry.history import History
-from pipelines.registry.state import ModelState, statement_of, unsigned
+from pipelines.registry.state import ModelState, is_about, statement_of, unsigned
 from pipelines.registry.versions import CHAMPION, PREVIOUS, SHA256
 from pipelines.release.transaction import Transaction, transaction
 from pipelines.release.upload import put_back, stored_sha256
@@ -169,6 +169,10 @@ def _version(held: Transaction, state: ModelState, number: int, name: str) -> It
     if statement is None:
         way = "`prong rollback` to another version, or `prong repair --begin-anew` to have none"
         yield Repair(what, "no statement that holds says that it was let through", way, False)
+        return
+    if not is_about(statement, version):
+        way = "put the registry back from a backup, or `prong repair --begin-anew`"
+        yield Repair(what, "the registry has another version of this number", way, False)
         return
     if not _carries(version, statement, state):
         held.write_statement(statement)

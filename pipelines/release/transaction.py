@@ -25,7 +25,7 @@ from pipelines.registry import history, memory, statements
 from pipelines.registry import versions as registry
 from pipelines.registry.history import Entry
 from pipelines.registry.intents import INTENT, Intent
-from pipelines.registry.state import ModelState, read_state, statement_of
+from pipelines.registry.state import ModelState, is_about, read_state, statement_of
 from pipelines.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, Version
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.mlflow import MlflowClient, registered_models
@@ -86,7 +86,8 @@ class Transaction:
         found = registry.version_or_none(self.client, self.model, number)
         if found is None or not found.complete:
             return False
-        return statement_of(self.layout, state, number, found.tags) is not None
+        statement = statement_of(self.layout, state, number, found.tags)
+        return statement is not None and is_about(statement, found)
 
     def intend(self, intent: Intent) -> Intent:
         """Write down what is to be, signed; return it so."""
@@ -122,6 +123,7 @@ class Transaction:
         key, text = history.tag_key(entry.sequence), entry.text()
         registered_models.ensure_model(self.client, self.model)
         registered_models.tag_model(self.client, self.model, key, text)
+        self.state()  # remembers it
 
     def write_statement(self, statement: statements.Statement) -> None:
         """Write a signed statement onto its version."""

@@ -17,7 +17,7 @@ from fork_server import Ended, Forked
 from postgres import Postgres
 
 from pipelines.core.paths import Layout
-from pipelines.provenance import signing
+from pipelines.provenance import keys
 
 
 class Databases(Protocol):
@@ -173,6 +173,6 @@ def checkouts(folder: Path, digits: Path) -> dict[str, Path]:
         if found:  # who shares a registry shares the key
             shutil.copytree(Layout(found["A"]).state / "keys", layout.state / "keys")
         else:
-            signing.signing_key(layout)
+            keys.signing_key(layout, may_make=True)
         found[name] = layout.root
     return found

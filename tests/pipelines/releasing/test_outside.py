@@ -66,6 +66,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     statement = statements.Statement(
         model=MODEL,
         version=1,
+        created="2026-01-01T00:00:00.000+00:00",
         sha256="a" * 64,
         size=1,
         classes=2,
