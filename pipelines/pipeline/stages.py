@@ -20,7 +20,7 @@ from pipelines.core.errors import Failed, Unavailable, UserError, disk_error
 from pipelines.core.files import write_json
 from pipelines.core.params_file import load
 from pipelines.core.paths import Layout
-from pipelines.core.text import shown, shown_lines
+from pipelines.core.text import print_anything, shown, shown_lines
 from pipelines.systems.processes import end_with_keeper, exit_on_sigterm
 
 
@@ -105,6 +105,7 @@ def main(arguments: list[str]) -> int:
     """Run the stage named on the command line; leave a record where one is asked for."""
     exit_on_sigterm()
     end_with_keeper()
+    print_anything()
     # Before torch is loaded: spinning threads cost a busy machine several times the work itself.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     record = os.environ.pop(RECORD, None)

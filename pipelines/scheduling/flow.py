@@ -126,9 +126,9 @@ def _settle(layout: Layout, params: Params, call: Call) -> str:
             dead = Due(closed.run_id, closed.scheduled, "done")
             _tell(params, "failed", replace(call, me=dead), closed.reason)
         others = [runs.due(run) for run in runs.recent(client, ours)]
-        standing = rules.standing(me, others, datetime.now(UTC))
-        runs.skip(client, standing.overtaken, f"late: run {me.run_id} works in its place")
-    return standing.skip
+        turn = rules.turn_of(me, others, datetime.now(UTC))
+        runs.skip(client, turn.overtaken, f"late: run {me.run_id} works in its place")
+    return turn.skip
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class Turn:
     overtaken: tuple[str, ...]
 
 
-def standing(me: Due, others: Sequence[Due], now: datetime) -> Turn:
+def turn_of(me: Due, others: Sequence[Due], now: datetime) -> Turn:
     """Decide between the runs of one deployment: one per scheduled time, of a backlog the newest.
 
     Args:

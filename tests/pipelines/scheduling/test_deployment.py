@@ -90,6 +90,13 @@ def test_a_pause_holds_until_the_next_call_and_removal_is_final(served: Layout) 
         deployment.remove("paused")
 
 
+@pytest.mark.parametrize("name", ["caf\udce9", "../etc", "a/b", ""])
+def test_a_name_that_is_none_is_a_mistake_of_the_user(served: Layout, name: str) -> None:
+    for act in (deployment.pause, deployment.remove):
+        with pytest.raises(UserError, match=r"--name .*allowed: up to 100 letters"):
+            act(name)
+
+
 def test_an_unknown_pool_is_refused_by_name(served: Layout) -> None:
     with pytest.raises(UserError, match=r"--pool 'nowhere'.*allowed: prong"):
         deploy(served, "lost", NIGHTLY, "nowhere")

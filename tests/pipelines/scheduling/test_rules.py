@@ -32,7 +32,7 @@ def fleets(draw: st.DrawFn) -> list[Due]:
 def test_of_a_backlog_exactly_the_newest_works_whoever_asks(fleet: list[Due]) -> None:
     waiting = [run for run in fleet if run.phase == "waiting" and run.scheduled <= NOW]
     others = [run for run in fleet if run not in waiting and run.phase == "skipped"]
-    found = {run.run_id: rules.standing(run, [*waiting, *others], NOW) for run in waiting}
+    found = {run.run_id: rules.turn_of(run, [*waiting, *others], NOW) for run in waiting}
     working = [run for run in waiting if not found[run.run_id].skip]
     assert working == ([max(waiting, key=lambda run: run.rank)] if waiting else [])
     for run in working:
@@ -44,7 +44,7 @@ def test_of_a_backlog_exactly_the_newest_works_whoever_asks(fleet: list[Due]) ->
 def test_a_time_is_worked_once(fleet: list[Due], phase: rules.Phase) -> None:
     me = Due("me", START + timedelta(minutes=10), "running")
     twin = Due("twin", me.scheduled, phase)
-    found = rules.standing(me, [*fleet, twin], NOW)
+    found = rules.turn_of(me, [*fleet, twin], NOW)
     if phase in ("running", "done"):
         assert found.skip
         assert found.overtaken == ()
@@ -55,7 +55,7 @@ def test_a_time_is_worked_once(fleet: list[Due], phase: rules.Phase) -> None:
 def test_runs_of_the_future_are_left_alone(fleet: list[Due]) -> None:
     me = Due("me", START, "running")
     late = [run for run in fleet if run.scheduled > NOW]
-    assert rules.standing(me, late, NOW) == rules.Turn("", ())
+    assert rules.turn_of(me, late, NOW) == rules.Turn("", ())
 
 
 @given(fleets(), st.lists(st.integers(1, 5), min_size=12, max_size=12))
