@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 from finished_checkout import FinishedCheckout
 from git_commands import commit_all, git
+from released_checkout import MODEL, model_of
 
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file, write_text
+from pipelines.core.paths import Layout
 from pipelines.provenance.lineage import commit, dirty, is_dirty, lineage
+from pipelines.registry import version_files
+from pipelines.registry import versions as registry
+from pipelines.release import audit
+from pipelines.systems import mlflow as tracking
 
 Make = Callable[..., FinishedCheckout]
 
@@ -92,3 +98,42 @@ def test_what_is_absent_is_named(checkout: Make) -> None:
     made.layout.onnx.unlink()
     with pytest.raises(UserError, match=r"model\.onnx: absent"):
         lineage(made.layout, made.params)
+
+
+def verdicts(layout: Layout, number: int) -> dict[str, str]:
+    version = registry.find_version(layout, MODEL, str(number))
+    return {link.name: str(link.verdict) for link in audit.walk(layout, version)}
+
+
+def test_the_registrys_own_file_is_looked_at_and_not_the_cache(
+    moved: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version_files.champion_file(moved, MODEL)  # lies in the cache from now on
+    assert verdicts(moved, 2)["bytes"] == "holds"
+    model = model_of(moved, 2)
+    content = model.read_bytes()
+    monkeypatch.setattr(audit.OnnxModel, "load", lambda *_: pytest.fail("loaded"))
+    for change in (content[:-1] + b"?", b"", None):
+        if change is None:
+            model.unlink()
+        else:
+            model.write_bytes(change)
+        found = verdicts(moved, 2)
+        assert found["bytes"] == "broken"
+        assert found["data_hash"] == found["code_hash"] == "unknown"
+    assert version_files.champion_file(moved, MODEL)[0] == 2
+
+
+@pytest.mark.parametrize("tag", ["--batch", "HEAD", "", "0" * 39, "0" * 40 + "\n", "É" * 40])
+def test_a_tag_that_is_no_commit_is_no_argument_of_git(moved: Layout, tag: str) -> None:
+    tracking.connect(moved).set_model_version_tag(MODEL, "2", "lineage.git_commit", tag)
+    assert verdicts(moved, 2)["commit"] == "broken"
+
+
+def test_what_tags_say_is_printed_as_it_is(
+    moved: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = registry.find_version(moved, MODEL, "2")
+    audit.show(version, [audit.Link("commit", "a[/]b", audit.Verdict.UNKNOWN, "odd in [/srv]")])
+    assert "a[/]b" in (said := capsys.readouterr().out)
+    assert "odd in [/srv]" in said
