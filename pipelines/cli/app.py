@@ -16,7 +16,7 @@ import typer
 from pipelines.cli import registry_commands
 from pipelines.cli.shared_arguments import AsJson, Name
 from pipelines.core.errors import Failed, UserError, disk_error
-from pipelines.core.text import print_anything
+from pipelines.core.text import print_anything, shown, shown_lines
 
 app = typer.Typer(
     name="prong",
@@ -89,7 +89,6 @@ def predict(
 ) -> None:
     """Answer from the champion's ONNX file."""
     from pipelines.core.environment import open_model
-    from pipelines.core.text import shown
     from pipelines.registry.version_files import champion
     from pipelines.serving.predict import predict
     from pipelines.systems.onnx.runtime import OnnxModel
@@ -143,7 +142,7 @@ def trace(
     layout, _ = open_checkout()
     found = trace(layout.trained, layout.onnx, image)
     if as_json:
-        print(json.dumps(asdict(found), ensure_ascii=False))
+        print(json.dumps(asdict(found)))
     else:
         show(found, Console(highlight=False, width=None if sys.stdout.isatty() else 140))
 
@@ -213,23 +212,24 @@ def schedule(
             wait()
             plan, changed = deployment.deploy(layout, name, times, pool)
             news = "scheduled" if changed else "unchanged"
-            print(f"{plan.name}  {plan.cron}  {plan.timezone}  pool {plan.pool}  {news}")
+            said = f"{plan.name}  {plan.cron}  {plan.timezone}  pool {plan.pool}  {news}"
+            print(shown(said))
             print("see also  prong worker (executes the runs) · prong schedule --list · prong ui")
             return
         wait()
         if pause:
             deployment.pause(name)
-            print(f"{name}  paused; `prong schedule --cron …` starts it again")
+            print(f"{shown(name)}  paused; `prong schedule --cron …` starts it again")
         elif remove:
             deployment.remove(name)
-            print(f"{name}  removed")
+            print(f"{shown(name)}  removed")
         else:
             for known, found in deployment.plans():
                 said = "schedules not made by prong schedule: see prong ui"
                 if found is not None:
                     state = "paused" if found.paused else "active"
                     said = f"{found.cron}  {found.timezone}  pool {found.pool}  {state}"
-                print(f"{known}  {said}")
+                print(shown(f"{known}  {said}"))
 
 
 @app.command()
@@ -267,7 +267,7 @@ def data_add(
     layout, params = open_checkout()
     found = add(layout, params, folder, new_class=new_class)
     if as_json:
-        print(json.dumps(asdict(found), ensure_ascii=False))
+        print(json.dumps(asdict(found)))
     else:
         show_intake(found, Console(highlight=False, soft_wrap=True))
 
@@ -283,7 +283,7 @@ def data_list(as_json: AsJson = False) -> None:
     layout, params = open_checkout()
     found = versions(layout, params)
     if as_json:
-        print(json.dumps([one.as_json() for one in found], indent=2, ensure_ascii=False))
+        print(json.dumps([one.as_json() for one in found], indent=2))
     else:
         show_versions(found, params.data.source, Console(highlight=False))
 
@@ -308,8 +308,6 @@ def main() -> None:
 
 
 def _say(error: UserError | Failed) -> int:
-    from pipelines.core.text import shown_lines
-
     print(f"error: {shown_lines(error)}", file=sys.stderr)
     return error.exit_code
 

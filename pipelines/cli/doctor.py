@@ -14,13 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
-from pipelines.core import params_file
+from pipelines.core import params_file, tables
 from pipelines.core.environment import set_up
 from pipelines.core.errors import UserError, disk_error
 from pipelines.core.paths import Layout
-from pipelines.core.text import shown
 from pipelines.systems import git
 
 _PACKAGES = ("torch", "mlflow", "dvc", "prefect", "onnx", "onnxruntime-gpu", "numpy")
@@ -199,17 +197,16 @@ def examine(*, as_json: bool = False) -> bool:
     found = list(findings(layout))
     problems = [finding for finding in found if finding.problem]
     if as_json:
-        print(json.dumps([asdict(finding) for finding in found], indent=2, ensure_ascii=False))
+        print(json.dumps([asdict(finding) for finding in found], indent=2))
         return not problems
     console = Console(highlight=False, soft_wrap=True)
     width = max(len(finding.what) for finding in found)
     for finding in found:
-        mark = "[red]✗[/]" if finding.problem else "[green]✓[/]"
-        what, state = escape(shown(finding.what)), escape(shown(finding.state))
-        console.print(f"{mark}  {what:<{width}}  {state}")
+        mark = tables.Styled("✗", "red") if finding.problem else tables.Styled("✓", "green")
+        console.print(tables.line(mark, f"  {finding.what:<{width}}  {finding.state}"))
     for finding in problems:
-        what, problem = escape(shown(finding.what)), escape(shown(finding.problem))
-        console.print(f"[red]wrong[/]  {what}: {problem}")
+        said = f"  {finding.what}: {finding.problem}"
+        console.print(tables.line(tables.Styled("wrong", "red"), said))
     if not problems:
         console.print("nothing is wrong")
     return not problems

@@ -13,6 +13,7 @@ import typer
 
 from pipelines.cli.shared_arguments import AsJson, Name, Number
 from pipelines.core.errors import Failed
+from pipelines.core.text import clean, shown
 
 LONGEST_REASON = 1000
 """Characters of a reason."""
@@ -29,7 +30,7 @@ def models(name: Name = None, as_json: AsJson = False) -> None:
     repaired_state(layout, name or params.model_name)
     rows = list_versions(layout, name or params.model_name)
     if as_json:
-        print(json.dumps([row.as_json() for row in rows], indent=2, ensure_ascii=False))
+        print(json.dumps([row.as_json() for row in rows], indent=2))
     else:
         show_versions(name or params.model_name, rows)
 
@@ -73,7 +74,7 @@ def promote(
         number = number_of(params.model_name, named, version, asked="VERSION")
     decision = promote(layout, params, number, asked=True)
     for found in decision.findings:
-        print(f"{found.gate:<12} {found.verdict:<8} {found.reason}")
+        print(shown(f"{found.gate:<12} {found.verdict:<8} {found.reason}"))
     said = f"{params.model_name} v{decision.version}"
     if decision.promoted:
         before = "none" if decision.held_against is None else f"v{decision.held_against}"
@@ -94,7 +95,6 @@ def rollback(
 ) -> None:
     """Make an earlier champion live again, after its file was loaded and queried."""
     from pipelines.core.environment import open_model
-    from pipelines.core.text import clean
     from pipelines.release.promote import rollback
 
     layout, model = open_model(name)
@@ -117,7 +117,7 @@ def history(name: Name = None, as_json: AsJson = False) -> None:
     damage = [*found.damage, *([unsigned(state)] if state.unsigned else [])]
     if as_json:
         entries = [entry.as_json() for entry in found.entries]
-        print(json.dumps({"entries": entries, "damage": damage}, ensure_ascii=False))
+        print(json.dumps({"entries": entries, "damage": damage}))
     else:
         show(model, found)
     if found.damage:
@@ -143,7 +143,7 @@ def compare(
     layout, params = open_checkout()
     found = compare(layout, name or params.model_name, first, second)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+        print(json.dumps(found.as_json(), indent=2))
     else:
         show(found, everything=everything)
 
@@ -158,7 +158,13 @@ def collect(
     from pipelines.release import gc as garbage
 
     layout, params = open_checkout()
-    garbage.collect(layout, name or params.model_name, keep=keep, dry=dry, report=print)
+    garbage.collect(
+        layout,
+        name or params.model_name,
+        keep=keep,
+        dry=dry,
+        report=lambda line: print(shown(line)),
+    )
 
 
 def sign(version: Number, name: Name = None) -> None:
@@ -222,7 +228,7 @@ def repair(
     layout, model = open_model(name)
     found = mend(layout, model, begin_anew=begin_anew)
     if as_json:
-        print(json.dumps([asdict(one) for one in found], indent=2, ensure_ascii=False))
+        print(json.dumps([asdict(one) for one in found], indent=2))
         good = all(one.mended for one in found)
     else:
         good = show(model, found)
@@ -246,7 +252,7 @@ def migrate(
     layout, params = open_checkout()
     if name:
         params = replace(params, registry=replace(params.registry, model=name))
-    live = take_over(layout, params, as_is=as_is, say=print)
+    live = take_over(layout, params, as_is=as_is, say=lambda line: print(shown(line)))
     said = "no version" if live is None else f"v{live}"
     print(f"{params.model_name}: {said} is champion, by a signed history from now on")
 
@@ -263,7 +269,7 @@ def lineage(version: Number, name: Name = None, as_json: AsJson = False) -> None
     found = find_version(layout, name or params.model_name, version)
     links = walk(layout, found)
     if as_json:
-        print(json.dumps([asdict(link) for link in links], indent=2, ensure_ascii=False))
+        print(json.dumps([asdict(link) for link in links], indent=2))
     else:
         show(found, links)
     if any(link.verdict is Verdict.BROKEN for link in links):
@@ -287,7 +293,7 @@ def rebuild(
     layout, params = open_checkout()
     found = find_version(layout, name or params.model_name, version)
     progress = sys.stderr if as_json else sys.stdout
-    done = rebuild(layout, found, keep=keep, say=lambda line: print(line, file=progress))
-    print(json_of(done) if as_json else "\n".join(lines(found, done)))
+    done = rebuild(layout, found, keep=keep, say=lambda line: print(shown(line), file=progress))
+    print(json_of(done) if as_json else "\n".join(map(shown, lines(found, done))))
     if not done.agrees:
         raise typer.Exit(1)

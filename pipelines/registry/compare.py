@@ -123,7 +123,7 @@ def show(comparison: Comparison, *, everything: bool) -> None:
     """
     console = tables.console(120)
     first, second = f"v{comparison.first}", f"v{comparison.second}"
-    console.print(f"{comparison.model}: {first} and {second}")
+    console.print(tables.line(f"{comparison.model}: {first} and {second}"))
     for section, pairs in comparison.sections.items():
         shown = {
             name: pair

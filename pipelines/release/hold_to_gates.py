@@ -64,7 +64,7 @@ def show(model: str, version: int, findings: Sequence[Finding], *, as_json: bool
             "blocked_by": stopped,
             "gates": [finding.as_json() for finding in findings],
         }
-        print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
+        print(json.dumps(found, indent=2, allow_nan=False))
         return not stopped
     rows = [
         (
@@ -82,7 +82,8 @@ def show(model: str, version: int, findings: Sequence[Finding], *, as_json: bool
         tables.table(columns, rows, title=f"{model} v{version}", whole=("gate", "verdict"))
     )
     if stopped:
-        console.print(f"may not be champion: blocked by {', '.join(stopped)}", soft_wrap=True)
+        said = f"may not be champion: blocked by {', '.join(stopped)}"
+        console.print(tables.line(said), soft_wrap=True)
     else:
         console.print(f"may be champion: all {len(findings)} gates let it through")
     return not stopped

@@ -77,7 +77,10 @@ def _named_by_users_home(layout: Layout) -> bool:
     if home in ("", str(layout.state / "prefect")):
         return False
     profiles = os.environ.get("PREFECT_PROFILES_PATH") or f"{home}/profiles.toml"
-    files: tuple[str | Path, ...] = (profiles, *(layout.root / name for name in (".env", "prefect.toml")))
+    files: tuple[str | Path, ...] = (
+        profiles,
+        *(layout.root / name for name in (".env", "prefect.toml")),
+    )
     texts = [Path(file).expanduser().read_text() for file in files if os.path.isfile(file)]
     if not any("url" in text.lower() for text in texts):
         return False
