@@ -77,11 +77,8 @@ def _named_by_users_home(layout: Layout) -> bool:
     if home in ("", str(layout.state / "prefect")):
         return False
     profiles = os.environ.get("PREFECT_PROFILES_PATH") or f"{home}/profiles.toml"
-    files: tuple[str | Path, ...] = (
-        profiles,
-        *(layout.root / name for name in (".env", "prefect.toml")),
-    )
-    texts = [Path(file).expanduser().read_text() for file in files if os.path.isfile(file)]
+    files = [Path(profiles), layout.root / ".env", layout.root / "prefect.toml"]
+    texts = [file.read_text() for file in map(Path.expanduser, files) if file.is_file()]
     if not any("url" in text.lower() for text in texts):
         return False
     program = "import prefect.settings as s; print(s.get_current_settings().api.url or '')"
