@@ -236,7 +236,11 @@ def test_a_server_knows_leases_and_intents_too(
 
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # so none is started
     with pages(layout, mlflow_port=free_port(5700), prefect_port=4200) as (page, _):
-        registry = Registry({"MLFLOW_TRACKING_URI": page.url}, roots, tmp_path / "output")
+        where = {
+            "MLFLOW_TRACKING_URI": page.url,
+            "MLFLOW_DEFAULT_ARTIFACT_ROOT": (layout.state / "artifacts").as_uri(),
+        }
+        registry = Registry(where, roots, tmp_path / "output")
         all_is_there(registry, ["A", "B"], at_once(registry, ["A", "B"]))
         registry.told("C", "register")
         before = registry.look()
