@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines.core.config import Params, TrainConfig
 from pipelines.training import checkpoint
 from pipelines.training.loop import Loop
 from pipelines.training.parallel import TrainingRanks
+from prong.layers.base import Whitened
 
 pytest_plugins = ["networks"]
 CUDA = pytest.param(
@@ -58,6 +59,30 @@ def _tensors(loop: Loop) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in (shared | state.own).items()}
 
 
+def _without_signs(network: nn.Module) -> dict[str, Tensor]:
+    """The state on the CPU, with P instead of its directions: a decomposition chooses signs."""
+    state = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    for name, layer in network.named_modules():
+        if isinstance(layer, Whitened) and layer.preconditioner is not None:
+            state[f"{name}.precision_matrix"] = layer.preconditioner.whole().cpu()
+    return state
+
+
+def test_paths_are_compared_whatever_the_signs_of_directions(small: Params, prepared: Path) -> None:
+    network = _run(_loop(replace(small.train, method="prong"), prepared, "cpu", HALFWAY)).network
+    expected = _without_signs(network)
+    directions = network.get_submodule("head.1").precision_matrix
+    assert 0 < directions.shape[2] < directions.shape[1]
+    directions[..., 0].neg_()
+    found = _without_signs(network)
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
+    directions[..., 0].mul_(1.1)
+    assert not torch.allclose(
+        _without_signs(network)["head.1.precision_matrix"], expected["head.1.precision_matrix"]
+    )
+
+
 @pytest.mark.parametrize("device", [CUDA])
 def test_a_rank_on_cuda_takes_the_path_of_the_cpu(
     small: Params, prepared: Path, device: str
@@ -68,10 +93,11 @@ def test_a_rank_on_cuda_takes_the_path_of_the_cpu(
         _run(_loop(settings, prepared, place, HALFWAY)).network for place in ("cpu", device)
     )
     assert next(on_cuda.parameters()).is_cuda
-    expected = on_cpu.state_dict()
-    for name, value in on_cuda.state_dict().items():
+    expected, found = _without_signs(on_cpu), _without_signs(on_cuda)
+    assert expected.keys() == found.keys()
+    for name, value in found.items():
         limit = 1e-3 * max(1.0, float(expected[name].abs().max()))
-        assert float((value.cpu() - expected[name]).abs().max()) <= limit, name
+        assert float((value - expected[name]).abs().max()) <= limit, name
 
 
 @pytest.mark.parametrize("method", ["prong", "prong+"])

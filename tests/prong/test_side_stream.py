@@ -273,12 +273,12 @@ def test_a_captured_graph_takes_statistics_on_its_own_stream(device):
     x, _ = batch(0, device)
     warm = torch.cuda.Stream()
     warm.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(warm), torch.no_grad():
+    with torch.cuda.stream(warm):
         for _ in range(3):
-            model(x)
+            model(x)  # with gradients: other passes do not count
     torch.cuda.current_stream().wait_stream(warm)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph), torch.no_grad():
+    with torch.cuda.graph(graph):
         model(x)
     for _ in range(4):
         graph.replay()
