@@ -26,7 +26,7 @@ test: setup  ## the quick tests, about 6 minutes on 2 cores
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
 
 test-full: setup  ## all tests, the long ones too
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@PRONG_TEST_FULL=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-gpu: setup  ## the tests that need a CUDA device; without one they are skipped
 	@$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +33,9 @@ HOSTILE = (
     *("-1", "0", "1e999", "9" * 40, "٣", "true", "null", "[]", "{}", "{" * 400, "a" * 64, "A" * 64),
     *("\ud800", "‮", "champion", "%s%n", "${HOME}", "'; drop table versions; --"),
 )
+FULL = bool(os.environ.get("PRONG_TEST_FULL"))
+FEW, MANY = 250, 4000
+"""Cases in a quick run, and in `make test-full`: more than 10,000 in all."""
 TEXTS = st.one_of(
     st.sampled_from(HOSTILE),
     st.text(max_size=60),
@@ -101,7 +105,7 @@ def keys_of(text: str) -> list[str]:
     return [*json.loads(text), "unknown"]
 
 
-@settings(max_examples=4000)
+@settings(max_examples=MANY if FULL else FEW)
 @given(data=st.data())
 def test_no_field_of_an_entry_can_be_changed(real: Mapping[str, Any], data: st.DataObject) -> None:
     key, value = data.draw(st.sampled_from(keys_of(real["entry"]))), data.draw(VALUES)
@@ -111,7 +115,7 @@ def test_no_field_of_an_entry_can_be_changed(real: Mapping[str, Any], data: st.D
     assert found.damage or found.live == 1
 
 
-@settings(max_examples=4000)
+@settings(max_examples=MANY if FULL else FEW)
 @given(data=st.data())
 def test_no_field_of_a_statement_can_be_changed(
     real: Mapping[str, Any], data: st.DataObject
@@ -129,7 +133,7 @@ def test_no_field_of_a_statement_can_be_changed(
     assert found is None or found == good
 
 
-@settings(max_examples=4000)
+@settings(max_examples=MANY if FULL else FEW)
 @given(data=st.data())
 def test_no_field_of_an_intent_can_be_changed(real: Mapping[str, Any], data: st.DataObject) -> None:
     key, value = data.draw(st.sampled_from(keys_of(real["intent"]))), data.draw(VALUES)
@@ -140,7 +144,7 @@ def test_no_field_of_an_intent_can_be_changed(real: Mapping[str, Any], data: st.
         assert found.intent.text() == real["intent"]
 
 
-@settings(max_examples=3000)
+@settings(max_examples=MANY if FULL else FEW)
 @given(
     named=st.dictionaries(TEXTS, VALUES, max_size=3),
     tags=st.dictionaries(st.one_of(TEXTS, st.just(registry.SHA256)), TEXTS, max_size=4),
