@@ -16,10 +16,10 @@ from git_commands import commit_all, git
 SOURCE = Path(__file__).parents[2]
 SMALL = (
     "data.limit=400",
-    "train.epochs=1",
+    "train.epochs=3",  # fewer learn nothing, which the gates refuse
     "train.width=4",
     "train.hidden=16",
-    "train.batch=32",
+    "train.batch=16",
     "train.warmup=2",
     "verify.images=64",
     "gates.margin=0.1",
