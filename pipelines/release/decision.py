@@ -169,7 +169,8 @@ def nothing_new(
     from pipelines.gates.judging import GATES
 
     stopped = blocked(candidate.findings, tuple(GATES))
-    if not stopped or any(finding.verdict == "not run" for finding in stopped):
+    # What could not be asked is asked again; not so what was left out after another gate failed.
+    if not any(finding.verdict == "fail" for finding in stopped):
         return None
     return known(candidate, live, f"nothing new: {blocked_by(stopped)}")
 
