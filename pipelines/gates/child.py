@@ -19,12 +19,17 @@ PROGRESS = "progress.jsonl"
 
 
 def main(folder: Path) -> int:
-    """Judge by the request in a folder; return the exit code.
+    """Judge by the request in a folder, as long as the parent is there; return the exit code.
 
     Args:
         folder: As `pipelines.gates.fetched` leaves it.
     """
     end_with_parent()
+    return judge_folder(folder)
+
+
+def judge_folder(folder: Path) -> int:
+    """Judge by the request in a folder, in this process; return the exit code."""
     # ONNX Runtime only now: what is gone already must not cost the time to load it.
     from pipelines.gates.catalogue import found, in_order
     from pipelines.gates.fetched import read_request

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from finished_checkout import PARAMS, list_few_packages
+from judged_here import judged_here
 
 from pipelines.core.paths import Layout
+from pipelines.gates import judging
 from pipelines.registry import versions as registry
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
@@ -97,6 +99,7 @@ def run(root: Path, command: str, lasts: float | None, options: Mapping[str, Any
         options: Arguments by name.
     """
     list_few_packages()
+    judging.run_confined = judged_here  # type: ignore[assignment]
     if lasts is not None:
         leases.LASTS = lasts
     return COMMANDS[command](Layout(root), **options)

@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from finished_checkout import FinishedCheckout, list_few_packages, prepare_digits
+from judged_here import judged_here
 from object_store import object_store
 from postgres import Postgres, postgres
 from registries import PostgresDatabases, Registries, Registry, SqliteFiles, checkouts
 from released_checkout import moved, put_away
 
 from pipelines.core.paths import Layout
+from pipelines.gates import judging
 from pipelines.release.promote import promote
 from pipelines.release.register import register
 
@@ -21,6 +23,17 @@ __all__ = ["moved", "object_store", "postgres", "put_away"]  # fixtures
 @pytest.fixture(scope="session", autouse=True)
 def _few_packages() -> None:
     list_few_packages()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _judged_in_this_process() -> Iterator[None]:
+    """Judge without a process of its own, whose start takes a second.
+
+    `test_judging.py`, `test_commands.py` and the main job judge as a user does.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judging, "run_confined", judged_here)
+        yield
 
 
 @pytest.fixture(scope="session")

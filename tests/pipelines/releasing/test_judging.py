@@ -25,15 +25,21 @@ from pipelines.core.config import AlertsConfig, Params
 from pipelines.core.errors import Failed, Unavailable, UserError
 from pipelines.core.files import sha256_file
 from pipelines.core.waiting import wait_until
+from pipelines.gates import judging
 from pipelines.gates.catalogue import GATES, in_order
 from pipelines.gates.fetched import REQUEST, fetch, read_request, write_request
 from pipelines.gates.finding import Finding
 from pipelines.gates.judging import findings, judge
 from pipelines.gates.provenance import KNOWN, PRESENT, StoredFile
-from pipelines.systems.confined import ConfinedRun
+from pipelines.systems.confined import ConfinedRun, run_confined
 
 ROOT = Path(__file__).parents[3]
 Make = Callable[..., FinishedCheckout]
+
+
+@pytest.fixture(autouse=True)
+def _judged_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "run_confined", run_confined)
 
 
 @dataclass(frozen=True)
