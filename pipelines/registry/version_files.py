@@ -25,7 +25,7 @@ class NotReleased(UserError):
 
 
 @dataclass(frozen=True)
-class Released:
+class ReleasedVersion:
     """The champion: what may be answered from.
 
     Attributes:
@@ -47,7 +47,7 @@ def champion_file(layout: Layout, model: str) -> tuple[int, Path]:
     return found.version, found.path
 
 
-def champion(layout: Layout, model: str) -> Released:
+def champion(layout: Layout, model: str) -> ReleasedVersion:
     """Return the version that the history's last entry names, after statement and bytes held.
 
     What an alias says is not obeyed; if it says otherwise that is among the warnings.
@@ -64,7 +64,7 @@ def champion(layout: Layout, model: str) -> Released:
             raise _none_live(layout, state)
         statement = required_statement(layout, client, state, state.live)
     path = released_file(layout, statement)
-    return Released(state.live, path, statement, warnings(state))
+    return ReleasedVersion(state.live, path, statement, warnings(state))
 
 
 def warnings(state: ModelState) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def history(layout: Layout) -> Any:
 def look(layout: Layout) -> Any:
     """Say how the registry stands, changing nothing."""
     client = tracking.connect(layout)
-    state = transaction.read_state(client, _MODEL)
+    state = transaction.read_state(layout, client, _MODEL)
     versions = registry.versions(client, _MODEL)
     return {
         "aliases": dict(state.aliases),

@@ -25,6 +25,7 @@ from pipelines.gates.fetched import fetch
 from pipelines.gates.finding import Finding, from_tags
 from pipelines.gates.judging import GATES, judge
 from pipelines.registry import versions as registry
+from pipelines.registry.state import read_state, statement_of
 from pipelines.registry.stored_version import StoredVersion
 from pipelines.registry.versions import Version
 from pipelines.release import promote as promotion
@@ -222,7 +223,14 @@ def test_the_champion_is_loaded_and_scored_once(
 def best(made: FinishedCheckout, champions: list[Version] | None = None) -> float | None:
     """The lowest error of any champion, where version 2 is the present one."""
     rows = registry.list_versions(made.layout, MODEL) if champions is None else champions
-    past = [StoredVersion(made.layout, found) for found in best_champions(rows)]
+    client = tracking.connect(made.layout)
+    state = read_state(made.layout, client, MODEL)
+    released = [statement_of(made.layout, state, row.number, row.tags) for row in rows]
+    bests = best_champions([one for one in released if one is not None])
+    past = [
+        StoredVersion(made.layout, registry.get_version(client, MODEL, one.version), one)
+        for one in bests
+    ]
     champion = stored_version(made, 2)
     return Evidence(
         made.layout, made.params, champion, champion, past, made.layout.state

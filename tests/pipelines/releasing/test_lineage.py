@@ -17,6 +17,7 @@ from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release import audit
 from pipelines.systems import mlflow as tracking
+from pipelines.systems.onnx.runtime import OnnxModel
 
 Make = Callable[..., FinishedCheckout]
 
@@ -112,7 +113,7 @@ def test_the_registrys_own_file_is_looked_at_and_not_the_cache(
     assert verdicts(moved, 2)["bytes"] == "holds"
     model = model_of(moved, 2)
     content = model.read_bytes()
-    monkeypatch.setattr(audit.OnnxModel, "load", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(OnnxModel, "load", lambda *_: pytest.fail("loaded"))
     for change in (content[:-1] + b"?", b"", None):
         if change is None:
             model.unlink()

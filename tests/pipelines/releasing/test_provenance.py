@@ -20,11 +20,12 @@ from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, sha256_file, write_text
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
-from pipelines.provenance import bom, signing
+from pipelines.provenance import bom, keys
 from pipelines.provenance import release_branch as releases
 from pipelines.registry import version_files
 from pipelines.registry import versions as registry
 from pipelines.release import audit as ancestry
+from pipelines.release import promote as promotion
 from pipelines.release import register as release
 from pipelines.release.audit import Verdict
 from pipelines.release.sign import sign_version
@@ -159,7 +160,10 @@ def links(made: FinishedCheckout, version: registry.Version) -> dict[str, Verdic
 
 
 def test_every_link_of_a_sound_version_holds(made: FinishedCheckout) -> None:
-    found = links(made, registered(made))
+    version = registered(made)
+    assert links(made, version)["signature"] is Verdict.UNKNOWN  # the gates were not asked yet
+    assert promotion.promote(made.layout, made.params, 1).promoted
+    found = links(made, registry.find_version(made.layout, MODEL, "1"))
     # The parameters here are the project's own, the model's metadata those of the fixture.
     assert {name for name, verdict in found.items() if verdict is not Verdict.HOLDS} <= {
         "params",
@@ -192,24 +196,25 @@ def test_files_that_do_not_fit_are_found(made: FinishedCheckout) -> None:
     out = {"path": "models/model.onnx", "md5": "0" * 32}
     write_text(folder / "dvc.lock", json.dumps({"stages": {"e": {"outs": [out]}}}))
     assert links(made, version)["lock → bytes"] is Verdict.BROKEN
-    for name, link in ((version_files.SIGNATURE, "signature"), (version_files.MODEL_FILE, "bytes")):
-        shutil.rmtree(made.layout.state / "cache")
-        (folder / name).write_bytes(b"{}")
-        assert links(made, version)[link] is Verdict.BROKEN
+    (folder / version_files.MODEL_FILE).write_bytes(b"{}")
+    assert links(made, version)["bytes"] is Verdict.BROKEN
 
 
 def test_a_version_can_be_signed_anew_and_only_if_its_bytes_are_right(
-    made: FinishedCheckout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: FinishedCheckout,
 ) -> None:
-    version = registered(made)
+    registered(made)
+    with pytest.raises(version_files.NotReleased, match="prong promote 1"):
+        sign_version(made.layout, MODEL, "1")
+    assert promotion.promote(made.layout, made.params, 1).promoted
+    version = registry.find_version(made.layout, MODEL, "1")
     old = version_files.signer(made.layout, version)
-    (made.layout.state / "keys/signing.pem").unlink()  # lost; the next one is another
-    with pytest.raises(signing.Unsigned, match="prong sign 1"):
-        version_files.version_file(made.layout, version)
-    _, key = sign_version(made.layout, MODEL, "challenger")
+    keys.rotate(made.layout)
+    assert version_files.signer(made.layout, version) == old  # still trusted
+    _, key = sign_version(made.layout, MODEL, "champion")
     assert key != old
+    version = registry.find_version(made.layout, MODEL, "1")
     assert version_files.signer(made.layout, version) == key
-    assert version_files.version_file(made.layout, version).is_file()
     (folder_of(made.layout, 1) / version_files.MODEL_FILE).write_bytes(b"x")
     with pytest.raises(UserError, match="not signed: the registry's file"):
         sign_version(made.layout, MODEL, "1")

@@ -13,6 +13,7 @@ from released_checkout import MODEL, contents
 
 from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
+from pipelines.core.waiting import wait_until
 from pipelines.data.prepared import load_split
 from pipelines.evaluation.scoring import error
 from pipelines.registry import version_files
@@ -68,10 +69,10 @@ def test_registry_artifacts_and_history_come_back_from_a_copy(
         assert writer.begun.wait(60)
         at_start = writer.count
         back_up(moved, tmp_path / "backup")
+        assert wait_until(lambda: writer.count > at_start, 60)
     finally:
         writer.ending.set()
         writer.join()
-    assert writer.count > at_start
 
     shutil.copytree(moved.prepared, tmp_path / "prepared")
     shutil.rmtree(moved.root)  # the disk is lost
