@@ -7,7 +7,8 @@ with momentum and every method train their own copy of the network on the same b
 steps at a time, so that a slow phase of the machine meets all of them; turns in which kernels are
 chosen and graphs are compiled do not count. A step lies between two CUDA events, and nothing waits
 for the device before the end of a turn. Ratios are to SGD in the same setting and turn; the tables
-show their median and quartiles.
+show their median and quartiles. With all settings, expect a quarter of an hour or more;
+`--settings`, `--rounds` and `--seconds` shorten it.
 
 Without a CUDA device it ends with code 2. `--device cpu` tries the tables out.
 """
@@ -55,6 +56,10 @@ SPEC = NetworkSpec(
     deviation=(0.25,) * 3,
     width=32,
     hidden=256,
+)
+HEAD = (
+    "| setting | method | side stream | ms a step (quartiles) | ratio to SGD (quartiles) "
+    "| of it in refreshes | ms a refresh | p99.9 ÷ median |\n|---|---|---|---|---|---|---|---|"
 )
 Batch = tuple[Tensor, Tensor | None]
 
@@ -161,28 +166,20 @@ def _row(setting: str, name: str, side_stream: bool, asked: argparse.Namespace) 
     return Row(setting, name, side_stream, run, call)
 
 
-def rows(asked: argparse.Namespace) -> list[Row]:
-    """Build every row of a table, SGD first in each setting."""
-    found = []
-    for setting in asked.settings:
-        found.append(_row(setting, "sgd", False, asked))
-        for name in ROWS:
-            # Compiled statistics stay on the stream of their graph.
-            beside = (False,) if setting == "compiled" else (False, True)
-            found += [_row(setting, name, side_stream, asked) for side_stream in beside]
+def rows(setting: str, asked: argparse.Namespace) -> list[Row]:
+    """Build every row of a setting, SGD first."""
+    found = [_row(setting, "sgd", False, asked)]
+    for name in ROWS:
+        # Compiled statistics stay on the stream of their graph.
+        beside = (False,) if setting == "compiled" else (False, True)
+        found += [_row(setting, name, side_stream, asked) for side_stream in beside]
     return found
 
 
 def table(found: Sequence[Row]) -> str:
-    """Return the Markdown table of step times."""
-    base = {row.setting: row for row in found if row.name == "sgd"}
-    lines = [
-        "| setting | method | side stream | ms a step (quartiles) | ratio to SGD (quartiles) "
-        "| of it in refreshes | ms a refresh | p99.9 ÷ median |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """Return the lines of a setting in the Markdown table of step times; see `HEAD`."""
+    lines, sgd = [], found[0].turns
     for row in found:
-        sgd = base[row.setting].turns
         time_, low, high = quartiles(row.turns)
         ratio, least, most = quartiles([a / b for a, b in zip(row.turns, sgd, strict=True)])
         share = np.median([a / b for a, b in zip(row.shares, sgd, strict=True)])
@@ -246,6 +243,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=100, help="T, which is a turn's length too")
     parser.add_argument("--rounds", type=int, default=5, help="turns that count")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=0.0,
+        help="begin no turn of a setting after the first that counts, once so much time is over; "
+        "0 for no limit",
+    )
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--damping", type=float, default=0.1)
     parser.add_argument("--step-limit", type=float, default=0.003, help="ρ; 0 for none")
@@ -278,7 +282,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch._dynamo.config.patch(recompile_limit=256),
     ):
         for model in asked.models:
-            print(f"\n### {model}\n\n{table(_trained(model, asked))}", flush=True)
+            print(f"\n### {model}\n\n{HEAD}", flush=True)
+            # Setting by setting: what was measured is there when a later one takes too long.
+            for setting in asked.settings:
+                print(table(_trained(model, setting, asked)), flush=True)
     if asked.calls:
         print(f"\n### ONNX Runtime\n\n{latencies(asked.device, asked.calls)}")
     return 0
@@ -300,20 +307,23 @@ def _place(asked: argparse.Namespace) -> str:
     )
 
 
-def _trained(model: str, asked: argparse.Namespace) -> list[Row]:
-    """Return the rows of a network after all their turns."""
+def _trained(model: str, setting: str, asked: argparse.Namespace) -> list[Row]:
+    """Return the rows of a network in a setting after all their turns."""
     own = argparse.Namespace(**vars(asked), model=model, period=asked.steps)
     torch.manual_seed(0)
     work = workloads.random(model, asked.batch)
     work.examples = work.examples.to(asked.device)
-    found = rows(own)
+    found, start = rows(setting, own), time.perf_counter()
     for turn in range(WARM + asked.rounds):
+        if turn > WARM and 0 < asked.seconds <= time.perf_counter() - start:
+            break
         # Drawn beforehand: a batch on its way to the device would be timed, too.
         generator = torch.Generator().manual_seed(turn)
         batches = [work.draw(generator) for _ in range(asked.steps)]
         for row in found:
             row.turn(batches, counted=turn >= WARM)
-        print(f"{model}: turn {turn + 1} of {WARM + asked.rounds}", file=sys.stderr, flush=True)
+        place = f"{model}, {setting}: turn {turn + 1} of {WARM + asked.rounds}"
+        print(place, file=sys.stderr, flush=True)
     return found
 
 

@@ -24,10 +24,10 @@ import prong
 MODES = ["fold", "activations", "preconditioned"]
 
 
-def network():
+def network(activation=nn.ReLU):
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)
+        nn.Conv2d(3, 8, 3, padding=1), activation(), nn.Flatten(), nn.Linear(8 * 36, 10)
     )
 
 
@@ -39,8 +39,8 @@ def batch(step, device, size=64):
     return x.to(device), labels.to(device)
 
 
-def start(device, **options):
-    model = prong.whiten(network().to(device))
+def start(device, activation=nn.ReLU, **options):
+    model = prong.whiten(network(activation).to(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     options = {**EXACT, "period": 5, "samples": 128, **options}
     return model, optimizer, reparametrizer(model, optimizer, **options)
@@ -149,7 +149,8 @@ def test_compiled_there_are_two_graphs_and_the_same_path(device, mode):
         for compiled, side_stream in ((False, False), (True, False), (True, True)):
             torch._dynamo.reset()
             counter = CompileCounterWithBackend("inductor" if device == "cuda" else "aot_eager")
-            model, optimizer, natural = start(device, mode=mode, side_stream=side_stream)
+            # Smooth: one input of a ReLU is so near 0 that rounding moves weights by 3e-4.
+            model, optimizer, natural = start(device, nn.Tanh, mode=mode, side_stream=side_stream)
             natural.initialize([batch(99, device)[0]])
             called = torch.compile(model, backend=counter, fullgraph=True) if compiled else model
             for index in range(17):
@@ -163,7 +164,7 @@ def test_compiled_there_are_two_graphs_and_the_same_path(device, mode):
             states.append(model.state_dict())
     assert len({samples for _, samples in paths}) == 1
     for path, _ in paths[1:]:
-        assert (path - paths[0][0]).abs().max() < 1e-4
+        assert (path - paths[0][0]).abs().max() < 1e-5
     if device == "cpu":  # on a CUDA device sums of gradients may have any order
         assert not natural._stream._streams
         assert_same_bits(states[2], states[1])

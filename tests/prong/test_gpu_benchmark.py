@@ -53,6 +53,16 @@ def test_every_row_is_in_the_table(settings, capsys):
     ]
 
 
+def test_the_time_of_a_setting_can_be_limited(capsys):
+    options = ["--device", "cpu", "--model", "tiny", "--steps", "2", "--batch", "8", "--calls", "0"]
+    options += ["--settings", "float32", "bf16", "--rounds", "9", "--seconds", "1e-9"]
+    assert gpu.main(options) == 0
+    out, err = capsys.readouterr()
+    assert all(f"| {setting} | prong | on |" in out for setting in ("float32", "bf16"))
+    turns = [f"tiny, {s}: turn {t} of 11" for s in ("float32", "bf16") for t in (1, 2, 3)]
+    assert err.splitlines() == turns  # two that warm up, one that counts
+
+
 def test_a_turn_counts_steps_and_the_refreshes_in_them():
     asked = gpu._parser().parse_args(["--device", "cpu", "--model", "tiny", "--steps", "4"])
     asked.model, asked.period = "tiny", 4
