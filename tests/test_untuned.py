@@ -93,6 +93,7 @@ def _trial(losses, rate=0.1, seed=0, error=1.0):
     return Trial(job, (*losses, *[losses[-1]] * (20 - len(losses))), error, 1.0)
 
 
+@pytest.mark.slow
 def test_the_table_has_all_rows(tmp_path, trained, capsys):
     assert _run(tmp_path, "--seeds", "2", "--every-peer") == 0
     text = capsys.readouterr().out

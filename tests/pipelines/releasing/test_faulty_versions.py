@@ -201,6 +201,7 @@ def test_a_good_candidate_passes_every_gate(checkout: Make) -> None:
         assert float(row.tags[f"metric.{tag}"]) == pytest.approx(champion.figures[figure])
 
 
+@pytest.mark.slow
 def test_a_slow_slide_is_stopped_at_the_margin_below_the_best(checkout: Make) -> None:
     """Each candidate loses one image more than the champion: on 64, a fifth of the margin."""
     made = checkout()

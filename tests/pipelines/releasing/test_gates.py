@@ -66,6 +66,7 @@ def judged_here(
         return {name: found(name, evidence) for name in in_order()}
 
 
+@pytest.mark.slow
 def test_any_version_can_be_held_to_the_gates(
     checkout: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,6 +263,7 @@ def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path
     assert second.gate_errors > made.gate_errors
 
 
+@pytest.mark.slow
 def test_the_ratchet_blocks_what_is_as_good_as_a_champion_that_slid(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)

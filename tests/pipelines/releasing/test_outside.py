@@ -191,7 +191,7 @@ def test_garbage_in_a_real_registry_is_named_and_never_answered_from(
         "version": [registry.SHA256, registry.COMPLETE, "prong.question", "gate.champion",
                     "metric.gate_error", *statement_tags(layout)],
     }  # fmt: skip
-    for text in HOSTILE:
+    for text in HOSTILE if FULL else HOSTILE[3::5]:
         if not text.strip("\x00 ") or (not text.isprintable() and "\ud800" in text):
             continue
         for key in places["model"]:

@@ -87,6 +87,7 @@ def test_an_end_from_outside_ends_every_rank_with_a_checkpoint(
     assert {end["step"] for end in heartbeat.ends(training.paths.signs).values()} == {saved.step}
 
 
+@pytest.mark.slow
 def test_one_rank_that_is_told_to_end_ends_all_and_says_how_to_go_on(
     training: RankProcesses,
 ) -> None:
@@ -99,6 +100,7 @@ def test_one_rank_that_is_told_to_end_ends_all_and_says_how_to_go_on(
     assert checkpoint.newest(training.paths.checkpoints) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", RANKS)
 def test_a_killed_rank_ends_the_run_and_is_named(training: RankProcesses, ranks: int) -> None:
     with _at_work(replace(training, ranks=ranks)) as (process, signs):
@@ -222,6 +224,7 @@ def test_a_full_disk_is_one_message_and_the_training_goes_on_later(
     assert not list(training.paths.checkpoints.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_a_users_mistake_passes_through_as_one_message(training: RankProcesses) -> None:
     training = replace(training, config=replace(training.config, method="sgd", lr=1e6, warmup=0))
     ended = training.supervised().wait(60)
