@@ -109,9 +109,12 @@ def history(name: Name = None, as_json: AsJson = False) -> None:
     from pipelines.core.environment import open_model
     from pipelines.registry.history import show
     from pipelines.registry.state import unsigned
+    from pipelines.registry.versions import require_model
     from pipelines.release.transaction import repaired_state
 
     layout, model = open_model(name)
+    if name:
+        require_model(layout, name)
     state = repaired_state(layout, model)
     found = state.history
     damage = [*found.damage, *([unsigned(state)] if state.unsigned else [])]
@@ -222,10 +225,14 @@ def repair(
     from dataclasses import asdict
 
     from pipelines.core.environment import open_model
+    from pipelines.registry.memory import recall
+    from pipelines.registry.versions import require_model
     from pipelines.release.repair import repair as mend
     from pipelines.release.repair import show
 
     layout, model = open_model(name)
+    if name and not recall(layout, name).entries:
+        require_model(layout, name)
     found = mend(layout, model, begin_anew=begin_anew)
     if as_json:
         print(json.dumps([asdict(one) for one in found], indent=2))

@@ -79,22 +79,25 @@ def show_status(layout: Layout, params: Params, model: str, as_json: bool) -> bo
     Args:
         layout: The checkout; its environment is set.
         params: Its parameters.
-        model: The registered model's name; empty: that of the parameters.
+        model: The registered model's name.
         as_json: Whether to print JSON instead of a screen.
 
     Returns:
         Whether the live version could be served and the record of runs answered.
 
     Raises:
-        UserError: If the registry's address is wrong.
+        UserError: If the registry's address is wrong, or it has no model of another name.
         Unavailable: If the registry does not answer.
     """
     with prefect_api(layout) as wait:
         # The registry is read while the server comes up.
+        from pipelines.registry.versions import require_model
         from pipelines.release.health import standing
         from pipelines.scheduling.overview import overview
 
-        live = standing(layout, model or params.model_name)
+        if model != params.model_name:
+            require_model(layout, model)
+        live = standing(layout, model)
         runs: Overview | str
         try:
             wait()

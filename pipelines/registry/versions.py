@@ -186,6 +186,22 @@ def find_version(layout: Layout, model: str, text: str) -> Version:
         return get_version(client, model, number)
 
 
+def require_model(layout: Layout, model: str) -> None:
+    """Check that a model that a person named is there: a slip of the pen is not an empty registry.
+
+    Raises:
+        UserError: If it is not; the message names the models that exist.
+        Unavailable: If the registry does not answer.
+    """
+    client = connect(layout)
+    with answering(layout):
+        if registered_models.find_model(client, model) is None:
+            known = ", ".join(registered_models.model_names(client))
+            raise UserError(
+                f"--model {model!r}: no such model; registered: {known or 'nothing yet'}"
+            )
+
+
 def list_versions(layout: Layout, model: str) -> list[Version]:
     """Return all versions of a model, newest first, at least one.
 
