@@ -69,7 +69,15 @@ def test_every_command_of_the_life_cycle(released: Layout) -> None:
     (released.root / ".dvc/config").touch()
     dry = prong(released, "gc", "--dry-run", "--keep", "0")
     assert (dry.code, dry.out) == (0, "nothing to remove\n"), dry.err
-    for wrong in (("rollback", "--to", "9"), ("promote", "best"), ("compare", "1", "9")):
+    for wrong in (
+        ("rollback", "--to", "9"),
+        ("promote", "best"),
+        ("compare", "1", "9"),
+        ("history", "--model", "typo"),
+        ("repair", "--model", "typo"),
+        ("predict", "image.png", "--model", "typo"),
+        ("models", "--model", "../../etc"),
+    ):
         done = prong(released, *wrong)
         assert done.code == 2, done.out
         assert wrong[-1] in done.err
