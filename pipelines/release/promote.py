@@ -130,6 +130,7 @@ def _looked_up(
         raise UserError(f"{held.model} version {number}: its registration is not complete")
     if state.live == number:
         return known(candidate, state.live, "already champion")
+    held.key()  # before anything is judged that could not be signed
     if not request.asked:
         question = gate_inputs(held.layout, params, state)
         old = nothing_new(candidate, state, state.live, question)

@@ -149,8 +149,11 @@ class Transaction:
     def repair(self) -> None:
         """Finish what a dead process began, and put the aliases where the history says.
 
-        What cannot be relied on is not touched: `prong repair` and `prong migrate` see to it.
+        What cannot be relied on is not touched: `prong repair` and `prong migrate` see to it. Where
+        there is no key to sign with, nothing is: whoever has one will mend it.
         """
+        if not keys.has_key(self.layout):
+            return
         state = self.state()
         if state.bad_intent:
             self._drop(state, f"{state.bad_intent}; it was removed")
