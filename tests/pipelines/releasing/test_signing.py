@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,9 +18,6 @@ from key_pairs import pair
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.provenance import keys, signing
-
-MODEL = "prong-digits"
-Make = Callable[..., FinishedCheckout]
 
 
 @pytest.fixture(autouse=True)
