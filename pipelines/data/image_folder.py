@@ -20,7 +20,7 @@ from pipelines.core.files import sha256_file, sha256_json
 from pipelines.core.text import shown
 from pipelines.data import archives
 from pipelines.data.collection import Collection, Encoded, encoded, from_files
-from pipelines.data.label_file import Labels, find, parse
+from pipelines.data.label_file import TABLES, Labels, find, parse
 from pipelines.data.layout import (
     FolderLayout,
     check_classes,
@@ -80,7 +80,7 @@ def read(path: Path, *, where: str, sha256: str, size: int, channels: int) -> Co
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if sha256 and digest != sha256:
         raise UserError(f"{path}: sha256 is {digest}, expected {sha256} (data.sha256)")
-    if path.suffix.lower() in (".csv", ".tsv"):
+    if path.suffix.lower() in TABLES:
         return _read_labels(path, where, size, channels, None)
     return _read_archive(path, where, digest, size, channels)
 
@@ -125,9 +125,10 @@ def _notes(found: Listing) -> list[str]:
     again = [shown(name) for name in found.again]
     notes = []
     if broken:
-        notes.append(f"{listed(broken, 'link leads', 'links lead')} to no file: left out")
+        said = listed(broken, "broken link or device", "broken links or devices")
+        notes.append(f"{said} left out")
     if again:
-        notes.append(f"{listed(again, 'folder is', 'folders are')} read already: left out")
+        notes.append(f"{listed(again, 'link', 'links')} to folders that are read anyway left out")
     return notes
 
 
@@ -203,10 +204,7 @@ def _read_labels(
 def _beside(path: Path, labels: Labels, around: Listing | None) -> list[str]:
     """Return notes on the files of a folder that its CSV does not list."""
     if around is None:
-        return [
-            f"DVC watches {path.name} itself, not the images that it lists; where these change, "
-            "give the folder as data.path"
-        ]
+        return []
     known = set(labels.paths)
     others = [shown(name) for name in around.names if name not in known and name != path.name]
     notes = [f"{path.name} gives the labels; names of folders do not count", *_notes(around)]

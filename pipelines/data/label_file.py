@@ -17,6 +17,8 @@ from pipelines.data.schema import listed
 
 _PATH = ("path", "file", "filename", "file_name", "filepath", "image")
 _LABEL = ("label", "class", "target")
+TABLES = (".csv", ".tsv")
+"""How the name of such a file ends, in lower case."""
 _DELIMITERS = ",;\t|"
 _NAMED = 20
 """Most rows that one message names."""
@@ -58,7 +60,7 @@ def find(folder: Path, names: Sequence[str], where: str) -> Path | None:
     Raises:
         UserError: If there are several, or one cannot be read.
     """
-    tables = [name for name in names if "/" not in name and name.lower().endswith((".csv", ".tsv"))]
+    tables = [name for name in names if "/" not in name and name.lower().endswith(TABLES)]
     found = [name for name in tables if not name.startswith(".") and _gives_labels(folder / name)]
     if len(found) > 1:
         raise UserError(

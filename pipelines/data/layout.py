@@ -128,8 +128,8 @@ def one_spelling(classes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ..
     twins = {name: one for one, names in forms.items() if len(names) > 1 for name in names}
     if not twins:
         return tuple(classes), ()
-    said = listed(sorted(set(twins.values())), "class is", "classes are")
-    note = f"{said} written in two Unicode forms and read as one"
+    said = listed(sorted(set(twins.values())), "class", "classes")
+    note = f"{said} written in two Unicode forms: read as one"
     return tuple(twins.get(name, name) for name in classes), (note,)
 
 

@@ -64,7 +64,7 @@ def check(
         warnings.append(f"{listed(single, 'class', 'classes')} with one image only")
     twins = _twins(classes)
     if twins:
-        warnings.append(f"{listed(twins, 'class', 'classes')} differ in upper and lower case only")
+        warnings.append(f"{listed(twins, 'class', 'classes')} with names that differ in case only")
     return tuple(warnings)
 
 
