@@ -82,6 +82,7 @@ def layout(
         raise UserError(
             f"data.path = {where!r}: no images; needed: one folder per class with files of "
             f"{', '.join(sorted(EXTENSIONS))}{_hint(ignored)}"
+            f"{''.join(f'; {note}' for note in _other_images(ignored))}"
         )
     used = [paths[at] for at in images]
     _check_folders(used, where)
@@ -91,9 +92,11 @@ def layout(
     classes, notes = _classes(used, where)
     classes, merged = one_spelling(classes)
     check_classes(classes, where)
-    splits = [_split(path)[1] for path in used]
+    parents = [path.parent for path in used]
+    split_of = {parent: _split(parent / "x")[1] for parent in dict.fromkeys(parents)}
+    splits = [split_of[parent] for parent in parents]
     official, validation, missing = official_splits(splits, classes, where)
-    empty = _empty(used, folders)
+    empty = _empty(split_of, folders)
     notes = (*notes, *merged, *missing, *empty, *left_out, *_other_images(ignored))
     return FolderLayout(images, classes, official, validation, ignored, notes)
 
@@ -216,17 +219,23 @@ def _split(path: PurePosixPath) -> tuple[int, str | None]:
 
 
 def _check_folders(images: Sequence[PurePosixPath], where: str) -> None:
-    """Refuse images next to class folders: their folder would not be a class."""
+    """Refuse images next to class folders or in a split folder: no folder would be their class."""
     first: dict[PurePosixPath, PurePosixPath] = {}
     for path in images:
         first.setdefault(path.parent, path)
     above = {folder for parent in first for folder in parent.parents}
     splits = all(folder.name.lower() in SPLIT_OF for folder in first)
+    # Where folders named train and so on hold class folders, one beside them is no class.
+    places = {PurePosixPath(*folder.parts[: begin - 1]) for folder in first
+              if (begin := _split(folder / "x")[0])}  # fmt: skip
     for folder, path in first.items():
-        if folder == PurePosixPath() or folder in above or splits:
+        beside = folder in above
+        split = splits or (folder.name.lower() in SPLIT_OF and folder.parent in places)
+        if folder == PurePosixPath() or beside or split:
+            why = f" ({folder} also holds folders with images)" if beside else ""
             raise UserError(
-                f"data.path = {where!r}: {path} is not in a class folder; needed: one folder per "
-                "class, CLASS/FILE or SPLIT/CLASS/FILE, or a CSV of path and label"
+                f"data.path = {where!r}: {path} is not in a class folder{why}; needed: one folder "
+                "per class, CLASS/FILE or SPLIT/CLASS/FILE, or a CSV of path and label"
             )
 
 
@@ -288,10 +297,10 @@ def _numbered(names: Collection[str]) -> bool:
     return len({_DIGITS.sub("", name) for name in names}) == 1 and all(map(_DIGITS.search, names))
 
 
-def _empty(images: Sequence[PurePosixPath], folders: Sequence[str]) -> tuple[str, ...]:
+def _empty(used: Collection[PurePosixPath], folders: Sequence[str]) -> tuple[str, ...]:
     """Return a note that names the folders beside class folders that hold no image."""
-    holding = {folder for path in images for folder in path.parents}
-    beside = {path.parent.parent for path in images}
+    holding = {folder for path in used for folder in (path, *path.parents)}
+    beside = {path.parent for path in used}
     paths = map(PurePosixPath, folders)
     empty = sorted(
         shown(path)

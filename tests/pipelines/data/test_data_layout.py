@@ -87,6 +87,23 @@ def test_validation_beside_train_is_official(train: str, held: str) -> None:
     assert found.validation == (False, False, True, True, False, False)
 
 
+@pytest.mark.parametrize("top", ["", "top/"])
+def test_images_without_a_label_are_no_class_named_test(top: str) -> None:
+    files = [f"{top}{name}" for name in ("train/cat/1.jpg", "train/dog/1.jpg", "test/1.jpg")]
+    with pytest.raises(UserError, match=r"test/1\.jpg is not in a class folder; needed"):
+        layout(files, "x")
+    # A class may have such a name.
+    found = layout([f"{top}{name}" for name in ("train/1.jpg", "car/1.jpg", "test/1.jpg")], "x")
+    assert found.classes == ("train", "car", "test")
+    inside = layout([f"{top}{name}" for name in ("train/train/1.jpg", "train/car/1.jpg")], "x")
+    assert inside.classes == ("train", "car")
+
+
+def test_images_above_and_in_inner_folders_are_refused() -> None:
+    with pytest.raises(UserError, match=r"cat/1\.jpg is .* \(cat also holds folders with images"):
+        layout(["cat/1.jpg", "cat/kitten/2.jpg", "dog/1.jpg"], "x")
+
+
 def test_without_train_the_validation_images_are_trained_on() -> None:
     found = layout(names(("val", "test"), ("cat", "dog")), "x")
     assert found.validation is None
@@ -116,6 +133,8 @@ def test_other_formats_and_empty_folders_are_told() -> None:
     assert found.notes[0] == "2 folders (empty, fox) without an image: no class"
     assert "2 images (cat/2.HEIC, dog/3.avif) of other formats left out" in found.notes[1]
     assert len(found.ignored) == 4
+    with pytest.raises(UserError, match=r"no images; .*; 1 image \(cat/2\.HEIC\) of other formats"):
+        layout(["cat/2.HEIC"], "x")
 
 
 @pytest.mark.parametrize("ending", ["jfif", "JPE", "ppm", "PGM"])
