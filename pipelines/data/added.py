@@ -23,10 +23,10 @@ from pydantic import TypeAdapter, ValidationError
 from pipelines.core.config import DataConfig
 from pipelines.core.errors import UserError
 from pipelines.core.files import atomic_path, sha256_json, write_json
+from pipelines.data.class_folders import SPLIT_OF, UNPRINTABLE, is_image
 from pipelines.data.collection import Collection, Encoded, encoded, from_files
 from pipelines.data.image_folder import walk
 from pipelines.data.images import EXTENSIONS
-from pipelines.data.layout import SPLIT_OF, UNPRINTABLE, is_image
 
 _LONGEST = 100
 _VERSION = re.compile(r"\d{4,}")

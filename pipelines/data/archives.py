@@ -17,9 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from pipelines.core.errors import UserError
+from pipelines.data.class_folders import is_image
 from pipelines.data.collection import Encoded
 from pipelines.data.images import MAX_BYTES
-from pipelines.data.layout import is_image
 
 _MEMBER_BYTES = 2**31
 """Largest allowed member in bytes; skipped members of a tar must be decompressed too."""

@@ -1,8 +1,8 @@
 """`data.source: images`: a folder, an archive or a CSV of labelled images.
 
-A folder, tar or zip has one folder for each class (`pipelines.data.layout`). A CSV lists paths and
-labels (`pipelines.data.label_file`); it is given by its name, or lies in the folder with the
-images.
+A folder, tar or zip has one folder for each class (`pipelines.data.class_folders`). A CSV lists
+paths and labels (`pipelines.data.label_file`); it is given by its name, or lies in the folder with
+the images.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file, sha256_json
 from pipelines.core.text import shown
 from pipelines.data import archives
-from pipelines.data.collection import Collection, Encoded, encoded, from_files
-from pipelines.data.label_file import TABLES, Labels, find, parse
-from pipelines.data.layout import (
+from pipelines.data.class_folders import (
     FolderLayout,
     check_classes,
     layout,
     official_splits,
 )
+from pipelines.data.collection import Collection, Encoded, encoded, from_files
+from pipelines.data.label_file import TABLES, Labels, find, parse
 from pipelines.data.schema import listed
 
 

@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from pipelines.core.errors import UserError
 from pipelines.core.text import shown
+from pipelines.data.class_folders import SPLIT_OF, UNPRINTABLE
 from pipelines.data.images import EXTENSIONS, MAX_BYTES
-from pipelines.data.layout import SPLIT_OF, UNPRINTABLE
 from pipelines.data.schema import listed
 
 _PATH = ("path", "file", "filename", "file_name", "filepath", "image")

@@ -12,8 +12,8 @@ import pytest
 from pipelines.core.errors import UserError
 from pipelines.data import archives
 from pipelines.data import image_folder as folder
+from pipelines.data.class_folders import layout
 from pipelines.data.collection import Collection
-from pipelines.data.layout import layout
 
 
 def read(path: Path, sha256: str = "") -> Collection:

@@ -58,14 +58,15 @@ def test_plain_class_folders_have_the_hash_that_they_always_had(
     (root / "cat/loop").symlink_to(root)
     (root / "again").symlink_to(root / "Dog")
     (root / "cat/x.heic").write_bytes(b"x")
+    (root / os.fsdecode(b"cat/\xff.avif")).write_bytes(b"x")  # a name that is not UTF-8
     card = run()
     assert card.data_hash == PINNED
-    assert card.ignored == 6
+    assert card.ignored == 7
     text = describe(card)
     for part in (
         "warning: 1 folder (empty) without an image",
         "warning: 1 broken link or device (cat/gone.png) left out",
-        "warning: 1 image (cat/x.heic) of other formats left out",
+        "warning: 2 images (cat/x.heic, cat/\\udcff.avif) of other formats left out",
         "warning: 2 links (again, cat/loop) to folders that are read anyway left out",
     ):
         assert part in text, text

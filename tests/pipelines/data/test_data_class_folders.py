@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.core.errors import UserError
-from pipelines.data.layout import layout
+from pipelines.data.class_folders import layout
 
 YEARS = ("2023", "2024")
 
