@@ -162,11 +162,12 @@ def test_a_file_that_is_no_such_table(place: Path, content: bytes, message: str)
         read(path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_csv_that_may_not_be_read(place: Path) -> None:
     path = place / "labels.csv"
     path.write_text("path,label\na.png,cat\n")
     path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this process may read everything")
     with pytest.raises(UserError, match="cannot be read: Permission denied"):
         parse(path, "x")
 

@@ -108,11 +108,12 @@ def test_very_many_bad_images_are_counted(tmp_path: Path, fill: Callable[..., Pa
     assert lines[-1] == "  and 5 more"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_images_and_folders_that_may_not_be_read(tmp_path: Path, fill: Callable[..., Path]) -> None:
     root = fill(tmp_path / "pictures", ("cat", "dog"), 5)
     for number in (1, 2):
         (root / f"dog/{number}.png").chmod(0)
+    if os.access(root / "dog/1.png", os.R_OK):
+        pytest.skip("this process may read everything")
     with pytest.raises(UserError, match=r"(?s)2 images .*1\.png: cannot be read: Permission"):
         read(root)
     (root / "dog").chmod(0)
