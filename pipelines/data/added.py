@@ -23,9 +23,10 @@ from pydantic import TypeAdapter, ValidationError
 from pipelines.core.config import DataConfig
 from pipelines.core.errors import UserError
 from pipelines.core.files import atomic_path, sha256_json, write_json
-from pipelines.data.collection import Collection, from_files
-from pipelines.data.image_folder import POOL, TEST, UNPRINTABLE, is_image, walk
-from pipelines.data.images import EXTENSIONS, MAX_BYTES
+from pipelines.data.class_folders import SPLIT_OF, UNPRINTABLE, is_image
+from pipelines.data.collection import Collection, Encoded, encoded, from_files
+from pipelines.data.image_folder import walk
+from pipelines.data.images import EXTENSIONS
 
 _LONGEST = 100
 _VERSION = re.compile(r"\d{4,}")
@@ -171,7 +172,7 @@ def join(source: Collection, folder: Path) -> Collection:
         if not paths:
             raise UserError(f"{batch.folder}: a version without images; it must add some")
         channels, size = source.images.shape[1:3]
-        files = ((str(path), _content(path)) for path in paths)
+        files = ((str(path), encoded(path)) for path in paths)
         images, hashes = from_files(files, len(paths), size, channels)
         for path, content in zip(paths, hashes, strict=True):
             if content != path.stem:
@@ -185,6 +186,9 @@ def join(source: Collection, folder: Path) -> Collection:
         official = source.official
         if official is not None:
             official = np.concatenate([official, np.zeros(len(paths), dtype=np.bool_)])
+        validation = source.validation
+        if validation is not None:
+            validation = np.concatenate([validation, np.zeros(len(paths), dtype=np.bool_)])
         kept = sorted([path.parent.name, path.stem] for path in paths)
         source = replace(
             source,
@@ -193,6 +197,7 @@ def join(source: Collection, folder: Path) -> Collection:
             labels=np.concatenate([source.labels, labels]),
             hashes=(*source.hashes, *hashes),
             official=official,
+            validation=validation,
             names=[*source.names, *(f"added {path.parent.name}/{path.name}" for path in paths)],
             files={**source.files, f"added {_named(batch.version)}": sha256_json(kept)},
         )
@@ -225,10 +230,11 @@ def take_in(given: Path, known: Collection, folder: Path, *, new_class: bool) ->
     channels = known.images.shape[1]
     contents: dict[Path, str] = {}
 
-    def read() -> Iterator[tuple[str, bytes]]:
+    def read() -> Iterator[tuple[str, Encoded]]:
         for path in paths:
-            content = _content(path)
-            contents[path] = hashlib.sha256(content).hexdigest()
+            content = encoded(path)
+            if isinstance(content, bytes):
+                contents[path] = hashlib.sha256(content).hexdigest()
             yield str(path), content
 
     # Size 1: only the content hashes are needed, and whether each image can be decoded.
@@ -263,21 +269,12 @@ def _given(given: Path) -> tuple[list[Path], tuple[str, ...]]:
         if len(parts) != 2:
             raise UserError(f"{given / name}: is not in a class folder; needed: CLASS/FILE")
     labels = {PurePosixPath(name).parts[0] for name in images}
-    if all(label.lower() in TEST | POOL for label in labels):
+    if all(label.lower() in SPLIT_OF for label in labels):
         raise UserError(
             f"{given}: {', '.join(sorted(labels))} are not classes but splits; needed: CLASS/FILE "
             "(an image's content decides its split)"
         )
     return [given / name for name in images], ignored
-
-
-def _content(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB")
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _sift(

@@ -105,7 +105,16 @@ def describe(card: Card) -> str:
     """Return the card as a few lines of text."""
     colour = "grey" if card.channels == 1 else "RGB"
     parts = ", ".join(f"{name} {card.total(name)}" for name in SPLITS)
-    decided = "the test set is the source's own" if card.official_test else f"seed {card.seed}"
+    own = [
+        name
+        for name, official in (
+            ("validation", card.official_validation),
+            ("test", card.official_test),
+        )
+        if official
+    ]
+    verb = "set is" if len(own) == 1 else "sets are"
+    decided = f"the {' and '.join(own)} {verb} the source's own" if own else f"seed {card.seed}"
     lines = [
         f"{card.source}: {card.total()} images of {len(card.classes)} classes, "
         f"{card.size} × {card.size} {colour}",

@@ -8,18 +8,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.core.errors import UserError
 from pipelines.core.progress import bar
-from pipelines.data.images import content_hash, fit, pixels
+from pipelines.data.images import content_hash, fit, load, pixels
 
 CHUNK = 16
 """Images per unit of work."""
 _WORTH = 64 * 2**10
 """Smallest encoded image, in bytes, for which threads are faster than the interpreter's lock."""
+NAMED = 20
+"""Most images that one message names."""
+Encoded = bytes | UserError
+"""The bytes of an image file, or why they could not be read."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,9 @@ class Collection:
         names: Name of each image for messages.
         ignored: Names of files that are not used.
         files: The source's files → their sha256.
+        validation: Whether each image is in the source's official validation set; None if there
+            is none.
+        notes: What a user should know of how the source was read.
     """
 
     classes: tuple[str, ...]
@@ -45,6 +53,8 @@ class Collection:
     names: Sequence[str]
     ignored: tuple[str, ...]
     files: Mapping[str, str]
+    validation: NDArray[np.bool_] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def reserve(n: int, channels: int, size: int) -> NDArray[np.uint8]:
@@ -85,12 +95,13 @@ def from_arrays(arrays: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8]
 
 
 def from_files(
-    files: Iterable[tuple[str, bytes]], n: int, size: int, channels: int
+    files: Iterable[tuple[str, Encoded]], n: int, size: int, channels: int
 ) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """Decode and fit encoded images, several at a time.
 
     Args:
-        files: Name and bytes of each; only a few chunks are read in advance.
+        files: Name and bytes of each, or why it cannot be read; only a few chunks are read in
+            advance.
         n: Number of images.
         size: Edge of the result, pixels.
         channels: 1 or 3.
@@ -99,13 +110,20 @@ def from_files(
         The images, [n, channels, size, size], and their content hashes.
 
     Raises:
-        UserError: Naming an image that cannot be decoded.
+        UserError: Naming all images that cannot be decoded, the first `NAMED` of them.
     """
     images, hashes = reserve(n, channels, size), [""] * n
+    bad: dict[int, str] = {}  # row → what is wrong with it
 
-    def work(start: int, chunk: list[tuple[str, bytes]]) -> int:
-        for row, (name, encoded) in enumerate(chunk, start):
-            image = pixels(encoded, channels=channels, name=name)
+    def work(start: int, chunk: list[tuple[str, Encoded]]) -> int:
+        for row, (name, content) in enumerate(chunk, start):
+            try:
+                if isinstance(content, UserError):
+                    raise content
+                image = pixels(content, channels=channels, name=name)
+            except UserError as error:
+                bad[row] = str(error)
+                continue
             hashes[row] = content_hash(image).hex()
             images[row] = fit(image, size)
         return len(chunk)
@@ -117,7 +135,8 @@ def from_files(
         try:
             for chunk in _chunks(iter(files)):
                 start, done = done, done + len(chunk)
-                if sum(len(encoded) for _, encoded in chunk) < _WORTH * len(chunk):
+                weight = sum(len(one) for _, one in chunk if isinstance(one, bytes))
+                if weight < _WORTH * len(chunk):
                     advance(work(start, chunk))
                     continue
                 ahead.append(pool.submit(work, start, chunk))
@@ -128,6 +147,8 @@ def from_files(
         finally:
             for future in ahead:
                 future.cancel()
+    if bad:
+        raise UserError(_named([bad[row] for row in sorted(bad)]))
     if done != n:
         raise UserError(
             f"data.path: {n} images were listed and {done} read; the data changed meanwhile"
@@ -135,6 +156,22 @@ def from_files(
     return images, tuple(hashes)
 
 
-def _chunks(files: Iterator[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+def encoded(path: Path) -> Encoded:
+    """Return the bytes of an image file, or what is wrong with it, so that reading can go on."""
+    try:
+        return load(path)
+    except UserError as error:
+        return error
+
+
+def _named(bad: Sequence[str]) -> str:
+    """Return one message of all that is wrong."""
+    if len(bad) == 1:
+        return bad[0]
+    more = [f"and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
+    return "\n  ".join([f"{len(bad)} images cannot be used:", *bad[:NAMED], *more])
+
+
+def _chunks(files: Iterator[tuple[str, Encoded]]) -> Iterator[list[tuple[str, Encoded]]]:
     while chunk := list(islice(files, CHUNK)):
         yield chunk

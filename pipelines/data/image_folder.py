@@ -1,107 +1,64 @@
-"""`data.source: images`: a folder or a tar with one folder for each class.
+"""`data.source: images`: a folder, an archive or a CSV of labelled images.
 
-The class of an image is the name of its folder. Folders above that do not matter, with one
-exception: if there is a folder named test next to one named train, val or validation, its images
-are the official test set. The images of train, val and validation are one pool, which is split by
-content. Without these, a folder named test is an ordinary folder.
-
-A tar is read from start to end, and nothing is extracted to disk.
+A folder, tar or zip has one folder for each class (`pipelines.data.class_folders`). A CSV lists
+paths and labels (`pipelines.data.label_file`); it is given by its name, or lies in the folder with
+the images.
 """
 
 from __future__ import annotations
 
 import hashlib
-import lzma
 import os
-import re
-import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file, sha256_json
-from pipelines.data.collection import Collection, from_files
-from pipelines.data.images import EXTENSIONS, MAX_BYTES
+from pipelines.core.text import shown
+from pipelines.data import archives
+from pipelines.data.class_folders import (
+    FolderLayout,
+    check_classes,
+    layout,
+    official_splits,
+)
+from pipelines.data.collection import Collection, Encoded, encoded, from_files
+from pipelines.data.label_file import TABLES, Labels, find, parse
+from pipelines.data.schema import listed
 
-POOL = frozenset({"train", "training", "val", "valid", "validation"})
-TEST = frozenset({"test"})
-_TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
-_MEMBER_BYTES = 2**31
-"""Largest allowed member of a tar in bytes; skipped members must be decompressed too."""
 
-
-@dataclass(frozen=True)
-class FolderLayout:
-    """Which files are images, and their classes.
+@dataclass
+class Listing:
+    """What is below a folder, relative to it, in a fixed order.
 
     Attributes:
-        images: Positions in the list of names.
-        classes: The class of each image.
-        official: Whether each image is in the official test set; None if there is none.
-        ignored: Names of files that are hidden or not images.
+        names: Regular files.
+        folders: Folders.
+        broken: Links that lead nowhere, in a circle, or to what is no file.
+        again: Links to folders that are read already.
     """
 
-    images: tuple[int, ...]
-    classes: tuple[str, ...]
-    official: tuple[bool, ...] | None
-    ignored: tuple[str, ...]
-
-
-def layout(names: Sequence[str], where: str) -> FolderLayout:
-    """Read classes and the official test set from the names of files.
-
-    Args:
-        names: Relative to the folder's or tar's root, with `/`.
-        where: The folder or tar, for messages.
-
-    Raises:
-        UserError: If there are no images, images without a class folder, or fewer than two
-            classes.
-    """
-    paths = [PurePosixPath(name) for name in names]
-    images = tuple(at for at, path in enumerate(paths) if is_image(path))
-    chosen = set(images)
-    ignored = tuple(name for at, name in enumerate(names) if at not in chosen)
-    if not images:
-        archives = [name for name in ignored if name.lower().endswith(_TAR)]
-        hint = f"; to read {archives[0]}, set data.path to that file" if archives else ""
-        raise UserError(
-            f"data.path = {where!r}: no images; needed: one folder per class with files of "
-            f"{', '.join(sorted(EXTENSIONS))}{hint}"
-        )
-    _check_folders([paths[at] for at in images], where)
-    classes = tuple(paths[at].parent.name for at in images)
-    for at in images:
-        if UNPRINTABLE.search(names[at]):
-            raise UserError(f"data.path = {where!r}: not a printable UTF-8 name: {names[at]!a}")
-    if len(set(classes)) < 2:
-        raise UserError(
-            f"data.path = {where!r}: one class only ({classes[0]}); at least two folders with "
-            "images are needed, one per class"
-        )
-    official = tuple(_in_test(paths[at]) for at in images)
-    mixed = any(official) and not all(official)
-    return FolderLayout(images, classes, official if mixed else None, ignored)
+    names: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
 
 
 def read(path: Path, *, where: str, sha256: str, size: int, channels: int) -> Collection:
-    """Read a folder or tar of images.
+    """Read a folder, tar, zip or CSV of images.
 
     Args:
-        path: The folder or tar.
+        path: The folder or file.
         where: The user's name for it, for messages.
-        sha256: The hash that a tar must have; empty: any.
+        sha256: The hash that a file must have; empty: any.
         size: Edge of the images, pixels.
         channels: 1 or 3.
 
     Raises:
-        UserError: If there is no such folder or tar, or it has another layout or hash, or contains
+        UserError: If there is no such folder or file, or it has another layout or hash, or contains
             an unreadable image.
     """
     if path.is_dir():
@@ -110,48 +67,75 @@ def read(path: Path, *, where: str, sha256: str, size: int, channels: int) -> Co
                 f"data.sha256 = {sha256!r}: a folder has no such hash; it must be '' for "
                 f"data.path = {where!r}"
             )
-        return _read_folder(path, where, size, channels)
+        found = listing(path)
+        table = find(path, found.names, where)
+        if table is not None:
+            return _read_labels(table, where, size, channels, found)
+        return _read_folder(path, where, size, channels, found)
     if not path.is_file():
-        raise UserError(f"data.path = {where!r}: no such folder or tar: {path}")
-    found = sha256_file(path)
-    if sha256 and found != sha256:
-        raise UserError(f"{path}: sha256 is {found}, expected {sha256} (data.sha256)")
-    return _read_tar(path, where, found, size, channels)
+        raise UserError(f"data.path = {where!r}: no such folder, tar, zip or CSV: {path}")
+    try:
+        digest = sha256_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if sha256 and digest != sha256:
+        raise UserError(f"{path}: sha256 is {digest}, expected {sha256} (data.sha256)")
+    if path.suffix.lower() in TABLES:
+        return _read_labels(path, where, size, channels, None)
+    return _read_archive(path, where, digest, size, channels)
 
 
-def is_image(path: PurePosixPath) -> bool:
-    """Return whether a name is that of an image and not hidden."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return not hidden and path.suffix.lower() in EXTENSIONS
+def listing(folder: Path) -> Listing:
+    """Return what is below a folder, through links, in a fixed order.
+
+    Raises:
+        UserError: If a folder cannot be read.
+    """
+    found = Listing()
+    seen = set()
+    for top, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        real = os.path.realpath(top)
+        inside = Path(top).relative_to(folder).as_posix()
+        if real in seen:
+            folders.clear()
+            found.again.append(inside)
+            continue
+        seen.add(real)
+        found.folders.append(inside)
+        folders.sort()
+        for name in sorted(files):
+            path = Path(top, name)
+            known = found.names if path.is_file() else found.broken
+            known.append(path.relative_to(folder).as_posix())
+    return found
 
 
-def _in_test(path: PurePosixPath) -> bool:
-    """Return whether the nearest split folder above the class folder is named test."""
-    for part in reversed(path.parts[:-2]):
-        if part.lower() in TEST | POOL:
-            return part.lower() in TEST
-    return False
+def walk(folder: Path) -> Iterator[str]:
+    """Yield the regular files below a folder, through links, in a fixed order."""
+    yield from listing(folder).names
 
 
-def _check_folders(images: Sequence[PurePosixPath], where: str) -> None:
-    """Refuse images next to class folders: their folder would not be a class."""
-    first: dict[PurePosixPath, PurePosixPath] = {}
-    for path in images:
-        first.setdefault(path.parent, path)
-    above = {folder for parent in first for folder in parent.parents}
-    splits = all(folder.name.lower() in TEST | POOL for folder in first)
-    for folder, path in first.items():
-        if folder == PurePosixPath() or folder in above or splits:
-            raise UserError(
-                f"data.path = {where!r}: {path} is not in a class folder; needed: one folder per "
-                "class, CLASS/FILE or SPLIT/CLASS/FILE"
-            )
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
+
+
+def _notes(found: Listing) -> list[str]:
+    """Return notes on what is left out of a folder besides files of other kinds."""
+    broken = [shown(name) for name in found.broken]
+    again = [shown(name) for name in found.again]
+    notes = []
+    if broken:
+        said = listed(broken, "broken link or device", "broken links or devices")
+        notes.append(f"{said} left out")
+    if again:
+        notes.append(f"{listed(again, 'link', 'links')} to folders that are read anyway left out")
+    return notes
 
 
 def _collect(
     found: FolderLayout,
     names: Sequence[str],
-    files: Iterator[tuple[str, bytes]],
+    files: Iterator[tuple[str, Encoded]],
     size: int,
     channels: int,
     sources: dict[str, str],
@@ -169,117 +153,69 @@ def _collect(
         names=[names[at] for at in found.images],
         ignored=found.ignored,
         files=sources,
+        validation=None if found.validation is None else np.array(found.validation),
+        notes=found.notes,
     )
 
 
-def walk(folder: Path) -> Iterator[str]:
-    """Yield the regular files below a folder, through links, in a fixed order."""
-    seen = set()
-    for top, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
-        real = os.path.realpath(top)
-        if real in seen:  # a link to a folder above
-            folders.clear()
-            continue
-        seen.add(real)
-        folders.sort()
-        for name in sorted(files):
-            path = Path(top, name)
-            if path.is_file():
-                yield path.relative_to(folder).as_posix()
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
-
-
-def _read_folder(folder: Path, where: str, size: int, channels: int) -> Collection:
-    names = list(walk(folder))
-    found = layout(names, where)
-    files: dict[str, str] = {}
-
-    def contents() -> Iterator[tuple[str, bytes]]:
-        digests = []
-        for at, label in zip(found.images, found.classes, strict=True):
-            path = folder / names[at]
-            try:
-                if path.stat().st_size > MAX_BYTES:
-                    raise UserError(f"{path}: larger than {MAX_BYTES >> 20} MiB")
-                content = path.read_bytes()
-            except OSError as error:
-                raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+def _contents(
+    root: Path, names: Sequence[str], labels: Sequence[str], files: dict[str, str]
+) -> Iterator[tuple[str, Encoded]]:
+    """Yield the images of a folder; at the end, `files` gets one hash over labels and bytes."""
+    digests = []
+    for name, label in zip(names, labels, strict=True):
+        content = encoded(root / name)
+        if isinstance(content, bytes):
             digests.append([label, hashlib.sha256(content).hexdigest()])
-            yield str(path), content
-        files[f"{folder.name}: {len(digests)} images"] = sha256_json(sorted(digests))
-
-    return _collect(found, names, contents(), size, channels, files)
+        yield str(root / name), content
+    files[f"{root.name}: {len(digests)} images"] = sha256_json(sorted(digests))
 
 
-@contextmanager
-def open_tar(path: Path, where: str) -> Iterator[tarfile.TarFile]:
-    """Open a tar, compressed or not, for reading; `where` is what a message calls it.
-
-    Raises:
-        UserError: If it is not a tar, or is found corrupt or truncated while it is read.
-    """
-    try:
-        with tarfile.open(path) as tar:
-            yield tar
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        reason = str(error).splitlines()[0].rstrip(":") if str(error) else type(error).__name__
-        raise UserError(
-            f"{where}: not a tar (plain, gz, bz2 or xz), or a corrupt or truncated one: {reason}"
-        ) from None
-    except OSError as error:
-        if error.errno is not None:  # a disk error; errors of gzip and bz2 have no number
-            raise
-        raise UserError(f"{where}: corrupt or truncated: {error}") from None
+def _read_folder(folder: Path, where: str, size: int, channels: int, around: Listing) -> Collection:
+    names = around.names
+    found = layout(names, where, around.folders, _notes(around))
+    files: dict[str, str] = {}
+    chosen = [names[at] for at in found.images]
+    return _collect(
+        found, names, _contents(folder, chosen, found.classes, files), size, channels, files
+    )
 
 
-def _read_tar(path: Path, where: str, sha256: str, size: int, channels: int) -> Collection:
-    with open_tar(path, f"data.path = {where!r}") as tar:
-        names = _members(tar, path)
-    found = layout(names, where)
-    chosen = set(found.images)
-
-    def contents() -> Iterator[tuple[str, bytes]]:
-        with open_tar(path, f"data.path = {where!r}") as tar:
-            files = (member for member in tar if not member.isdir())
-            for at, member in enumerate(files):
-                if at in chosen:
-                    stream = tar.extractfile(member)
-                    content = stream.read() if stream else b""
-                    if len(content) != member.size:
-                        raise UserError(f"{path}: {member.name}: truncated")
-                    yield f"{path}: {member.name}", content
-
-    sources = {path.name: sha256}
-    return _collect(found, names, contents(), size, channels, sources)
-
-
-def _members(tar: tarfile.TarFile, path: Path) -> list[str]:
-    """Read the whole archive and return the names of all members except folders."""
-    names = []
-    for member in tar:
-        parts = PurePosixPath(member.name).parts
-        if member.name.startswith("/") or ".." in parts:
-            raise UserError(f"{path}: {member.name}: the name leads out of the archive")
-        if member.isdir():
-            continue
-        image = member.isreg() and is_image(PurePosixPath(member.name))
-        if member.size > (MAX_BYTES if image else _MEMBER_BYTES):
-            raise UserError(f"{path}: {member.name}: {member.size} bytes; too large")
-        # A member that is not a regular file must not count as an image: give it a hidden name.
-        names.append(member.name if member.isreg() else f".{member.name}")
-    _check_end(tar, path)
-    return names
+def _read_labels(
+    path: Path, where: str, size: int, channels: int, around: Listing | None
+) -> Collection:
+    """Read the images of a CSV; `around` is what lies beside it, if that is part of the data."""
+    labels = parse(path, where)
+    check_classes(labels.classes, where)
+    official, validation, missing = official_splits(labels.splits, labels.classes, where)
+    found = FolderLayout(
+        images=tuple(range(len(labels.paths))),
+        classes=labels.classes,
+        official=official,
+        validation=validation,
+        ignored=(),
+        notes=(*labels.notes, *missing, *_beside(path, labels, around)),
+    )
+    files: dict[str, str] = {path.name: sha256_file(path)}
+    contents = _contents(path.parent, labels.paths, labels.classes, files)
+    return _collect(found, labels.paths, contents, size, channels, files)
 
 
-def _check_end(tar: tarfile.TarFile, path: Path) -> None:
-    """Refuse a truncated archive: tarfile takes a cut between two members for the end."""
-    stream = tar.fileobj
-    assert stream is not None
-    stream.seek(tar.offset)
-    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise UserError(f"{path}: a truncated or corrupt tar: its end is missing")
-    while stream.read(1 << 20):  # up to the checksum of the compressed stream
-        pass
+def _beside(path: Path, labels: Labels, around: Listing | None) -> list[str]:
+    """Return notes on the files of a folder that its CSV does not list."""
+    if around is None:
+        return []
+    known = set(labels.paths)
+    others = [shown(name) for name in around.names if name not in known and name != path.name]
+    notes = [f"{path.name} gives the labels; names of folders do not count", *_notes(around)]
+    if others:
+        notes.append(f"{listed(others, 'file', 'files')} not in {path.name}: left out")
+    return notes
+
+
+def _read_archive(path: Path, where: str, sha256: str, size: int, channels: int) -> Collection:
+    said = f"data.path = {where!r}"
+    names, folders = archives.names(path, said)
+    found = layout(names, where, folders)
+    files = archives.contents(path, said, set(found.images))
+    return _collect(found, names, files, size, channels, {path.name: sha256})

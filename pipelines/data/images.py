@@ -18,8 +18,25 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipelines.core.errors import UserError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+EXTENSIONS = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+    }
+)
 MAX_PIXELS = 64_000_000
 """Most pixels of an image: more than any camera's, and too few to exhaust memory."""
 MAX_BYTES = 256 * 2**20
@@ -65,13 +82,10 @@ def pixels(image: bytes | Path, *, channels: int, name: str | None = None) -> ND
     """
     if isinstance(image, Path):
         name = name or str(image)
-        try:
-            if image.stat().st_size > MAX_BYTES:
-                raise UserError(f"{name}: larger than {MAX_BYTES >> 20} MiB")
-            image = image.read_bytes()
-        except OSError as error:
-            raise UserError(f"{name}: cannot be read: {error.strerror}") from None
+        image = load(image, name)
     name = name or "image"
+    if not image:
+        raise UserError(f"{name}: an empty file")
     if len(image) > MAX_BYTES:
         raise UserError(f"{name}: larger than {MAX_BYTES >> 20} MiB")
     too_many = f"{name}: more than {MAX_PIXELS // 10**6} million pixels"
@@ -93,6 +107,25 @@ def pixels(image: bytes | Path, *, channels: int, name: str | None = None) -> ND
         raise UserError(f"{name}: corrupt or truncated image: {error}") from None
     array = np.asarray(plain, dtype=np.uint8)
     return np.ascontiguousarray(array.reshape(plain.height, plain.width, channels))
+
+
+def load(path: Path, name: str | None = None) -> bytes:
+    """Return the bytes of an image file.
+
+    Args:
+        path: The file.
+        name: What to call it in an error; default: its path.
+
+    Raises:
+        UserError: If it cannot be read or has more than `MAX_BYTES`.
+    """
+    name = name or str(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{name}: larger than {MAX_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror}") from None
 
 
 def fit(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

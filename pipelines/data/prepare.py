@@ -35,12 +35,13 @@ def prepare(config: DataConfig, *, root: Path, downloads: Path, out: Path) -> Ca
         Unavailable: If a host does not answer.
     """
     collection = sources.read(config, root=root, downloads=downloads)
-    official = collection.official
+    official, validation = collection.official, collection.validation
     selection = select(
         collection.hashes,
         collection.labels.tolist(),
         [False] * len(collection.hashes) if official is None else official.tolist(),
         config.limit,
+        None if validation is None else validation.tolist(),
     )
     rows = _rows(config, collection, selection.kept)
     splits = {name: _take(collection, rows[name]) for name in SPLITS}
@@ -64,11 +65,13 @@ def _rows(
 ) -> dict[str, list[int]]:
     """Return the rows of each split, by content hash, equal ones by label."""
     shares = Shares(config.validation, config.gate, config.test)
-    official, hashes = collection.official, collection.hashes
+    official, validation, hashes = collection.official, collection.validation, collection.hashes
     rows: dict[str, list[int]] = {name: [] for name in SPLITS}
     for row in sorted(kept.tolist(), key=lambda row: (hashes[row], collection.labels[row])):
         own = None if official is None else bool(official[row])
-        rows[assign(config.seed, hashes[row], shares, official=own)].append(row)
+        held = None if validation is None else bool(validation[row])
+        split = assign(config.seed, hashes[row], shares, official=own, validation=held)
+        rows[split].append(row)
     return rows
 
 
@@ -88,6 +91,11 @@ def _card(
     if conflicts:
         shown = schema.listed(conflicts, "image", "images")
         warnings.append(f"{shown} left out: equal pixels with different labels")
+    if selection.leaks:
+        leaks = sorted(collection.names[row] for row in selection.leaks)
+        shown = schema.listed(leaks, "image", "images")
+        warnings.append(f"{shown} left out: equal pixels in the official test or validation set")
+    warnings += collection.notes
     constant = cards.constant(splits)
     if constant:
         warnings.append(f"{constant} {'image is' if constant == 1 else 'images are'} of one colour")
@@ -111,4 +119,6 @@ def _card(
         ignored=len(collection.ignored),
         warnings=tuple(warnings),
         files=dict(collection.files),
+        official_validation=collection.validation is not None,
+        leaks=len(selection.leaks),
     )

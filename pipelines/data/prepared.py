@@ -44,6 +44,8 @@ class Card:
         warnings: Points to know before training.
         files: The source's files → their sha256; a folder has one over all its images.
         picture: File name of the example picture.
+        official_validation: Whether the validation split is the source's own validation set.
+        leaks: Images left out because an official set has equal pixels.
     """
 
     source: str
@@ -65,6 +67,8 @@ class Card:
     warnings: tuple[str, ...]
     files: Mapping[str, str]
     picture: str = PICTURE
+    official_validation: bool = False
+    leaks: int = 0
 
     def total(self, split: str | None = None) -> int:
         """Return the number of images in one split, or in all."""

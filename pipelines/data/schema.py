@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -56,7 +57,21 @@ def check(
     absent = [label for label, there in zip(classes, present, strict=True) if not there]
     if absent:
         warnings.append(f"{listed(absent, 'class', 'classes')} without an image in train")
+    everything = np.concatenate([split.labels for split in splits.values()])
+    counts = np.bincount(everything, minlength=len(classes))
+    single = [label for label, count in zip(classes, counts, strict=True) if count == 1]
+    if single:
+        warnings.append(f"{listed(single, 'class', 'classes')} with one image only")
+    twins = _twins(classes)
+    if twins:
+        warnings.append(f"{listed(twins, 'class', 'classes')} with names that differ in case only")
     return tuple(warnings)
+
+
+def _twins(classes: Sequence[str]) -> list[str]:
+    """Return the names that another one equals but for upper and lower case."""
+    counts = Counter(name.casefold() for name in classes)
+    return sorted(name for name in classes if counts[name.casefold()] > 1)
 
 
 def listed(names: Sequence[str], one: str, many: str, most: int = 5) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipelines.core.config import DataConfig
 from pipelines.core.errors import UserError
-from pipelines.data import added
+from pipelines.data import added, archives
 from pipelines.data import image_folder as folder
 from pipelines.data.collection import Collection, from_arrays
 from pipelines.data.download import Remote, fetch, gunzip
@@ -235,7 +235,7 @@ def _cifar10_members(path: Path) -> tuple[tuple[str, ...], dict[str, bytes]]:
     }
     most[f"{_CIFAR10_FOLDER}/batches.meta.txt"] = 4096
     found: dict[str, bytes] = {}
-    with folder.open_tar(path, str(path)) as tar:
+    with archives.open_tar(path, str(path)) as tar:
         for member in tar:
             name = member.name.removeprefix("./")
             if name not in most or not member.isreg():

@@ -17,6 +17,7 @@ from pipelines.core import params_file
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
+from pipelines.data.label_file import TABLES
 from pipelines.pipeline import data_versions as dataset
 from pipelines.pipeline.stages import check_names
 from pipelines.release.decision import Decision
@@ -144,12 +145,23 @@ def run(layout: Layout, force: Sequence[str], report: Report) -> JobResult:
     forced = check_names(force)
     params = params_file.load(layout.params)
     check_data(layout, params)
+    forced |= unseen(params)
     dvc_store.share(layout.home, layout.root, params.store.remote)
     dataset.restore_added(layout)
     with answering(used_server()):
         result: Any = main_job(layout.root, forced, report)
     assert isinstance(result, JobResult)
     return result
+
+
+def unseen(params: Params) -> frozenset[str]:
+    """Return the stages that always run, because DVC does not see all that they read.
+
+    These are the stage prepare, where `data.path` names a CSV: its images are no dependency. Where
+    they are as before, so is what it makes, and nothing after it runs.
+    """
+    table = params.data.source == "images" and params.data.path.lower().endswith(TABLES)
+    return frozenset({"prepare"} if table else ())
 
 
 def check_data(layout: Layout, params: Params) -> None:
@@ -163,7 +175,7 @@ def check_data(layout: Layout, params: Params) -> None:
     if not path.exists():
         raise UserError(
             f"data.path = {params.data.path!r}: {path} does not exist; "
-            "allowed: a folder or tar file (relative to the checkout)"
+            "allowed: a folder, tar, zip or CSV (relative to the checkout)"
         )
     data = path.resolve()
     for made in (layout.prepared, layout.onnx.parent, layout.reports, layout.added):
@@ -171,5 +183,5 @@ def check_data(layout: Layout, params: Params) -> None:
         if data.is_relative_to(place) or place.is_relative_to(data):
             raise UserError(
                 f"data.path = {params.data.path!r}: overlaps {made}, which the project fills; "
-                "allowed: a folder or tar file elsewhere, such as data/raw"
+                "allowed: a folder, tar, zip or CSV elsewhere, such as data/raw"
             )

@@ -161,7 +161,10 @@ def _fill(home: Layout, tree: Layout, params: Params) -> None:
     """Give a tree its parameters, its data, and the checkout's settings of DVC."""
     _write_params(home, tree, params)
     added = str(home.added.relative_to(home.root))
-    for name in dict.fromkeys((params.data.path, params.data.mirror, added, f"{added}.json")):
+    path = params.data.path
+    if params.data.source == "images" and path.lower().endswith((".csv", ".tsv")):
+        path = str(Path(path).parent)  # the images that it lists lie beside it
+    for name in dict.fromkeys((path, params.data.mirror, added, f"{added}.json")):
         if name and "://" not in name and not Path(name).expanduser().is_absolute():
             _bring(home.root, tree.root, name)
     dvc_store.share(home.root, tree.root, params.store.remote)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from small_checkout import SOURCE, make
 
 from pipelines.core import params_file
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
+from pipelines.data.prepared import load_card
 from pipelines.pipeline import main_job as flow
 from pipelines.pipeline import run
+from pipelines.systems.dvc.reproduce import ensure
 
 
 @pytest.mark.parametrize("path", [".", "data", "data/prepared", "data/prepared/x", "models", ".."])
@@ -37,3 +42,43 @@ def test_a_path_with_brackets_is_shown_unchanged(
     with pytest.raises(UserError, match=r"'/no/\[such\] folder'"):
         run.run_and_show(["data.path=/no/[such] folder"], [])
     assert "data.path: data/raw → /no/[such] folder\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "stages"),
+    [
+        ("images", "pictures/labels.CSV", {"prepare"}),
+        ("images", "pictures", set()),
+        ("digits", "data/raw", set()),
+    ],
+)
+def test_the_images_of_a_csv_are_read_at_each_run(source: str, path: str, stages: set[str]) -> None:
+    params = params_file.load(SOURCE / "params.yaml")
+    given = replace(params, data=replace(params.data, source=source, path=path))
+    assert flow.unseen(given) == stages
+
+
+@pytest.mark.slow
+def test_a_changed_image_that_only_a_csv_names_is_noticed(tmp_path: Path) -> None:
+    root = make(tmp_path / "job").root
+    layout = Layout(root)
+    (root / "pictures").mkdir()
+    rows = ["path,label"]
+    for number in range(60):
+        _noise(number, root / f"pictures/{number}.png")
+        rows.append(f"{number}.png,{'cat' if number % 2 else 'dog'}")
+    (root / "pictures/labels.csv").write_text("\n".join(rows))
+    params_file.edit(layout.params, ["data.source=images", "data.path=pictures/labels.csv"])
+    force = "prepare" in flow.unseen(params_file.load(layout.params))
+    ensure(root, "prepare", force=force)
+    before = load_card(layout.prepared).data_hash
+    ensure(root, "prepare", force=force)
+    assert load_card(layout.prepared).data_hash == before
+    _noise(99, root / "pictures/7.png")
+    ensure(root, "prepare", force=force)
+    assert load_card(layout.prepared).data_hash != before
+
+
+def _noise(seed: int, path: Path) -> None:
+    noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)

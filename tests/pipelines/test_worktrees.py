@@ -208,6 +208,18 @@ def test_data_that_changed_meanwhile_is_taken_over(layout: Layout, params: Param
     assert found == {".gitkeep", "1.png"}
 
 
+def test_the_images_beside_a_csv_come_with_it(layout: Layout, params: Params) -> None:
+    (layout.root / "pictures").mkdir()
+    for name in ("1.png", "labels.csv"):
+        (layout.root / "pictures" / name).write_bytes(b"x")
+    given = replace(params, data=replace(params.data, source="images", path="pictures/labels.csv"))
+    tree = _tree(layout, given)
+    assert sorted(path.name for path in (tree.root / "pictures").iterdir()) == [
+        "1.png",
+        "labels.csv",
+    ]
+
+
 def test_mistakes_are_named(
     tmp_path: Path, checkout: Checkout, layout: Layout, params: Params
 ) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from pipelines.core.errors import UserError
+from pipelines.data import archives
 from pipelines.data import image_folder as folder
+from pipelines.data.class_folders import layout
 from pipelines.data.collection import Collection
-from pipelines.data.image_folder import layout
 
 
 def read(path: Path, sha256: str = "") -> Collection:
@@ -27,7 +28,7 @@ def read(path: Path, sha256: str = "") -> Collection:
         (["2023/cat/1.jpg", "2024/cat/1.jpg", "2024/dog/1.jpg"], ("cat", "cat", "dog")),
         (["./cat/1.jpg", "./dog/1.webp"], ("cat", "dog")),
         (["test/cat/1.jpg", "test/dog/1.jpg"], ("cat", "dog")),  # nothing to be the test of
-        (["train/cat/1.jpg", "val/dog/1.jpg"], ("cat", "dog")),
+        (["train/cat/1.jpg", "train/dog/1.jpg"], ("cat", "dog")),
     ],
 )
 def test_an_images_class_is_its_folder(names: list[str], classes: tuple[str, ...]) -> None:
@@ -151,11 +152,11 @@ def test_an_unreadable_image_is_named(
 
 
 def test_a_path_that_is_neither_folder_nor_tar(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.path = 'none': no such folder or tar"):
+    with pytest.raises(UserError, match=r"data\.path = 'none': no such folder, tar, zip or CSV"):
         read(tmp_path / "none")
-    (tmp_path / "x.zip").write_bytes(b"PK\x03\x04" + bytes(2000))
-    with pytest.raises(UserError, match=r"data\.path = 'x\.zip': not a tar"):
-        read(tmp_path / "x.zip")
+    (tmp_path / "x.7z").write_bytes(b"7z" + bytes(2000))
+    with pytest.raises(UserError, match=r"data\.path = 'x\.7z': not a tar"):
+        read(tmp_path / "x.7z")
 
 
 def test_a_tar_of_another_hash(
@@ -232,7 +233,7 @@ def test_an_oversized_member_is_refused_unread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = pack(tmp_path / "a.tar", {"cat/1.png": picture(1), "dog/1.png": bytes(100_000)})
-    monkeypatch.setattr(folder, "MAX_BYTES", 50_000)
+    monkeypatch.setattr(archives, "MAX_BYTES", 50_000)
     with pytest.raises(UserError, match=r"dog/1\.png: 100000 bytes; too large"):
         read(path)
 

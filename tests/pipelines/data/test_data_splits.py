@@ -115,3 +115,51 @@ def test_a_limit_takes_the_smallest_hashes_and_keeps_the_test_share(limit: int, 
             chosen
             == sorted(h for h, o in zip(hashes, official, strict=True) if o == own)[: len(chosen)]
         )
+
+
+def test_an_official_validation_set_is_the_validation_split() -> None:
+    n = 20_000
+    for official in (None, False):
+        found = Counter(
+            assign(0, content(number), SHARES, official=official, validation=False)
+            for number in range(n)
+        )
+        assert "validation" not in found
+        assert ("test" in found) == (official is None)
+        assert abs(found["gate"] / n - 0.10) < 4 * (0.09 / n) ** 0.5
+    assert assign(0, content(1), SHARES, official=False, validation=True) == "validation"
+
+
+RANKED = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2), st.integers(0, 2)), max_size=40)
+
+
+@given(RANKED)
+def test_no_image_is_in_two_official_sets_and_the_test_goes_first(
+    rows: list[tuple[int, int, int]],
+) -> None:
+    hashes = [content(number) for number, _, _ in rows]
+    labels = [label for _, label, _ in rows]
+    ranks = [rank for _, _, rank in rows]
+    tests, held = [rank == 2 for rank in ranks], [rank == 1 for rank in ranks]
+    chosen = select(hashes, labels, tests, 0, held)
+    kept = chosen.kept.tolist()
+    assert len(kept) + chosen.duplicates + len(chosen.conflicts) == len(rows)
+    best = {key: max(r for h, r in zip(hashes, ranks, strict=True) if h == key) for key in hashes}
+    for row, key in enumerate(hashes):
+        assert (row in chosen.leaks) == (ranks[row] < best[key])
+        if ranks[row]:
+            assert (row in kept) == (ranks[row] == best[key])
+    assert all(ranks[row] == best[hashes[row]] for row in kept)
+
+
+@given(st.integers(1, 60), st.integers(0, 20), st.integers(0, 20))
+def test_a_limit_keeps_the_share_of_each_official_set(limit: int, tests: int, held: int) -> None:
+    hashes = [content(number) for number in range(60)]
+    own = [[row < tests for row in range(60)], [tests <= row < tests + held for row in range(60)]]
+    kept = select(hashes, [0] * 60, own[0], limit, own[1]).kept.tolist()
+    assert len(kept) == limit
+    for flags in own:
+        share, whole = sum(flags[row] for row in kept), sum(flags)
+        assert share <= whole
+        if limit > 2:
+            assert abs(share - limit * whole / 60) <= 1
