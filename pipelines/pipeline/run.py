@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 
@@ -18,30 +20,62 @@ from pipelines.pipeline.stages import check_names
 from pipelines.systems.prefect.server import prefect_api
 from pipelines.systems.processes import exit_on_sigterm
 
+if TYPE_CHECKING:  # DVC and MLflow are imported while the server comes up
+    from pipelines.release.health import Problem
+    from pipelines.systems.dvc.reproduce import StageResult
+
 _STYLE = {"ran": "green", "cached": "cyan", "restored": "cyan"}
 
 
-def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
-    """Run the main job in the checkout this process stands in; print a summary.
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        summary: What the report's head says.
+        page: The HTML report.
+        problems: What is wrong with the champion or the registry; empty if nothing is.
+    """
+
+    summary: Summary
+    page: Path
+    problems: tuple[Problem, ...]
+
+
+class Watcher(Protocol):
+    """Is told how a run goes on."""
+
+    def changed(self, line: str) -> None:
+        """A parameter was edited: `train.epochs: 8 -> 3`."""
+
+    def said(self, line: str) -> None:
+        """Something to know."""
+
+    def stage(self, done: StageResult) -> None:
+        """A stage came to its end."""
+
+
+def run_job(
+    layout: Layout, assignments: Sequence[str], force: Sequence[str], watcher: Watcher
+) -> Outcome:
+    """Run the main job in a checkout and write its report.
 
     Args:
+        layout: The checkout; its environment is set (`pipelines.core.environment.set_up`).
         assignments: `key=value` edits of `params.yaml`, made before anything runs.
         force: Stages to run even if nothing changed.
+        watcher: Is told how it goes on.
 
     Raises:
         UserError: If a parameter, the data, the disk or an outside system is at fault.
-        Failed: If a stage crashed, or the champion cannot be served.
+        Failed: If a stage crashed.
     """
-    exit_on_sigterm()
-    console = Console(highlight=False, soft_wrap=True)
-    layout = Layout.find()
-    set_up(layout)
     check_names(force)  # before anything is written
     for change in params_file.edit(layout.params, list(assignments)):
-        console.print(tables.line(f"params.yaml  {change}"))
+        watcher.changed(change)
     params = params_file.load(layout.params)
 
-    console.print("[dim]starting Prefect …[/]")
+    watcher.said("starting Prefect …")
     with prefect_api(layout) as wait:
         # Seconds of imports, while the server comes up; they read what was set above.
         from pipelines.pipeline import main_job as flow
@@ -50,19 +84,9 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
         from pipelines.systems import mlflow as tracking
 
         if lineage.is_dirty(layout.root):
-            console.print("[yellow]uncommitted changes[/] in this checkout; recorded as such")
+            watcher.said("uncommitted changes in this checkout; recorded as such")
         wait()
-        result = flow.run(
-            layout,
-            force,
-            lambda done: console.print(
-                tables.line(
-                    f"  {done.stage:<9} ",
-                    tables.Styled(f"{done.outcome:<9}", _STYLE[done.outcome]),
-                    f"{done.seconds:7.1f} s",
-                )
-            ),
-        )
+        result = flow.run(layout, force, watcher.stage)
         problems = health.kept_well(layout, params.model_name)
     registration, decision = result.registration, result.decision
     summary = Summary(
@@ -79,17 +103,52 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
         stages=tuple(StageLine(s.stage, str(s.outcome), s.seconds) for s in result.stages),
         findings=decision.findings,
     )
-    page = write_report(layout, summary)
-    for name, said in _lines(layout, summary):
+    return Outcome(summary, write_report(layout, summary), problems)
+
+
+class _Shown:
+    """Prints how a run goes on."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+
+    def changed(self, line: str) -> None:
+        self.console.print(tables.line(f"params.yaml  {line}"))
+
+    def said(self, line: str) -> None:
+        self.console.print(tables.line(tables.Styled(line, "dim")))
+
+    def stage(self, done: StageResult) -> None:
+        outcome = tables.Styled(f"{done.outcome:<9}", _STYLE[done.outcome])
+        self.console.print(tables.line(f"  {done.stage:<9} ", outcome, f"{done.seconds:7.1f} s"))
+
+
+def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
+    """Run the main job in the checkout this process stands in; print a summary.
+
+    Args:
+        assignments: `key=value` edits of `params.yaml`, made before anything runs.
+        force: Stages to run even if nothing changed.
+
+    Raises:
+        UserError: If a parameter, the data, the disk or an outside system is at fault.
+        Failed: If a stage crashed, or the champion cannot be served.
+    """
+    exit_on_sigterm()
+    layout, shown = Layout.find(), _Shown()
+    set_up(layout)
+    done = run_job(layout, assignments, force, shown)
+    console, page = shown.console, done.page
+    for name, said in _lines(layout, done.summary):
         console.print(tables.line(f"{name:<11} {said}"))
     place = page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page
     console.print(tables.line(f"{'report':<11} {place}"))
     console.print(f"{'see also':<11} prong models · prong predict IMAGE · prong ui")
-    for problem in problems:
+    for problem in done.problems:
         console.print(tables.line(tables.Styled("wrong      ", "red"), f" {problem}"))
     sys.stdout.flush()
-    if not all(problem.serves for problem in problems):
-        raise Failed(f"{params.model_name}: the champion cannot be served: see above")
+    if not all(problem.serves for problem in done.problems):
+        raise Failed(f"{done.summary.model}: the champion cannot be served: see above")
 
 
 def _lines(layout: Layout, summary: Summary) -> Iterator[tuple[str, str]]:
