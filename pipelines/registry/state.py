@@ -62,8 +62,8 @@ class ModelState:
     @property
     def unsigned(self) -> bool:
         """Whether this is a registry of the time before signed statements, with a champion."""
-        if self.history.signed or self.history.foreign:
-            return False
+        if self.history.signed or self.history.foreign or self.intent is not None:
+            return False  # the first promotion may have died after it moved the alias
         listed = any(entry.version is not None for entry in self.history.entries)
         return listed or CHAMPION in self.aliases
 
@@ -117,9 +117,15 @@ def require_sound(state: ModelState) -> None:
     if state.unsigned:
         raise UserError(unsigned(state))
     if state.history.damage:
+        way = (
+            "let PRONG_VERIFYING_KEY and PRONG_SIGNING_KEY name the keys of those who share the "
+            "registry (docs/provenance.md)"
+            if state.history.foreign
+            else "`prong repair` mends it"
+        )
         raise UserError(
             f"{state.model}: its history cannot be relied on: {'; '.join(state.history.damage)}; "
-            "nothing was changed; `prong repair` mends it"
+            f"nothing was changed; {way}"
         )
 
 

@@ -68,9 +68,11 @@ def promote(
 ) -> Decision:
     """Make a version champion if every gate lets it pass.
 
-    The version is judged first, without a lease, so that nobody waits for a judgement. Then the
-    lease is taken, and if the champion is still the one it was held against, the statement is
-    signed and the version goes live; else it is judged again.
+    The version is judged first, without the lease of the model, so that no rollback and no
+    registration waits for a judgement. Then the lease is taken, and if the champion is still the
+    one it was held against, the statement is signed and the version goes live; else it is judged
+    again. Promotions wait for each other, by a lease of their own: else the slowest of many would
+    be judged for ever.
 
     A version that was champion before does not come back by itself, only if it is asked for: it
     was rolled back from, or replaced by a better one.
@@ -89,21 +91,25 @@ def promote(
         Unavailable: If the store does not answer.
     """
     from pipelines.release.transaction import transaction
+    from pipelines.systems.mlflow import connect
+    from pipelines.systems.mlflow.leases import leased
 
     model, request = params.model_name, _Request(version, run, asked)
-    for _ in range(_TRIES):
-        with transaction(layout, model) as held:
-            faults.point("promote.lease")
-            found = _looked_up(held, params, request)
-        if isinstance(found, Decision):
-            return found
-        state, candidate = found
-        case = judged(layout, params, state, candidate)
-        with transaction(layout, model) as held:
-            decision = _committed(held, params, request, case)
-        if decision is not None:
-            faults.point("promote.done")
-            return decision
+    connect(layout)
+    with leased(layout, f"judging {model}"):
+        for _ in range(_TRIES):
+            with transaction(layout, model) as held:
+                faults.point("promote.lease")
+                found = _looked_up(held, params, request)
+            if isinstance(found, Decision):
+                return found
+            state, candidate = found
+            case = judged(layout, params, state, candidate)
+            with transaction(layout, model) as held:
+                decision = _committed(held, params, request, case)
+            if decision is not None:
+                faults.point("promote.done")
+                return decision
     raise Failed(
         f"{model}: another version became champion each time that this one was judged; run again"
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+from pipelines.core.paths import Layout
+from pipelines.provenance import keys
 
 
 def pair(folder: Path, name: str, curve: ec.EllipticCurve | None = None) -> tuple[Path, Path]:
@@ -25,3 +29,10 @@ def pair(folder: Path, name: str, curve: ec.EllipticCurve | None = None) -> tupl
         )
     )
     return private, public
+
+
+def share_key(first: Layout, other: Layout) -> None:
+    """Give a checkout the key of another, as all have it who share a registry."""
+    keys.signing_key(first, may_make=True)
+    if first != other:
+        shutil.copytree(first.state / "keys", other.state / "keys")

@@ -14,10 +14,10 @@ import fork_server
 import release_commands
 from finished_checkout import FinishedCheckout
 from fork_server import Ended, Forked
+from key_pairs import share_key
 from postgres import Postgres
 
 from pipelines.core.paths import Layout
-from pipelines.provenance import keys
 
 
 class Databases(Protocol):
@@ -170,9 +170,6 @@ def checkouts(folder: Path, digits: Path) -> dict[str, Path]:
         layout.state.mkdir(parents=True)
         shutil.copytree(digits, layout.prepared)
         FinishedCheckout.make(layout, float(seed), seed)
-        if found:  # who shares a registry shares the key
-            shutil.copytree(Layout(found["A"]).state / "keys", layout.state / "keys")
-        else:
-            keys.signing_key(layout, may_make=True)
         found[name] = layout.root
+        share_key(Layout(found["A"]), layout)
     return found

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from finished_checkout import FinishedCheckout
 from fork_server import until_stopped
+from key_pairs import share_key
 from postgres import Postgres
 from registries import Registries, Registry
 from test_crashes import whole_again
@@ -24,6 +25,7 @@ from pipelines.systems import mlflow as tracking
 from pipelines.systems.liveness import identity
 from pipelines.systems.mlflow import leases
 from pipelines.systems.mlflow.leases import TableLeases, leased
+from pipelines.systems.secrets import USER, secret
 
 Make = Callable[..., FinishedCheckout]
 NAME = "registry m"
@@ -185,7 +187,9 @@ def test_two_transactions_at_once(on_sqlite: Registries) -> None:
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[str, Path]:
+def many(
+    tmp_path_factory: pytest.TempPathFactory, digits: Path, roots: dict[str, Path]
+) -> dict[str, Path]:
     """Eight checkouts with eight models."""
     found = {}
     folder = tmp_path_factory.mktemp("many")
@@ -195,6 +199,7 @@ def many(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[str, Pa
         shutil.copytree(digits, layout.prepared)
         FinishedCheckout.make(layout, 1.0 + seed, seed)
         found[f"m{seed}"] = layout.root
+        share_key(Layout(roots["A"]), layout)
     return found
 
 
@@ -232,12 +237,14 @@ def test_a_server_knows_leases_and_intents_too(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    from pipelines.cli.ui import free_port, pages
+    from pipelines.cli.ui import pages
 
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # so none is started
-    with pages(layout, mlflow_port=free_port(5700), prefect_port=4200) as (page, _):
+    with pages(layout, mlflow_port=5700, prefect_port=4200) as (page, _):
         where = {
             "MLFLOW_TRACKING_URI": page.url,
+            "MLFLOW_TRACKING_USERNAME": USER,
+            "MLFLOW_TRACKING_PASSWORD": secret(layout, "mlflow"),
             "MLFLOW_DEFAULT_ARTIFACT_ROOT": (layout.state / "artifacts").as_uri(),
         }
         registry = Registry(where, roots, tmp_path / "output")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from finished_checkout import FinishedCheckout
+from key_pairs import share_key
 from mlflow.entities.model_registry import ModelVersion
 from registries import Registry
 from stored_versions import MODEL, forget, stored
@@ -25,6 +26,7 @@ from pipelines.release import promote as promotion
 from pipelines.release import register as release
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.onnx.runtime import OnnxModel
+from pipelines.systems.secrets import USER, secret
 
 Make = Callable[..., FinishedCheckout]
 
@@ -174,6 +176,7 @@ def test_registrations_at_once_give_distinct_versions(checkout: Make, tmp_path: 
         root = tmp_path / f"clone-{len(roots)}"
         shutil.copytree(first.layout.root, root, ignore=shutil.ignore_patterns(".prong"))
         FinishedCheckout.make(Layout(root), 30.0, seed)
+        share_key(first.layout, Layout(root))
         roots.append(root)
     models = [root.name for root in roots]
     env = {"MLFLOW_TRACKING_URI": f"sqlite:///{database}"}
@@ -208,13 +211,15 @@ def test_a_version_of_someone_else_is_shown_and_left_alone(checkout: Make) -> No
 def test_a_server_does_as_well(
     checkout: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from pipelines.cli.ui import free_port, pages
+    from pipelines.cli.ui import pages
 
     made = checkout()
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")  # so none is started
     monkeypatch.chdir(tmp_path)
-    with pages(made.layout, mlflow_port=free_port(5600), prefect_port=4200) as (page, _):
+    with pages(made.layout, mlflow_port=5600, prefect_port=4200) as (page, _):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", page.url)
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", secret(made.layout, "mlflow"))
         with tracking.training_run(made.layout, experiment=MODEL, params={}, tags={}) as run:
             run.log({"train_loss": 9.0}, step=1)
             run.tag(tracking.WEIGHTS_TAG, made.weights)
