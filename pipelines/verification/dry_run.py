@@ -7,11 +7,12 @@ exportable (the tests export each of them), so this trial export is for all othe
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,7 @@ class _Trial:
         )
         try:
             plain = folded(self._network)
-            with _without_logs():
+            with _silent():
                 content = onnx_bytes(plain, card, self._opset)
         except UserError:
             raise
@@ -240,12 +241,13 @@ class _Trial:
 
 
 @contextmanager
-def _without_logs() -> Iterator[None]:
-    """Silence the exporter, which logs whole graphs where it fails; its exception says enough."""
+def _silent() -> Iterator[None]:
+    """Silence the exporter, which prints whole graphs where it fails; its exception says enough."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
     finally:
         logging.disable(before)
 

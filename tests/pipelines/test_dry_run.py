@@ -92,9 +92,12 @@ def test_a_weight_that_is_used_beside_its_layer_cannot_be_whitened(tmp_path: Pat
         ),
     ],
 )
-def test_what_cannot_be_exported_says_so_and_where(tmp_path: Path, forward: str, said: str) -> None:
+def test_what_cannot_be_exported_says_so_and_where(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], forward: str, said: str
+) -> None:
     with pytest.raises(UserError, match=rf"^train\.network = 'own_\w+:build': (its ONNX.*)?{said}"):
         tried(tmp_path, own_networks.module(forward, DENSE))
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_a_good_network_is_exported_and_what_stays_plain_is_told(tmp_path: Path) -> None:
