@@ -38,9 +38,11 @@ def train(layout: Layout, params: Params) -> None:
 
     What cannot be trained or released says so before.
     """
+    from pipelines.systems.dvc.network_code import note_network_code
     from pipelines.training.launch import train
     from pipelines.verification.dry_run import dry_run
 
+    note_network_code(layout.root)  # DVC may have been called by hand
     for line in dry_run(layout, params).lines():
         print(f"  train: {shown(line)}", flush=True)
     train(layout, params, afresh=bool(os.environ.get(AFRESH)))
@@ -68,13 +70,6 @@ def verify(layout: Layout, params: Params) -> None:
     verify(layout.trained, layout.prepared, layout.onnx, params.verify, out)
 
 
-def code(layout: Layout, _params: Params) -> None:
-    """Make `models/network_code.json`, for `dvc repro` by hand; no step of the main job."""
-    from pipelines.systems.dvc.network_code import note_network_code
-
-    note_network_code(layout.root)
-
-
 STAGES: dict[str, Callable[[Layout, Params], None]] = {
     "prepare": prepare,
     "train": train,
@@ -82,7 +77,6 @@ STAGES: dict[str, Callable[[Layout, Params], None]] = {
     "export": export,
     "verify": verify,
 }
-_COMMANDS = {**STAGES, "code": code}
 
 
 def check_names(names: Sequence[str]) -> frozenset[str]:
@@ -103,11 +97,11 @@ def run(name: str, layout: Layout) -> None:
     Raises:
         UserError: If the name is unknown, a parameter is wrong, or the stage says so.
     """
-    if name not in _COMMANDS:
-        raise UserError(f"stage {name!r}: unknown; allowed: {', '.join(_COMMANDS)}")
+    if name not in STAGES:
+        raise UserError(f"stage {name!r}: unknown; allowed: {', '.join(STAGES)}")
     try:
         set_up(layout)  # DVC may have been called by hand
-        _COMMANDS[name](layout, load(layout.params))
+        STAGES[name](layout, load(layout.params))
     except OSError as error:
         mended = disk_error(error)
         if mended is None:

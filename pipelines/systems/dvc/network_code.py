@@ -1,7 +1,7 @@
 """The file by which DVC sees a change of the user's own code: its dependencies are fixed names.
 
-Which files own code is made of depends on its imports. `models/network_code.json` holds one hash
-over all of them, and the stage train depends on it.
+Which files own code is made of depends on its imports. The stage train depends on the folder
+`data/code`, and a file in it holds one hash over all of them; without own code there is none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, write_json
 from pipelines.core.own_code import own_hash
 
-FILE = "models/network_code.json"
+FILE = "data/code/network.json"
 
 
 def note_network_code(root: Path) -> None:
@@ -35,10 +35,14 @@ def note_network_code(root: Path) -> None:
         noted = own_hash(network, root, "train.network")
     except UserError as error:
         noted = str(error)
+    path = root / FILE
+    if not noted:
+        path.unlink(missing_ok=True)
+        return
     value = {"train.network": noted}
     try:
-        known = read_json(root / FILE)
+        known = read_json(path)
     except (OSError, ValueError):
         known = None
     if known != value:
-        write_json(root / FILE, value)
+        write_json(path, value)
