@@ -7,6 +7,7 @@ the exported network needs no preprocessing except the decoder.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,7 +157,9 @@ def build(spec: NetworkSpec, checkout: Path | None = None) -> nn.Module:
             f"{KEY} = {spec.network!r}: train.method = {spec.method!r} finds no layer to whiten "
             f"({listed}); use nn.Linear or nn.Conv2d, or another train.method"
         )
-    return prong.whiten(network)
+    with warnings.catch_warnings():  # how much is whitened is told before the training
+        warnings.filterwarnings("ignore", ".*Less than half is whitened", UserWarning)
+        return prong.whiten(network)
 
 
 def plain(spec: NetworkSpec, checkout: Path | None = None) -> Network:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pipelines.core.config import Method
 from pipelines.training.network import NetworkSpec
 
 _NUMBERS = itertools.count()
+DOCS = Path(__file__).parents[2] / "docs/networks.md"
 HEAD = "import torch\nfrom torch import nn\n\n\n"
 
 
@@ -56,6 +58,13 @@ class OwnCode:
         """A specification for images of 8 × 8 grey pixels and three classes."""
         classes = ("a", "b", "c")
         return NetworkSpec(method, 8, 1, classes, (0.5,), (0.25,), 2, 8, self.value, code)
+
+
+def example() -> str:
+    """Return the example of the documentation, as it stands there."""
+    found = re.search(r"```python\n# network\.py\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
+    assert found
+    return found[1]
 
 
 def make(root: Path, text: str, others: Mapping[str, str] | None = None) -> OwnCode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import own_networks
@@ -119,7 +120,35 @@ def test_a_good_network_is_exported_and_what_stays_plain_is_told(tmp_path: Path)
     ]
 
 
+def test_a_network_of_which_little_is_whitened_is_told_once_and_not_warned_of(
+    tmp_path: Path,
+) -> None:
+    forward = f"return self.layer({FLAT}) + self.own({FLAT})"
+    text = (
+        "class Own(nn.Linear):\n    pass\n\n\n"
+        "class Both(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.layer, self.own = nn.Linear(64, 3), Own(64, 3)\n"
+        "        self.more = Own(64, 64)\n"
+        f"    def forward(self, x):\n        x = self.more({FLAT})\n        {forward}\n\n\n"
+        "def build(asked):\n    return Both()\n"
+    )
+    said = list(tried(tmp_path, text, "prong").lines())
+    assert "4.3% of them in whitened layers" in said[0]
+    assert said[1:] == [
+        "stay plain: own, more: Own is a subclass that may use its weight in its own way"
+    ]
+
+
 def test_the_zoos_networks_are_tried_without_an_export(tmp_path: Path) -> None:
     spec = NetworkSpec("sgd", 8, 1, ("a", "b"), (0.5,), (0.25,), 2, 4, "mlp")
     done = try_out(build(spec), spec, 20, tmp_path)
     assert list(done.lines()) == ["network mlp, 290 parameters"]
+
+
+def test_the_documentations_example_says_what_stands_there(tmp_path: Path) -> None:
+    code = own_networks.make(tmp_path, own_networks.example())
+    hash_of = own_code.own_hash(code.value, tmp_path, "train.network")
+    spec = replace(code.spec("prong+", hash_of), size=28, width=32, classes=tuple("0123456789"))
+    done = replace(try_out(build(spec, tmp_path), spec, 20, tmp_path), network="network:build")
+    said = "\n".join(f"  train: {line}" for line in done.lines())
+    assert f"```\n{said}\n```" in own_networks.DOCS.read_text(encoding="utf-8")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+import own_networks
 import pytest
 from git_commands import commit_all
 from small_checkout import Checkout, Done, make
@@ -13,14 +13,6 @@ from pipelines.core import params_file
 from pipelines.core.files import read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-DOCS = Path(__file__).parents[2] / "docs/networks.md"
-
-
-def example() -> str:
-    """Return the example of the documentation, as it stands there."""
-    found = re.search(r"```python\n# network\.py\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
-    assert found
-    return found[1]
 
 
 def outcomes(done: Done) -> dict[str, str]:
@@ -31,8 +23,8 @@ def outcomes(done: Done) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     made = make(tmp_path_factory.mktemp("own") / "job")
-    text = example().replace("nn.ReLU()", "layers.activation()")
-    assert text != example()
+    text = own_networks.example().replace("nn.ReLU()", "layers.activation()")
+    assert text != own_networks.example()
     (made.root / "network.py").write_text(f"import layers\n{text}", encoding="utf-8")
     (made.root / "layers.py").write_text("from torch.nn import ReLU as activation\n")
     params_file.edit(made.root / "params.yaml", ["train.network=network:build"])
