@@ -7,7 +7,7 @@ from dataclasses import asdict, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from pipelines.core.files import sha256_json
@@ -16,7 +16,11 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 _NOT_RECORDED = {"recorded": False}  # for a section that does not describe a model
 
 Source = Literal["digits", "mnist", "cifar10", "images"]
-Method = Literal["sgd", "bn", "adam", "prong", "prong+"]
+Method = Literal["sgd", "bn", "rmsprop", "adam", "adamw", "muon", "prong", "prong+"]
+NETWORKS = ("cnn", "mlp", "vgg", "resnet", "inception", "vit")
+"""The names of the zoo that `train.network` may have."""
+TIMM = "timm:"
+"""What the name of one of timm's models begins with."""
 Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # the range that torch accepts
 Positive = Annotated[int, Field(ge=1)]
@@ -27,6 +31,17 @@ MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """What a registered model may be called, wherever its name comes from."""
 LONGEST_NAME = 200
 """Characters of such a name."""
+
+
+def _network(value: str) -> str:
+    """Check the form of `train.network`; whether a module or a model exists is seen when built."""
+    form = r"timm:[A-Za-z0-9][\w.-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+    if value not in NETWORKS and not re.fullmatch(form, value):
+        raise ValueError(
+            f"{value!r} is no network; allowed: {', '.join(NETWORKS)}, {TIMM}NAME, or "
+            "module:function in a file of the checkout"
+        )
+    return value
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -57,6 +72,7 @@ class DataConfig:
 class TrainConfig:
     """The network, the method and its schedule; symbols as in Algorithm 1 of the paper."""
 
+    network: Annotated[str, AfterValidator(_network)]
     method: Method
     processes: Positive | Literal["auto"]
     device: Literal["auto", "cpu", "cuda"]

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from pipelines.core.config import Params
 from pipelines.core.files import sha256_json, sha256_sources
+from pipelines.core.own_code import is_own, own_hash
 
 SOURCES = (
     "prong",
     "pipelines/core/files.py",
     "pipelines/core/fingerprints.py",
+    "pipelines/core/own_code.py",
     "pipelines/data",
     "pipelines/export",
     "pipelines/systems/onnx/metadata.py",
@@ -32,13 +34,20 @@ def params_hash(params: Params) -> str:
     return replace(params, data=data).hash("data", "train", "export")
 
 
-def code_hash(root: Path) -> str:
+def code_hash(root: Path, network: str = "cnn") -> str:
     """Return the hash of the sources that determine a model's bytes.
 
     Args:
         root: The checkout.
+        network: `train.network`; a function of the checkout counts with all that it imports there.
+
+    Raises:
+        UserError: If the function's file is absent or cannot be read.
     """
-    return sha256_sources([root / name for name in SOURCES], root)
+    sources = sha256_sources([root / name for name in SOURCES], root)
+    if not is_own(network):
+        return sources
+    return sha256_json([sources, own_hash(network, root, "train.network")])
 
 
 def training_hash(data_hash: str, params: Params, root: Path) -> str:
@@ -49,4 +58,4 @@ def training_hash(data_hash: str, params: Params, root: Path) -> str:
         params: `params_hash` says which of them count.
         root: The checkout with the code.
     """
-    return sha256_json([data_hash, params_hash(params), code_hash(root)])
+    return sha256_json([data_hash, params_hash(params), code_hash(root, params.train.network)])

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
-from pipelines.core.files import sha256_file
+from pipelines.core.files import read_json, sha256_file
+from pipelines.core.own_code import unchanged
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import Card, Split, load_card, load_split
 from pipelines.evaluation import scoring
@@ -325,9 +326,12 @@ class Evidence:
 
     @gathered_once
     def weights_at_hand(self) -> bool:
-        """Whether the checkout's trained network is the one this version was made from."""
+        """Whether the trained network is this version's, and its own code is as it was."""
         weights = trained_weights(self._layout)
-        return weights is not None and sha256_file(weights) == self.candidate.weights_sha256()
+        if weights is None or sha256_file(weights) != self.candidate.weights_sha256():
+            return False
+        spec = read_json(weights.with_suffix(".json"))
+        return unchanged(spec.get("network", ""), spec.get("code", ""), self._layout.root)
 
     def parity(self) -> dict[int, float] | None:
         """Return batch → difference of torch and ONNX Runtime; None without the weights."""

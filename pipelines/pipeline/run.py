@@ -14,6 +14,7 @@ from pipelines.core import params_file, tables
 from pipelines.core.environment import set_up
 from pipelines.core.errors import Failed
 from pipelines.core.files import read_json
+from pipelines.core.own_code import own_hash
 from pipelines.core.paths import Layout
 from pipelines.pipeline.report import StageLine, Summary, write_report
 from pipelines.pipeline.stages import check_names
@@ -74,6 +75,7 @@ def run_job(
     for change in params_file.edit(layout.params, list(assignments)):
         watcher.changed(change)
     params = params_file.load(layout.params)
+    own_hash(params.train.network, layout.root, "train.network")  # before anything long runs
 
     watcher.said("starting Prefect …")
     with prefect_api(layout) as wait:

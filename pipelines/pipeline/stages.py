@@ -34,9 +34,17 @@ def prepare(layout: Layout, params: Params) -> None:
 
 
 def train(layout: Layout, params: Params) -> None:
-    """Make `models/trained`, `reports/train.json`, `reports/history.csv` and `conditioning.csv`."""
-    from pipelines.training.launch import train
+    """Make `models/trained`, `reports/train.json`, `reports/history.csv` and `conditioning.csv`.
 
+    What cannot be trained or released says so before.
+    """
+    from pipelines.systems.dvc.network_code import note_network_code
+    from pipelines.training.launch import train
+    from pipelines.verification.dry_run import dry_run
+
+    note_network_code(layout.root)  # DVC may have been called by hand
+    for line in dry_run(layout, params).lines():
+        print(f"  train: {shown(line)}", flush=True)
     train(layout, params, afresh=bool(os.environ.get(AFRESH)))
 
 

@@ -119,11 +119,16 @@ def write_table(path: Path, columns: tuple[str, ...], rows: list[Event]) -> None
     write_text(path, buffer.getvalue())
 
 
-def conditioning_rows(report: prong.RefreshReport) -> list[dict[str, object]]:
-    """Return one row of figures for each layer that a reparametrisation updated."""
+def conditioning_rows(report: prong.RefreshReport, prefix: str = "") -> list[dict[str, object]]:
+    """Return one row of figures for each layer that a reparametrisation updated.
+
+    Args:
+        report: What the reparametrisation reports.
+        prefix: What is left out where a layer's name begins with it.
+    """
     return [
         {
-            "layer": name,
+            "layer": name.removeprefix(prefix),
             "condition_before": layer.condition_before,
             "condition_after": layer.condition_after,
             "whitening_error_before": layer.whitening_error_before,

@@ -18,7 +18,7 @@ import prong
 from pipelines.core import faults
 from pipelines.core.config import TrainConfig
 from pipelines.core.errors import UserError
-from pipelines.data.prepared import Card, load_card, load_split
+from pipelines.data.prepared import load_card, load_split
 from pipelines.training import batches, methods, network
 from pipelines.training import resumed_state as state
 from pipelines.training.checkpoint import Checkpoint
@@ -90,9 +90,9 @@ class Loop:
     ) -> None:
         self.config, self.ranks, self.emit, self.after_step = config, ranks, emit, after_step
         card = load_card(prepared)
-        self.spec = _spec(config, card)
+        self.spec = network.describe(config, card, prepared)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
-        self.network = network.build(self.spec).to(ranks.device)
+        self.network = network.build(self.spec, prepared).to(ranks.device)
         self.optimizer = methods.optimizer(config, self.network)
         self.natural = methods.reparametrizer(config, self.network, self.optimizer)
         self.parallel = ranks.parallel(self.network, config)
@@ -313,25 +313,12 @@ class Loop:
     def _refreshed(self, report: prong.RefreshReport | None) -> None:
         if report is not None:
             self.refreshes += 1
-            self._say("refresh", step=self.step, layers=conditioning_rows(report))
+            self._say("refresh", step=self.step, layers=conditioning_rows(report, network.BODY))
             faults.point("train.refreshed")
 
     def _say(self, kind: str, **values: object) -> None:
         if self.emit is not None:
             self.emit(kind, **values)
-
-
-def _spec(config: TrainConfig, card: Card) -> network.NetworkSpec:
-    return network.NetworkSpec(
-        method=config.method,
-        size=card.size,
-        channels=card.channels,
-        classes=card.classes,
-        mean=card.mean,
-        deviation=card.deviation,
-        width=config.width,
-        hidden=config.hidden,
-    )
 
 
 def save(directory: Path, spec: network.NetworkSpec, trained: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The network that is trained, saved and folded: a small convolutional classifier.
+"""The network that is trained, saved and folded: any network, with the normalisation around it.
 
 It takes raw images (uint8, or the same values in any float type) and normalises them itself, so
 the exported network needs no preprocessing except the decoder.
@@ -7,6 +7,7 @@ the exported network needs no preprocessing except the decoder.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +19,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import prong
-from pipelines.core.config import Method
+from pipelines.core import own_code
+from pipelines.core.config import Method, TrainConfig
 from pipelines.core.errors import UserError
 from pipelines.core.files import atomic_path, read_json, write_json
+from pipelines.core.paths import Layout
+from pipelines.data.prepared import Card
+from pipelines.training.signature import NetworkSignature
+from pipelines.training.zoo.by_name import KEY, make
 
+BODY = "body."
+"""What the names of all layers begin with: those inside the normalisation."""
 _SPEC, _WEIGHTS = "network.json", "network.safetensors"
 
 
@@ -30,14 +38,17 @@ class NetworkSpec:
     """The settings that define a network's architecture and input.
 
     Attributes:
-        method: Determines batch normalisation (`bn`, `prong+`) and whitening (`prong`, `prong+`).
+        method: Determines whitening (`prong`, `prong+`) and, where the network has a choice,
+            batch normalisation (`bn`, `prong+`).
         size: Edge of the square input, pixels.
         channels: 1 (grey) or 3 (RGB).
         classes: Class names; the position is the label.
         mean: Per channel, of pixel values in [0, 1].
         deviation: Per channel, of pixel values in [0, 1].
-        width: Feature maps of the first block; each further block doubles them.
-        hidden: Units of the dense layer.
+        width: `train.width`, as the network uses it.
+        hidden: `train.hidden`, as the network uses it.
+        network: `train.network`.
+        code: Hash of the user's own code that makes the network; empty for a name of the zoo.
     """
 
     method: Method
@@ -48,10 +59,12 @@ class NetworkSpec:
     deviation: tuple[float, ...]
     width: int
     hidden: int
+    network: str = "cnn"
+    code: str = ""
 
     @property
     def normalised(self) -> bool:
-        """Whether batch normalisation follows each hidden layer."""
+        """Whether the network is asked to have batch normalisation."""
         return self.method in ("bn", "prong+")
 
     @property
@@ -59,53 +72,113 @@ class NetworkSpec:
         """Whether the layers are trained in whitened coordinates."""
         return self.method in ("prong", "prong+")
 
+    def signature(self) -> NetworkSignature:
+        """Return what the function that makes the network is given."""
+        return NetworkSignature(
+            input_shape=(self.channels, self.size, self.size),
+            output_shape=(len(self.classes),),
+            classes=self.classes,
+            mean=self.mean,
+            deviation=self.deviation,
+            width=self.width,
+            hidden=self.hidden,
+            batch_norm=self.normalised,
+        )
+
 
 class Network(nn.Module):
-    """Blocks of a 3×3 convolution and 2×2 max pooling, then a dense layer and logits.
+    """Normalisation, then the network itself: in the plain form with (W, b).
 
-    There are blocks until at most 4×4 pixels are left. The dense layer's input
-    covariance is then cheap to decompose. Every second block doubles the feature maps. This is the
-    plain form with (W, b); `prong.whiten` makes the whitened form of it.
+    `prong.whiten` makes the whitened form of it.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, spec: NetworkSpec) -> None:
+    def __init__(self, spec: NetworkSpec, body: nn.Module) -> None:
         super().__init__()
         self.spec = spec
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1))
         self.register_buffer("deviation", torch.tensor(spec.deviation).view(1, -1, 1, 1))
-        features: list[nn.Module] = []
-        maps, size, block = spec.channels, spec.size, 0
-        while size > 4 or block == 0:
-            width = spec.width * 2 ** ((block + 1) // 2)
-            features.append(nn.Conv2d(maps, width, 3, padding=1))
-            if spec.normalised:
-                features.append(nn.BatchNorm2d(width))
-            features.append(nn.ReLU())
-            if size > 1:
-                features.append(nn.MaxPool2d(2))
-                size //= 2
-            maps, block = width, block + 1
-        self.features = nn.Sequential(*features)
-        head: list[nn.Module] = [nn.Flatten(), nn.Linear(maps * size * size, spec.hidden)]
-        if spec.normalised:
-            head.append(nn.BatchNorm1d(spec.hidden))
-        head += [nn.ReLU(), nn.Linear(spec.hidden, len(spec.classes))]
-        self.head = nn.Sequential(*head)
+        self.body = body
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [batch, classes] of raw images [batch, channels, size, size] in 0…255."""
         pixels = images.to(self.mean.dtype) / 255
-        logits: Tensor = self.head(self.features((pixels - self.mean) / self.deviation))
+        logits: Tensor = self.body((pixels - self.mean) / self.deviation)
         return logits
 
 
-def build(spec: NetworkSpec) -> nn.Module:
-    """Return a newly initialised network, whitened if the method whitens."""
-    network: nn.Module = Network(spec)
-    return prong.whiten(network) if spec.whitened else network
+def describe(config: TrainConfig, card: Card, checkout: Path) -> NetworkSpec:
+    """Return the specification of the network that is to be trained.
+
+    Args:
+        config: The section `train` of the parameters.
+        card: The data's.
+        checkout: A path in the checkout that holds the user's own code; looked at only for such.
+
+    Raises:
+        UserError: If own code is named and its file is absent or cannot be read.
+    """
+    code = ""
+    if own_code.is_own(config.network):
+        code = own_code.own_hash(config.network, Layout.find(checkout).root, KEY)
+    return NetworkSpec(
+        method=config.method,
+        size=card.size,
+        channels=card.channels,
+        classes=card.classes,
+        mean=card.mean,
+        deviation=card.deviation,
+        width=config.width,
+        hidden=config.hidden,
+        network=config.network,
+        code=code,
+    )
+
+
+def build(spec: NetworkSpec, checkout: Path | None = None) -> nn.Module:
+    """Return a newly initialised network, whitened if the method whitens.
+
+    Args:
+        spec: What to build.
+        checkout: A path in the checkout that holds the user's own code; needed for such only.
+
+    Raises:
+        UserError: If the network cannot be made, or has nothing to train or to whiten.
+    """
+    network = plain(spec, checkout)
+    if not spec.whitened:
+        return network
+    reasons = {s.name.removeprefix(BODY): s.reason for s in prong.coverage(network)}
+    if all(reasons.values()):
+        listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+        raise UserError(
+            f"{KEY} = {spec.network!r}: train.method = {spec.method!r} finds no layer to whiten "
+            f"({listed}); use nn.Linear or nn.Conv2d, or another train.method"
+        )
+    with warnings.catch_warnings():  # how much is whitened is told before the training
+        warnings.filterwarnings("ignore", ".*Less than half is whitened", UserWarning)
+        return prong.whiten(network)
+
+
+def plain(spec: NetworkSpec, checkout: Path | None = None) -> Network:
+    """Return a newly initialised network in its plain form; arguments as for `build`.
+
+    Raises:
+        UserError: If it cannot be made, or has no parameter to train.
+    """
+    own = own_code.is_own(spec.network) and checkout is not None
+    root = Layout.find(checkout).root if own else None
+    if root is not None and own_code.own_hash(spec.network, root, KEY) != spec.code:
+        raise UserError(
+            f"{KEY} = {spec.network!r}: its code is not the one of the trained network; rerun "
+            "train, or bring the code back"
+        )
+    body = make(spec.network, spec.signature(), root)
+    if not any(parameter.requires_grad for parameter in body.parameters()):
+        raise UserError(f"{KEY} = {spec.network!r}: it has no parameter to train")
+    return Network(spec, body)
 
 
 def save(directory: Path, spec: NetworkSpec, state: Mapping[str, Tensor]) -> None:
@@ -135,12 +208,19 @@ def load(directory: Path) -> tuple[NetworkSpec, nn.Module]:
     """Return the specification and the trained network in evaluation mode.
 
     Raises:
-        UserError: If a file is absent, damaged, or does not fit the specification.
+        UserError: If a file is absent, damaged, or does not fit the specification, or the user's
+            own code has changed since.
     """
     spec = load_spec(directory)
-    network = build(spec)
+    network = build(spec, directory)
     try:
         network.load_state_dict(load_file(directory / _WEIGHTS), strict=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        raise UserError(
+            f"{directory / _WEIGHTS}: the weights are not those of this network "
+            f"({KEY} = {spec.network!r}), cannot be loaded: {text[:500]}"
+        ) from None
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{directory / _WEIGHTS}: cannot be loaded: {error}") from None
     return spec, network.eval()

@@ -21,7 +21,7 @@ from pipelines.data.images import decode
 from pipelines.export.to_onnx import folded
 from pipelines.systems.onnx.metadata import require_fit
 from pipelines.systems.onnx.runtime import OnnxModel
-from pipelines.training.network import load
+from pipelines.training.network import BODY, load
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,14 @@ def _walk(network: nn.Module, images: Tensor) -> dict[str, tuple[str, Tensor]]:
     found: dict[str, tuple[str, Tensor]] = {}
 
     def remember(name: str) -> Any:
-        def hook(module: nn.Module, _inputs: object, output: Tensor) -> None:
-            found[name] = (type(module).__name__, output.detach().clone())
+        def hook(module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim:  # else nothing to compare
+                found[name] = (type(module).__name__, output.detach().clone())
 
         return hook
 
     handles = [
-        module.register_forward_hook(remember(name))
+        module.register_forward_hook(remember(name.removeprefix(BODY)))
         for name, module in network.named_modules()
         if name and not any(module.children())
     ]

@@ -71,7 +71,7 @@ def _without_signs(network: nn.Module) -> dict[str, Tensor]:
 def test_paths_are_compared_whatever_the_signs_of_directions(small: Params, prepared: Path) -> None:
     network = _run(_loop(replace(small.train, method="prong"), prepared, "cpu", HALFWAY)).network
     expected = _without_signs(network)
-    directions = network.get_submodule("head.1").precision_matrix
+    directions = network.get_submodule("body.head.1").precision_matrix
     assert 0 < directions.shape[2] < directions.shape[1]
     directions[..., 0].neg_()
     found = _without_signs(network)
@@ -79,7 +79,8 @@ def test_paths_are_compared_whatever_the_signs_of_directions(small: Params, prep
         assert torch.equal(value, expected[name]), name
     directions[..., 0].mul_(1.1)
     assert not torch.allclose(
-        _without_signs(network)["head.1.precision_matrix"], expected["head.1.precision_matrix"]
+        _without_signs(network)["body.head.1.precision_matrix"],
+        expected["body.head.1.precision_matrix"],
     )
 
 

@@ -38,6 +38,7 @@ from pipelines.core.errors import Failed, Unavailable, UserError, disk_error
 from pipelines.core.files import read_json, write_json
 from pipelines.core.paths import Layout
 from pipelines.core.text import shown_lines
+from pipelines.systems.dvc.network_code import note_network_code
 from pipelines.systems.dvc.site_cache import private_site_cache
 from pipelines.systems.processes import end_with_keeper, exit_on_sigterm, process_start, run_group
 
@@ -78,7 +79,7 @@ class StageResult:
 
 @contextmanager
 def open_repo(root: Path) -> Iterator[Repo]:
-    """Open the checkout at `root` for DVC, which is to be quiet.
+    """Open the checkout at `root` for DVC, which is to be quiet, and is told of own code.
 
     Raises:
         UserError: If another user may write where DVC keeps its caches.
@@ -86,6 +87,7 @@ def open_repo(root: Path) -> Iterator[Repo]:
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
     private_site_cache(Layout(root).state)
     forget_repository(os.environ)
+    note_network_code(root)
     dvc.logger.setup(level=logging.CRITICAL)
     config = None if (root / ".git").exists() else {"core": {"no_scm": True}}
     with Repo(str(root), config=config) as repo:
@@ -267,11 +269,8 @@ def restore(root: Path, path: str, *, cache_of: Path) -> str | None:
     Returns:
         None, or why it could not be done.
     """
-    with open_repo(cache_of) as other:
-        cache = str(other.cache.local.path)
-    config: dict[str, Any] = {"cache": {"dir": cache}}
-    if not (root / ".git").exists():
-        config["core"] = {"no_scm": True}
+    cache, no_git = str(caches(cache_of)[0]), not (root / ".git").exists()
+    config: dict[str, Any] = {"cache": {"dir": cache}, "core": {"no_scm": no_git}}
     try:
         with Repo(str(root), config=config) as repo:
             repo.checkout([str(root / path)], force=True)

@@ -16,17 +16,27 @@ def to_bytes(model: ModelProto, metadata: Mapping[str, str]) -> bytes:
         metadata: Becomes the metadata of the file, in the order given.
 
     Raises:
-        RuntimeError: If the graph still holds batch normalisation or functions.
+        RuntimeError: If the graph holds functions, or batch normalisation as in training.
         onnx.checker.ValidationError: If the model breaks a rule of ONNX.
     """
     _strip(model)
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model, full_check=True)
-    left = {node.op_type for node in model.graph.node} & {"BatchNormalization"}
-    if left or model.functions:
-        raise RuntimeError("the exporter left batch normalisation or functions in the graph")
+    if model.functions or any(_trains(node) for node in model.graph.node):
+        raise RuntimeError("the exporter left functions or a network in training mode in the graph")
     content: bytes = model.SerializeToString(deterministic=True)
     return content
+
+
+def _trains(node: onnx.NodeProto) -> bool:
+    """Say whether batch normalisation takes a batch's own statistics.
+
+    Behind a dense or convolutional layer the exporter folds it away; elsewhere it stays, as a
+    fixed scale and shift.
+    """
+    return node.op_type == "BatchNormalization" and any(
+        attribute.name == "training_mode" and attribute.i for attribute in node.attribute
+    )
 
 
 def _strip(model: ModelProto) -> None:

@@ -66,7 +66,7 @@ def test_float64_agrees_over_50_steps(
     alone.train()
     one, losses = _network(alone), _losses(alone)
     assert len(losses) == 50
-    assert one["head.1.weight"].dtype == torch.float64
+    assert one["body.head.1.weight"].dtype == torch.float64
     for ranks in counts:
         several = alone.another(str(ranks), ranks=ranks)
         several.train()

@@ -1,0 +1,1 @@
+"""The networks that `train.network` may name: functions from a signature to a module."""
