@@ -41,10 +41,14 @@ def to_grouped(
 def from_grouped(
     grouped: Float[Tensor, "groups out taps in"], shape: torch.Size, transposed: bool = False
 ) -> Float[Tensor, ...]:
-    """Undo `to_grouped`: return the weight in the layer's own `shape`."""
-    if transposed:
-        return grouped.permute(0, 3, 1, 2).reshape(shape)
-    return grouped.transpose(2, 3).reshape(shape)
+    """Undo `to_grouped`: return the weight in the layer's own `shape`, in C order.
+
+    By way of one axis: of a kernel of one position `reshape` would return a view whose strides read
+    as channels-last, and with those torch 2.13 writes past the end of a buffer in the backward pass
+    of a strided convolution on the CPU (batches that are odd, two threads).
+    """
+    order = (0, 3, 1, 2) if transposed else (0, 1, 3, 2)
+    return grouped.permute(order).reshape(-1).view(shape)
 
 
 def sampling_stride(positions: int, row: int, cap: int | None) -> int:

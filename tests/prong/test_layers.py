@@ -217,3 +217,34 @@ def test_moving_between_devices_takes_phi_along():
     model.to("meta")
     assert model[0].whitener.device.type == "meta"
     assert model[0].mean.device.type == "meta"
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_weight_of_a_convolution_is_in_c_order(kind, kernel, moved):
+    """With strides that read as channels-last torch's own backward pass corrupts memory."""
+    torch.manual_seed(0)
+    model = prong.whiten(nn.Sequential(kind(8, 16, kernel, stride=2)))
+    if moved:
+        optimizer, _natural = attach(model, period=1, samples=4)
+        for _ in range(2):
+            model(torch.randn(3, 8, 9, 9)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    weight = model[0].weight
+    assert weight.stride() == torch.empty(weight.shape).stride()
+
+
+def test_an_odd_batch_goes_backwards_through_a_strided_convolution_of_one_pixel():
+    """Two threads, three images: this ended the process."""
+    torch.manual_seed(0)
+    model = prong.whiten(nn.Sequential(nn.Conv2d(8, 16, 1, stride=2), nn.BatchNorm2d(16)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(20):
+            model(torch.randn(3, 8, 28, 28)).relu().square().mean().backward()
+    finally:
+        torch.set_num_threads(threads)
+    assert all(p.grad.isfinite().all() for p in model.parameters())
