@@ -17,10 +17,13 @@ _NOT_RECORDED = {"recorded": False}  # for a section that does not describe a mo
 
 Source = Literal["digits", "mnist", "cifar10", "images"]
 Method = Literal["sgd", "bn", "rmsprop", "adam", "adamw", "muon", "prong", "prong+"]
-NETWORKS = ("cnn", "mlp", "vgg", "resnet", "inception", "vit")
+TASK_NAMES = ("auto", "classification", "reconstruction", "regression")
+"""The tasks that `task.name` may name; auto: what the data suggest."""
+NETWORKS = ("cnn", "mlp", "vgg", "resnet", "inception", "autoencoder", "vit")
 """The names of the zoo that `train.network` may have."""
 TIMM = "timm:"
 """What the name of one of timm's models begins with."""
+_OWN = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"  # module:function
 Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # the range that torch accepts
 Positive = Annotated[int, Field(ge=1)]
@@ -35,11 +38,20 @@ LONGEST_NAME = 200
 
 def _network(value: str) -> str:
     """Check the form of `train.network`; whether a module or a model exists is seen when built."""
-    form = r"timm:[A-Za-z0-9][\w.-]*|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
-    if value not in NETWORKS and not re.fullmatch(form, value):
+    if value not in NETWORKS and not re.fullmatch(rf"timm:[A-Za-z0-9][\w.-]*|{_OWN}", value):
         raise ValueError(
             f"{value!r} is no network; allowed: {', '.join(NETWORKS)}, {TIMM}NAME, or "
             "module:function in a file of the checkout"
+        )
+    return value
+
+
+def _task(value: str) -> str:
+    """Check the form of `task.name`; whether a class exists is seen when it is used."""
+    if value not in TASK_NAMES and not re.fullmatch(_OWN, value):
+        raise ValueError(
+            f"{value!r} is no task; allowed: {', '.join(TASK_NAMES)}, or module:Class in a file "
+            "of the checkout"
         )
     return value
 
@@ -66,6 +78,13 @@ class DataConfig:
                 f"data.validation + data.gate + data.test = {total:g}; must stay below 0.95: "
                 "training gets the rest"
             )
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TaskConfig:
+    """What the network is to learn."""
+
+    name: Annotated[str, AfterValidator(_task)]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -198,6 +217,7 @@ class Params:
     """All of `params.yaml`."""
 
     data: DataConfig
+    task: TaskConfig
     train: TrainConfig
     evaluate: EvaluateConfig
     export: ExportConfig

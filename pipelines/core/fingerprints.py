@@ -16,8 +16,10 @@ SOURCES = (
     "pipelines/core/own_code.py",
     "pipelines/data",
     "pipelines/export",
+    "pipelines/systems/onnx/category_inputs.py",
     "pipelines/systems/onnx/metadata.py",
     "pipelines/systems/onnx/serialise.py",
+    "pipelines/tasks",
     "pipelines/training",
 )
 """The sources that determine a model's bytes; a test compares them with the stages' imports."""
@@ -26,12 +28,12 @@ SOURCES = (
 def params_hash(params: Params) -> str:
     """Return the hash of the parameters that determine a model's bytes.
 
-    These are the sections data, train and export, without the place of the data (`data.path`,
+    These are the sections data, task, train and export, without the place of the data (`data.path`,
     `data.mirror`) and its expected hash (`data.sha256`), because the data hash covers the content
     itself.
     """
     data = replace(params.data, path=".", mirror="", sha256="")
-    return replace(params, data=data).hash("data", "train", "export")
+    return replace(params, data=data).hash("data", "task", "train", "export")
 
 
 def code_hash(root: Path, network: str = "cnn") -> str:

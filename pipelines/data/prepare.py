@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.core.config import DataConfig
+from pipelines.core.config import DataConfig, TaskConfig
 from pipelines.core.files import atomic_directory, write_json
 from pipelines.data import card as cards
 from pipelines.data import schema, sources
 from pipelines.data.collection import Collection
-from pipelines.data.prepared import CARD, PICTURE, SAMPLE, SPLITS, Card, Split, save_split
+from pipelines.data.prepared import (
+    CARD,
+    PICTURE,
+    SAMPLE,
+    SPLITS,
+    Card,
+    Split,
+    counted,
+    save_split,
+)
 from pipelines.data.splits import Selection, Shares, assign, select
+from pipelines.tasks.by_name import task_of
+from pipelines.tasks.form import CLASSIFICATION, Form
 
 
-def prepare(config: DataConfig, *, root: Path, downloads: Path, out: Path) -> Card:
-    """Write `out`: a safetensors file for each split, `card.json`, `examples.png`, `sample.png`.
+def prepare(
+    config: DataConfig, task: TaskConfig, *, root: Path, downloads: Path, out: Path
+) -> Card:
+    """Write `out`: a safetensors file for each split, `card.json`, `examples.png` and a sample.
 
-    Equal images and parameters give equal bytes; names and order of the files do not matter.
+    Equal examples and parameters give equal bytes; names and order of the files do not matter. The
+    sample is one example of the test split: `sample.png`, or `sample.csv` of a table.
 
     Args:
         config: `data` of `params.yaml`.
+        task: `task` of `params.yaml`.
         root: The directory that relative paths start from.
         downloads: Folder for downloaded files.
         out: Replaced atomically after all checks.
@@ -31,9 +47,10 @@ def prepare(config: DataConfig, *, root: Path, downloads: Path, out: Path) -> Ca
         The data card.
 
     Raises:
-        UserError: If the source, its layout, an image, or the prepared data is invalid.
+        UserError: If the source, its layout, an example, or the prepared data is invalid.
         Unavailable: If a host does not answer.
     """
+    name = CLASSIFICATION if task.name == "auto" else task.name
     collection = sources.read(config, root=root, downloads=downloads)
     official, validation = collection.official, collection.validation
     selection = select(
@@ -44,20 +61,22 @@ def prepare(config: DataConfig, *, root: Path, downloads: Path, out: Path) -> Ca
         None if validation is None else validation.tolist(),
     )
     rows = _rows(config, collection, selection.kept)
-    splits = {name: _take(collection, rows[name]) for name in SPLITS}
-    card = _card(config, collection, selection, splits)
+    splits = {part: _take(collection, rows[part]) for part in SPLITS}
+    form = _form(collection, splits["train"], name)
+    task_of(form, root)  # the data must suit it
+    card = _card(config, form, collection, selection, splits)
     with atomic_directory(out) as directory:
-        for name in SPLITS:
-            save_split(directory, name, splits[name])
+        for part in SPLITS:
+            save_split(directory, part, splits[part])
         cards.picture(splits["train"], card.classes).save(directory / PICTURE)
-        cards.image(splits["test"].images[0]).save(directory / SAMPLE)
+        cards.image(splits["test"].inputs[0]).save(directory / SAMPLE)
         write_json(directory / CARD, card_values(card))
     return card
 
 
 def card_values(card: Card) -> dict[str, object]:
     """Return a card as plain values for JSON."""
-    return {name: getattr(card, name) for name in Card.__dataclass_fields__}
+    return asdict(card)
 
 
 def _rows(
@@ -81,12 +100,32 @@ def _take(collection: Collection, rows: list[int]) -> Split:
     return Split(collection.images[index], collection.labels[index], hashes)
 
 
-def _card(
-    config: DataConfig, collection: Collection, selection: Selection, splits: dict[str, Split]
-) -> Card:
-    classes = collection.classes
+def _form(collection: Collection, train: Split, task: str) -> Form:
+    """Return the inputs and answers of images, with the statistics of the split train."""
     channels, size = collection.images.shape[1:3]
-    warnings = list(schema.check(splits, size=size, channels=channels, classes=classes))
+    form = Form(
+        task=task,
+        classes=collection.classes,
+        size=size,
+        channels=channels,
+        mean=(0.0,) * channels,
+        deviation=(1.0,) * channels,
+        bits=8 * collection.images.dtype.itemsize,
+    )
+    if not len(train.inputs):  # the check of all splits says so
+        return form
+    mean, deviation = cards.statistics(train.inputs)
+    return replace(form, mean=mean, deviation=deviation)
+
+
+def _card(
+    config: DataConfig,
+    form: Form,
+    collection: Collection,
+    selection: Selection,
+    splits: dict[str, Split],
+) -> Card:
+    warnings = list(schema.check(splits, form))
     conflicts = tuple(sorted(collection.names[row] for row in selection.conflicts))
     if conflicts:
         shown = schema.listed(conflicts, "image", "images")
@@ -99,16 +138,11 @@ def _card(
     constant = cards.constant(splits)
     if constant:
         warnings.append(f"{constant} {'image is' if constant == 1 else 'images are'} of one colour")
-    mean, deviation = cards.statistics(splits["train"].images)
     return Card(
         source=config.source,
-        size=size,
-        channels=channels,
-        classes=classes,
-        mean=mean,
-        deviation=deviation,
-        data_hash=cards.data_hash(splits, size, classes),
-        counts=cards.counts(splits, classes),
+        form=form,
+        data_hash=cards.data_hash(splits, form),
+        counts={name: counted(splits[name], form) for name in SPLITS},
         seed=config.seed,
         shares={"validation": config.validation, "gate": config.gate, "test": config.test},
         official_test=collection.official is not None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from pipelines.core.errors import UserError
+from pipelines.tasks.form import Form
 
 SPLITS = ("train", "validation", "gate", "test")
 CARD, PICTURE, SAMPLE = "card.json", "examples.png", "sample.png"
+EXAMPLES = "examples"
+"""What all examples are counted under, where there are no classes."""
+_TENSORS = {"inputs", "targets", "hashes"}
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,10 @@ class Card:
 
     Attributes:
         source: `data.source`.
-        size: Edge of the square images, pixels.
-        channels: 1 (grey) or 3 (RGB).
-        classes: Class names; the position is the label.
-        mean: Per channel, of pixel values in [0, 1], over the train split.
-        deviation: Standard deviation, in the same way; at least one grey level (1/255).
-        data_hash: sha256 over size, classes and, split by split, content, labels and pixels.
-        counts: Images per split and class.
+        form: Inputs and answers. Means and deviations are those of the train split; a deviation of
+            pixels is at least one grey level (1/255).
+        data_hash: sha256 over size, classes and, split by split, content, targets and inputs.
+        counts: Examples per split and class; without classes, one number named `examples`.
         seed: The seed that decided the splits, together with the images.
         shares: `validation`, `gate` and `test` of the parameters.
         official_test: Whether the test split is the source's own test set.
@@ -49,11 +49,7 @@ class Card:
     """
 
     source: str
-    size: int
-    channels: int
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
+    form: Form
     data_hash: str
     counts: Mapping[str, Mapping[str, int]]
     seed: int
@@ -70,23 +66,28 @@ class Card:
     official_validation: bool = False
     leaks: int = 0
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; the position is the label."""
+        return self.form.classes
+
     def total(self, split: str | None = None) -> int:
-        """Return the number of images in one split, or in all."""
+        """Return the number of examples in one split, or in all."""
         return sum(sum(self.counts[name].values()) for name in ([split] if split else SPLITS))
 
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one split, in the order of their content hash.
+    """The examples of one split, in the order of their content hash.
 
     Attributes:
-        images: Values 0 to 255, [n, channels, size, size].
-        labels: Positions in the card's classes, [n].
-        hashes: Hex sha256 of each image's content, n of them.
+        inputs: Images [n, channels, size, size], or rows [n, columns]; see `Form.dtype`.
+        targets: Positions in the card's classes, int64 [n]; or values, float64 [n, values].
+        hashes: Hex sha256 of each example's content, n of them.
     """
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    inputs: NDArray[Any]
+    targets: NDArray[Any]
     hashes: tuple[str, ...]
 
 
@@ -105,59 +106,55 @@ def load_card(directory: Path) -> Card:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UserError(f"{path}: not a data card: {key}: {first['msg']}") from None
-    sound = (
-        len(card.classes) >= 2
-        and set(card.counts) == set(SPLITS)
-        and all(set(counts) == set(card.classes) for counts in card.counts.values())
-        and len(card.mean) == len(card.deviation) == card.channels
-        and all(math.isfinite(value) for value in card.mean)
-        and all(math.isfinite(value) and value > 0 for value in card.deviation)
-    )
-    if not sound:
-        raise UserError(f"{path}: not a data card: classes, counts, mean and deviation disagree")
+    names = set(card.classes) or {EXAMPLES}
+    wrong = card.form.problems()
+    if set(card.counts) != set(SPLITS) or any(set(c) != names for c in card.counts.values()):
+        wrong.append("classes and counts disagree")
+    if wrong:
+        raise UserError(f"{path}: not a data card: {'; '.join(wrong)}")
     return card
 
 
 def save_split(directory: Path, name: str, split: Split) -> None:
-    """Write one split as `NAME.safetensors`: images, labels, and hashes as uint8 [n, 32]."""
+    """Write one split as `NAME.safetensors`: inputs, targets, and hashes as uint8 [n, 32]."""
     tensors: dict[str, NDArray[Any]] = {
-        "images": np.ascontiguousarray(split.images),
-        "labels": split.labels,
+        "inputs": np.ascontiguousarray(split.inputs),
+        "targets": np.ascontiguousarray(split.targets),
         "hashes": np.frombuffer(bytes.fromhex("".join(split.hashes)), np.uint8).reshape(-1, 32),
     }
     # Python writes the file, not safetensors, so that a full disk raises an OSError.
     (directory / f"{name}.safetensors").write_bytes(save(tensors))
 
 
-def check_split(where: str, split: Split, *, size: int, channels: int, classes: int) -> None:
+def check_split(where: str, split: Split, form: Form) -> None:
     """Check one split's types, shapes and ranges.
 
     Args:
         where: Its name in an error message.
-        split: Images of any number, also none.
-        size: Edge of the images, pixels.
-        channels: 1 or 3.
-        classes: Number of classes; labels are 0 … classes − 1.
+        split: Examples of any number, also none.
+        form: What the card says of inputs and answers.
 
     Raises:
         UserError: Naming the first condition that does not hold.
     """
-    images, labels, n = split.images, split.labels, len(split.hashes)
-    if images.dtype != np.uint8:
-        raise UserError(f"{where}: images must be uint8 (0 to 255), not {images.dtype}")
-    if images.shape != (n, channels, size, size):
-        raise UserError(
-            f"{where}: images must be {[n, channels, size, size]}, not {list(images.shape)}"
-        )
-    if labels.dtype != np.int64 or labels.shape != (n,):
-        raise UserError(
-            f"{where}: labels must be int64 [{n}], not {labels.dtype} {list(labels.shape)}"
-        )
-    if n and not 0 <= labels.min() <= labels.max() < classes:
+    n = len(split.hashes)
+    for name, array, dtype, shape in (
+        ("inputs", split.inputs, form.dtype, (n, *form.input_shape)),
+        ("targets", split.targets, form.target_dtype, (n, *form.target_shape)),
+    ):
+        if array.dtype != dtype or array.shape != shape:
+            raise UserError(
+                f"{where}: {name} must be {dtype} {list(shape)}, "
+                f"not {array.dtype} {list(array.shape)}"
+            )
+    labels, classes = split.targets, len(form.classes)
+    if form.classes and n and not 0 <= labels.min() <= labels.max() < classes:
         wrong = labels[(labels < 0) | (labels >= classes)][0]
         raise UserError(f"{where}: label {wrong} is not a class; allowed: 0 to {classes - 1}")
+    if not form.classes and not np.isfinite(split.targets).all():
+        raise UserError(f"{where}: every value to predict must be a finite number")
     if list(split.hashes) != sorted(split.hashes):
-        raise UserError(f"{where}: images must be in the order of their content hash")
+        raise UserError(f"{where}: examples must be in the order of their content hash")
 
 
 def load_split(directory: Path, name: str) -> Split:
@@ -180,16 +177,23 @@ def load_split(directory: Path, name: str) -> Split:
         raise UserError(f"{path}: absent; the stage prepare makes it") from None
     except SafetensorError as error:
         raise UserError(f"{path}: corrupt or truncated: {error}") from None
-    if set(tensors) != {"images", "labels", "hashes"}:
-        raise UserError(f"{path}: contains {sorted(tensors)}, not images, labels and hashes")
+    if set(tensors) != _TENSORS:
+        raise UserError(f"{path}: contains {sorted(tensors)}, not {', '.join(sorted(_TENSORS))}")
     hashes = tensors["hashes"]
     if hashes.dtype != np.uint8 or hashes.ndim != 2 or hashes.shape[1] != 32:
         raise UserError(f"{path}: hashes must be uint8 [n, 32], not {hashes.dtype} {hashes.shape}")
     text = hashes.tobytes().hex()
     names = tuple(text[at : at + 64] for at in range(0, len(text), 64))
-    split = Split(tensors["images"], tensors["labels"], names)
-    check_split(str(path), split, size=card.size, channels=card.channels, classes=len(card.classes))
-    counts = np.bincount(split.labels, minlength=len(card.classes))
-    if counts.tolist() != [card.counts[name][label] for label in card.classes]:
-        raise UserError(f"{path}: the images per class are not those of {CARD}")
+    split = Split(tensors["inputs"], tensors["targets"], names)
+    check_split(str(path), split, card.form)
+    if counted(split, card.form) != dict(card.counts[name]):
+        raise UserError(f"{path}: the examples per class are not those of {CARD}")
     return split
+
+
+def counted(split: Split, form: Form) -> dict[str, int]:
+    """Return class → number of examples, zeros included; without classes, of all together."""
+    if not form.classes:
+        return {EXAMPLES: len(split.hashes)}
+    numbers = np.bincount(split.targets, minlength=len(form.classes)).tolist()
+    return dict(zip(form.classes, numbers, strict=True))

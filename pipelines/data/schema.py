@@ -9,59 +9,61 @@ import numpy as np
 
 from pipelines.core.errors import UserError
 from pipelines.data.prepared import SPLITS, Split, check_split
+from pipelines.tasks.form import CLASSIFICATION, Form
 
 
-def check(
-    splits: Mapping[str, Split], *, size: int, channels: int, classes: Sequence[str]
-) -> tuple[str, ...]:
+def check(splits: Mapping[str, Split], form: Form) -> tuple[str, ...]:
     """Check all splits together.
 
     Args:
         splits: One for each of `SPLITS`.
-        size: Edge of the images, pixels.
-        channels: 1 or 3.
-        classes: Their names, in the order of the labels.
+        form: Inputs and answers.
 
     Returns:
         Warnings, which do not stop the run.
 
     Raises:
         UserError: If a split is missing, empty, or malformed, if there are fewer than two classes
-            to train on, or if one image is in two splits.
+            to train on, or if one example is in two splits.
     """
     if set(splits) != set(SPLITS):
         raise UserError(f"data: splits must be {', '.join(SPLITS)}, not {', '.join(splits)}")
-    if len(classes) < 2 or len(set(classes)) != len(classes):
-        raise UserError(f"data: at least two different classes are needed, found {list(classes)}")
     total = sum(len(split.hashes) for split in splits.values())
     seen: dict[str, str] = {}
     for name in SPLITS:
         split = splits[name]
-        check_split(
-            f"data: split {name}", split, size=size, channels=channels, classes=len(classes)
-        )
+        check_split(f"data: split {name}", split, form)
         if not split.hashes:
             raise UserError(
-                f"data: the split {name} is empty ({total} images in all); "
-                f"add images, or raise data.limit or the splits' shares"
+                f"data: the split {name} is empty ({total} examples in all); "
+                f"add examples, or raise data.limit or the splits' shares"
             )
         for key in dict.fromkeys(split.hashes):
             if key in seen:
-                raise UserError(f"data: image {key} is in both {seen[key]} and {name}")
+                raise UserError(f"data: example {key} is in both {seen[key]} and {name}")
             seen[key] = name
-    present = np.bincount(splits["train"].labels, minlength=len(classes)) > 0
-    if present.sum() < 2:
+    return _classes(splits, form) if form.classes else ()
+
+
+def _classes(splits: Mapping[str, Split], form: Form) -> tuple[str, ...]:
+    """Check the classes, and return warnings."""
+    classes = form.classes
+    needed = form.task == CLASSIFICATION
+    if len(set(classes)) != len(classes) or (needed and len(classes) < 2):
+        raise UserError(f"data: at least two different classes are needed, found {list(classes)}")
+    present = np.bincount(splits["train"].targets, minlength=len(classes)) > 0
+    if needed and present.sum() < 2:
         only = classes[int(np.argmax(present))]
-        raise UserError(f"data: the split train holds images of one class only ({only})")
+        raise UserError(f"data: the split train holds examples of one class only ({only})")
     warnings = []
     absent = [label for label, there in zip(classes, present, strict=True) if not there]
     if absent:
-        warnings.append(f"{listed(absent, 'class', 'classes')} without an image in train")
-    everything = np.concatenate([split.labels for split in splits.values()])
+        warnings.append(f"{listed(absent, 'class', 'classes')} without an example in train")
+    everything = np.concatenate([split.targets for split in splits.values()])
     counts = np.bincount(everything, minlength=len(classes))
     single = [label for label, count in zip(classes, counts, strict=True) if count == 1]
     if single:
-        warnings.append(f"{listed(single, 'class', 'classes')} with one image only")
+        warnings.append(f"{listed(single, 'class', 'classes')} with one example only")
     twins = _twins(classes)
     if twins:
         warnings.append(f"{listed(twins, 'class', 'classes')} with names that differ in case only")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.gates.finding import Finding, held_to, one_line
-from pipelines.gates.interval import images_needed, upper_bound
+from pipelines.tasks.interval import images_needed, upper_bound
 
 Wrong = NDArray[np.bool_]
 """Per image, whether an answer is wrong: [n]."""

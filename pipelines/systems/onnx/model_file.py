@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from pipelines.core.errors import UserError
-from pipelines.systems.onnx.metadata import INPUT, LARGEST_FILE, OUTPUTS, OnnxMetadata
+from pipelines.systems.onnx.metadata import (
+    CATEGORIES,
+    IMAGES,
+    LARGEST_FILE,
+    NUMBERS,
+    OnnxMetadata,
+)
 
 __all__ = [
     "ModelProto",
@@ -111,6 +117,24 @@ def load(path: Path) -> ModelProto:
     return onnx.load(str(path))
 
 
+def _signatures(card: OnnxMetadata) -> list[tuple[str, int, list[int | None]]]:
+    """Return the inputs that a graph must have, and its raw output."""
+    form = card.form
+    pixels = TensorProto.UINT8 if form.bits == 8 else TensorProto.UINT16
+    kinds = {
+        IMAGES: (pixels, list(form.input_shape)),
+        NUMBERS: (TensorProto.DOUBLE, [len(form.numbers)]),
+        CATEGORIES: (TensorProto.STRING, [len(form.categories)]),
+    }
+    asked = [(name, *kinds[name]) for name in card.inputs]
+    asked.append((card.outputs[0], TensorProto.FLOAT, list(card.output_shape)))
+    return [(name, kind, [None, *shape]) for name, kind, shape in asked]
+
+
+def _answers(found: tuple[str, int, list[int | None]], name: str) -> bool:
+    return found[0] == name and found[1] in (TensorProto.FLOAT, TensorProto.DOUBLE)
+
+
 def checked_card(model: ModelProto) -> OnnxMetadata:
     """Return what a model says about itself, after its inputs and outputs were held to it.
 
@@ -125,11 +149,12 @@ def checked_card(model: ModelProto) -> OnnxMetadata:
     except ValueError as error:
         raise ValueError(f"not a model released by this project: {error}") from None
     found = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
-    image = [None, card.channels, card.size, card.size]
-    wanted: list[tuple[str, int, list[int | None]]] = [(INPUT, TensorProto.UINT8, image)]
-    wanted += [(name, TensorProto.FLOAT, [None, len(card.classes)]) for name in OUTPUTS]
-    if found != wanted:
-        raise ValueError(f"inputs and outputs are {found}; its metadata asks for {wanted}")
+    wanted = _signatures(card)
+    # What users read has the type and shape that the task gives it.
+    if not found or found[:-1] != wanted or not _answers(found[-1], card.outputs[1]):
+        raise ValueError(
+            f"inputs and outputs are {found}; its metadata asks for {wanted} and {card.outputs[1]}"
+        )
     return card
 
 

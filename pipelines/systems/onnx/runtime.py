@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +23,10 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from pipelines.core.errors import UserError
-from pipelines.systems.onnx.metadata import INPUT, OUTPUTS, OnnxMetadata
+from pipelines.systems.onnx.metadata import CATEGORIES, IMAGES, NUMBERS, OnnxMetadata
 from pipelines.systems.onnx.model_file import read_checked
+from pipelines.tasks import columns
+from pipelines.tasks.form import Form
 
 __all__ = [
     "VERSION",
@@ -140,11 +142,12 @@ class OnnxModel:
         self.sha256 = sha256
 
     def __repr__(self) -> str:
-        card = self.card
-        return (
-            f"OnnxModel({card.channels}×{card.size}×{card.size} → {len(card.classes)} classes, "
-            f"on {self.provider}, sha256 {self.sha256[:12]})"
-        )
+        return f"OnnxModel({self.form.told()}, on {self.provider}, sha256 {self.sha256[:12]})"
+
+    @property
+    def form(self) -> Form:
+        """Inputs and answers."""
+        return self.card.form
 
     @classmethod
     def load(
@@ -156,7 +159,7 @@ class OnnxModel:
         asked: str = "provider",
         threads: int | None = None,
     ) -> OnnxModel:
-        """Check a model file, load it, and try it on one blank image.
+        """Check a model file, load it, and try it on one blank input.
 
         Args:
             path: The ONNX file.
@@ -180,9 +183,10 @@ class OnnxModel:
             try:
                 session = _session(content, name, tf32=tf32, threads=threads)
                 model = cls(session, card, name, hashlib.sha256(content).hexdigest())
-                blank = np.zeros((1, card.channels, card.size, card.size), np.uint8)
-                if not np.isfinite(model._ask(OUTPUTS[:1], blank)[0]).all():
-                    raise _Broken("its answer to a blank image is not finite")
+                blank = np.zeros((1, *card.form.input_shape), card.form.dtype)
+                asked = fed(card.form, blank)
+                if not np.isfinite(model._ask(card.outputs[:1], asked)[0]).all():
+                    raise _Broken("its answer to a blank input is not finite")
                 return model
             except _Broken as error:
                 reason = error
@@ -192,69 +196,99 @@ class OnnxModel:
             )
         raise reason.told(f"{path}: ONNX Runtime cannot run it")
 
-    def logits(self, images: NDArray[np.uint8], *, batch: int = 256) -> NDArray[np.float32]:
-        """Return logits [n, classes] of raw images uint8 [n, channels, size, size].
+    def raw(self, inputs: NDArray[Any], *, batch: int = 256) -> NDArray[np.float32]:
+        """Return raw outputs, such as logits: [n, *output_shape].
 
         Args:
-            images: As `pipelines.data.images.decode` makes them, stacked.
-            batch: Images per call of the runtime.
+            inputs: As the data hold them (`Form.dtype`, [n, *input_shape]); rows by the columns of
+                this model's form.
+            batch: Inputs per call of the runtime.
 
         Raises:
             UserError: If type or shape do not fit the model, or the runtime fails (memory, say).
         """
-        return self._run(OUTPUTS[:1], images, batch)[0]
+        return self._run(self.card.outputs[:1], inputs, batch)[0]
 
-    def probabilities(self, images: NDArray[np.uint8], *, batch: int = 256) -> NDArray[np.float32]:
-        """Return class probabilities [n, classes]; arguments and errors as for `logits`."""
-        return self._run(OUTPUTS[1:], images, batch)[0]
+    def answers(self, inputs: NDArray[Any], *, batch: int = 256) -> NDArray[Any]:
+        """Return what users read, such as probabilities; arguments and errors as for `raw`."""
+        return self._run(self.card.outputs[1:], inputs, batch)[0]
 
-    def answers(
-        self, images: NDArray[np.uint8], *, batch: int = 256
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return logits and probabilities of the same calls; arguments and errors as for both."""
-        logits, probabilities = self._run(OUTPUTS, images, batch)
-        return logits, probabilities
+    def both(
+        self, inputs: NDArray[Any], *, batch: int = 256
+    ) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        """Return raw outputs and answers of the same calls; arguments and errors as for both."""
+        raw, answers = self._run(self.card.outputs, inputs, batch)
+        return raw, answers
 
-    def refuses(self, value: NDArray[Any]) -> bool:
+    def refuses(self, value: NDArray[Any], name: str | None = None) -> bool:
         """Say whether the runtime itself refuses an input, as it must one of wrong type or shape.
 
         Args:
             value: Handed to the session as it is.
+            name: Of the input that gets it; the others get a blank one. Default: the first.
         """
+        name = name or self.card.inputs[0]
+        blank = fed(self.form, np.zeros((1, *self.form.input_shape), self.form.dtype))
         try:
-            self._ask(OUTPUTS[:1], value)
+            self._ask(self.card.outputs[:1], {**blank, name: value})
         except _Broken:
             return True
         return False
 
-    def _run(
-        self, outputs: Sequence[str], images: NDArray[np.uint8], batch: int
-    ) -> list[NDArray[np.float32]]:
-        shape = (self.card.channels, self.card.size, self.card.size)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
+    def _run(self, outputs: Sequence[str], inputs: NDArray[Any], batch: int) -> list[NDArray[Any]]:
+        form = self.form
+        if inputs.dtype != form.dtype or inputs.shape[1:] != form.input_shape or not inputs.ndim:
+            shape = ", ".join(map(str, form.input_shape))
             raise UserError(
-                f"images are {images.dtype} {list(images.shape)}; "
-                f"the model takes uint8 [n, {', '.join(map(str, shape))}]"
+                f"inputs are {inputs.dtype} {list(inputs.shape)}; "
+                f"the model takes {form.dtype} [n, {shape}]"
             )
-        classes = len(self.card.classes)
-        answers = [[np.empty((0, classes), np.float32)] for _ in outputs]
+        found: list[list[NDArray[Any]]] = [[] for _ in outputs]
         try:
-            for start in range(0, len(images), batch):
-                asked = images[start : start + batch]
-                for found, answer in zip(answers, self._ask(outputs, asked), strict=True):
-                    if answer.shape != (len(asked), classes):
-                        raise _Broken(f"answered {list(answer.shape)} to {len(asked)} images")
-                    found.append(answer)
+            for start in range(0, max(len(inputs), 1), batch):
+                asked = inputs[start : start + batch]
+                for parts, answer in zip(
+                    found, self._ask(outputs, fed(form, asked)), strict=True
+                ):
+                    if answer.shape[:1] != (len(asked),):
+                        raise _Broken(f"answered {list(answer.shape)} to {len(asked)} inputs")
+                    parts.append(answer)
         except _Broken as error:
             raise error.told(f"ONNX Runtime stopped on {self.provider}") from None
-        return [np.concatenate(found) for found in answers]
+        return [np.concatenate(parts) for parts in found]
 
-    def _ask(self, outputs: Sequence[str], images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    def _ask(self, outputs: Sequence[str], asked: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         try:
-            answers: list[NDArray[np.float32]] = self._session.run([*outputs], {INPUT: images})
+            answers: list[NDArray[Any]] = self._session.run([*outputs], dict(asked))
         except _FAILURES as error:
             raise _Broken.of(error) from None
         return answers
+
+
+def fed(form: Form, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Return what a released file is given: its inputs by name.
+
+    Args:
+        form: Of the model.
+        inputs: As the data hold them, [n, *input_shape].
+
+    Raises:
+        UserError: If a code of a row is none of the column's.
+    """
+    if form.kind == "images":
+        return {IMAGES: inputs}
+    given: dict[str, NDArray[Any]] = {}
+    if form.numbers:
+        given[NUMBERS] = np.ascontiguousarray(inputs[:, form.numbers])
+    if form.categories:
+        try:
+            cells = [
+                columns.texts(inputs[:, at], form.columns[at].categories) for at in form.categories
+            ]
+        except ValueError as error:
+            raise UserError(f"a row does not fit the model's columns: {error}") from None
+        given[CATEGORIES] = np.stack(cells, axis=1)
+    return given
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.gates.interval import LEVEL, images_needed, upper_bound
+from pipelines.tasks.interval import LEVEL, images_needed, upper_bound
 
 
 @st.composite

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 from pipelines.core import params_file
 from pipelines.core.errors import UserError
 from pipelines.core.fingerprints import params_hash
-from pipelines.gates.interval import images_needed
+from pipelines.tasks.interval import images_needed
 
 ROOT = Path(__file__).parents[3]
 PARAMS = params_file.load(ROOT / "params.yaml")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipelines.core.errors import UserError
 from pipelines.gates import agreement, contents, provenance, quality, running
 from pipelines.gates.finding import Finding
-from pipelines.gates.interval import upper_bound
+from pipelines.tasks.interval import upper_bound
 from pipelines.gates.provenance import KNOWN, PRESENT, StoredFile
 from pipelines.systems.onnx.metadata import OnnxMetadata
 
