@@ -81,8 +81,6 @@ class Task(ABC):
     """What the error is, for people: `12.5 % unexplained variance`."""
     loss_means: ClassVar[str] = "squared error"
     """What the loss is, for people."""
-    trivial_means: ClassVar[str] = "always the mean"
-    """What the model without knowledge does."""
 
     def __init__(self, form: Form) -> None:
         self.form = form
@@ -136,6 +134,10 @@ class Task(ABC):
     def trivial(self, targets: Array, inputs: Array) -> NDArray[np.float64]:
         """Return the errors [n] of the best answer that does not look at the input."""
 
+    def trivial_told(self, targets: Array) -> str:
+        """Return in words what that answer is."""
+        return "always the mean"
+
     def rise(self, new: NDArray[np.float64], old: NDArray[np.float64]) -> float:
         """Return by how much one error rate may exceed another: the one-sided upper 95 % bound.
 
@@ -178,6 +180,29 @@ class Task(ABC):
         for at in self.form.numbers:
             found += quarters(self.form.columns[at].name, inputs[:, at])
         return found
+
+    def compared(self, answer: Array, target: Array) -> dict[str, Any]:
+        """Return what the report shows of one answer beside its target, as plain JSON values.
+
+        Args:
+            answer: Of one example, without the batch's axis.
+            target: Of that example.
+        """
+        return {
+            value.name: {"actual": float(target[at]), "predicted": float(answer[at])}
+            for at, value in enumerate(self.form.values)
+        }
+
+    def table(self, answers: Array, targets: Array) -> list[tuple[Any, ...]]:
+        """Return the rows of `predictions.csv`, the header first; only the header if none are."""
+        names = [value.name for value in self.form.values]
+        header = tuple(f"{what} {name}" for name in names for what in ("actual", "predicted"))
+        rows = [header or ("example",)]
+        for target, answer in zip(targets, answers, strict=True):
+            if names:
+                pairs = zip(target.tolist(), answer.tolist(), strict=True)
+                rows.append(tuple(number for pair in pairs for number in pair))
+        return rows
 
     def told(self, answer: Array, top: int = 3) -> Mapping[str, Any]:
         """Return what `predict` prints of one answer: name → text or number.
