@@ -70,7 +70,7 @@ def batch(differences: Mapping[int, float | Exception], limit: float) -> Finding
 
 
 def answers(difference: float, ties: int, labels: int, images: int, limit: float) -> Finding:
-    """Do the answers follow from the raw outputs: probabilities from logits, and the label from both?
+    """Do the answers follow from the raw outputs, as probabilities do from logits?
 
     Tests and gates count wrong answers by the logits, and `predict` answers by the probabilities.
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from pipelines.core.errors import UserError
 from pipelines.core.files import write_text
 from pipelines.core.paths import Layout
 from pipelines.core.text import shown

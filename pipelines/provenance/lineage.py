@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, sha256_file
-from pipelines.core.fingerprints import code_hash, training_hash
+from pipelines.core.fingerprints import code_hash, own_code_of, training_hash
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
 from pipelines.systems import git

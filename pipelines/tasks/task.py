@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -86,7 +87,7 @@ class Task(ABC):
         self.form = form
         self.check()
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  # most tasks of one's own take any data
         """Check that the data suit the task.
 
         Raises:
@@ -155,7 +156,7 @@ class Task(ABC):
         return float(difference.mean()) + _Z_UPPER * spread / math.sqrt(n)
 
     def sound(self, answers: Array) -> bool:
-        """Say whether answers [n, …] can be answers at all: finite, say, or shares that sum to 1."""
+        """Say whether answers [n, …] can be any: finite, say, or shares that sum to 1."""
         return bool(np.isfinite(answers).all())
 
     def metrics(self, raw: Array, targets: Array, inputs: Array) -> list[Metric]:
@@ -228,8 +229,8 @@ def quarters(name: str, values: NDArray[np.float64]) -> list[Part]:
     found = []
     if there.any():
         edges = np.unique(np.quantile(values[there], (0, 0.25, 0.5, 0.75, 1)))
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
-            last = high == edges[-1]
+        for low, high in pairwise(edges.tolist()):
+            last = high == float(edges[-1])
             inside = there & (values >= low) & ((values <= high) if last else (values < high))
             found.append(Part(f"{name} {low:.4g} to {high:.4g}", inside))
     if not there.all():

@@ -156,8 +156,8 @@ class _Trial:
             raise self._refused("the untrained network's answer is not finite")
         if not torch.equal(together, again):
             raise self._refused(
-                f"answered the same {self._spec.form.kind} differently in evaluation mode; what is random must ask "
-                "self.training, as nn.Dropout does"
+                f"answered the same {self._spec.form.kind} differently in evaluation mode; what is "
+                "random must ask self.training, as nn.Dropout does"
             )
         if _apart(together, alone) > 1e-3:
             raise self._refused(

@@ -129,8 +129,9 @@ class OnnxMetadata:
         """
         known = [str(number) for number in FORMATS]
         if metadata.get("format", "") not in known:
-            said = f"format {metadata['format']} is unknown" if "format" in metadata else "no format"
-            raise ValueError(f"{said}; known: {', '.join(known)}")
+            if "format" not in metadata:
+                raise ValueError("metadata missing: format")
+            raise ValueError(f"format {metadata['format']} is unknown; known: {', '.join(known)}")
         old = metadata["format"] == "1"
         more = (*_FLAT, "layout") if old else ("form", "outputs", "output_shape")
         names = (*more, *_HASHES, "format")

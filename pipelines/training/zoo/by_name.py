@@ -21,7 +21,7 @@ from pipelines.training.zoo.transformer import vit
 
 KEY = "train.network"
 SMALLEST = 8
-"""Edge in pixels from which on every network of the zoo works; those of dense layers and `cnn` take any."""
+"""Edge in pixels from which on every network of the zoo works; `_ANY_SIZE` take any."""
 ZOO: dict[str, Callable[[NetworkSignature], nn.Module]] = {
     "cnn": cnn,
     "mlp": mlp,
