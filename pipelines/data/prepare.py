@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.core.config import DataConfig, TaskConfig
+from pipelines.core.config import DataConfig
 from pipelines.core.files import atomic_directory, write_json
 from pipelines.data import card as cards
 from pipelines.data import schema, sources
@@ -29,7 +29,7 @@ from pipelines.tasks.form import CLASSIFICATION, Form
 
 
 def prepare(
-    config: DataConfig, task: TaskConfig, *, root: Path, downloads: Path, out: Path
+    config: DataConfig, *, task: str = "auto", root: Path, downloads: Path, out: Path
 ) -> Card:
     """Write `out`: a safetensors file for each split, `card.json`, `examples.png` and a sample.
 
@@ -38,7 +38,7 @@ def prepare(
 
     Args:
         config: `data` of `params.yaml`.
-        task: `task` of `params.yaml`.
+        task: `task.name` of `params.yaml`.
         root: The directory that relative paths start from.
         downloads: Folder for downloaded files.
         out: Replaced atomically after all checks.
@@ -50,7 +50,7 @@ def prepare(
         UserError: If the source, its layout, an example, or the prepared data is invalid.
         Unavailable: If a host does not answer.
     """
-    name = CLASSIFICATION if task.name == "auto" else task.name
+    name = CLASSIFICATION if task == "auto" else task
     collection = sources.read(config, root=root, downloads=downloads)
     official, validation = collection.official, collection.validation
     selection = select(
