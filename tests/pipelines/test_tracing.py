@@ -37,7 +37,7 @@ def test_every_layer_is_shown_and_the_fold_changes_none(
     leaves = [
         n.removeprefix("body.") for n, m in network.named_modules() if n and not any(m.children())
     ]
-    assert [step.layer for step in found.steps] == ["images", *leaves, "onnx"]
+    assert [step.layer for step in found.steps] == ["input", *leaves, "onnx"]
     assert max(step.difference for step in found.steps) < 1e-5
     with torch.no_grad():
         logits = network(torch.from_numpy(pixels[None]))[0].numpy()
