@@ -81,6 +81,15 @@ def read(path: Path, where: str) -> Table:
         raise UserError(f"{where}: cannot be read: {error.strerror}") from None
     if path.name.lower().endswith(".gz"):
         content = _unpacked(content, where)
+    return from_bytes(content, where)
+
+
+def from_bytes(content: bytes, where: str) -> Table:
+    """Return the table in a CSV's bytes.
+
+    Raises:
+        UserError: See `read`.
+    """
     return from_text(_decoded(content, where), where)
 
 
@@ -98,12 +107,14 @@ def from_text(text: str, where: str) -> Table:
     if "\0" in text:
         raise UserError(f"{where}: holds zero bytes; not a text file")
     records = _records(text, where)
-    _, header = next(records)
+    header = next(cells for _, cells in records if len(cells) > 1 or cells[0].strip())
     names = _names(header, where)
     rows: list[list[str]] = []
     lines: list[int] = []
     ragged: list[str] = []
     for line, cells in records:
+        if len(cells) == 1 < len(names) and not cells[0].strip():
+            continue  # a line of blanks
         if len(cells) != len(names):
             ragged.append(f"line {line}: {len(cells)} cells, but {len(names)} column names")
         else:
@@ -122,6 +133,7 @@ def from_records(records: Sequence[Mapping[str, Any]], where: str) -> Table:
     Raises:
         UserError: If a value is a list or a mapping, or there are no records.
     """
+    records = [{_name(name): value for name, value in record.items()} for record in records]
     names = list(dict.fromkeys(name for record in records for name in record))
     bad = [
         f"line {line}: {shown(name)} is a {type(value).__name__}, not text or a number"
@@ -196,7 +208,7 @@ def _records(text: str, where: str) -> Iterator[tuple[int, list[str]]]:
     begins = 1
     try:
         for cells in reader:
-            if cells and (len(cells) > 1 or cells[0].strip()):
+            if cells:
                 yield begins, cells
             begins = reader.line_num + 1
     except csv.Error as error:
@@ -210,7 +222,7 @@ def _delimiter(line: str) -> str:
 
 
 def _names(header: Sequence[str], where: str) -> list[str]:
-    names = [unicodedata.normalize("NFC", name.strip()) for name in header]
+    names = [_name(name) for name in header]
     bad = [f"column {at} has no name" for at, name in enumerate(names, 1) if not name]
     twice = [name for name, count in Counter(names).items() if name and count > 1]
     bad += [f"the name {shown(name)!r} occurs twice" for name in twice]
@@ -222,6 +234,10 @@ def _names(header: Sequence[str], where: str) -> list[str]:
     if bad:
         raise UserError(told(where, bad, "faults in the column names"))
     return names
+
+
+def _name(name: str) -> str:
+    return unicodedata.normalize("NFC", name.strip())
 
 
 def _cleaned(cells: Sequence[str]) -> list[str]:

@@ -247,9 +247,7 @@ class OnnxModel:
         try:
             for start in range(0, max(len(inputs), 1), batch):
                 asked = inputs[start : start + batch]
-                for parts, answer in zip(
-                    found, self._ask(outputs, fed(form, asked)), strict=True
-                ):
+                for parts, answer in zip(found, self._ask(outputs, fed(form, asked)), strict=True):
                     if answer.shape[:1] != (len(asked),):
                         raise _Broken(f"answered {list(answer.shape)} to {len(asked)} inputs")
                     parts.append(answer)

@@ -30,6 +30,7 @@ ZOO: dict[str, Callable[[NetworkSignature], nn.Module]] = {
     "vit": vit,
 }
 _ANY_SIZE = ("cnn", "mlp")
+_ROWS = ("mlp",)
 
 
 def make(name: str, asked: NetworkSignature, root: Path | None) -> nn.Module:
@@ -44,6 +45,12 @@ def make(name: str, asked: NetworkSignature, root: Path | None) -> nn.Module:
         UserError: If the name is unknown, the images are too small, timm is not installed, or
             own code cannot be loaded, raises, or returns no module.
     """
+    of_images = name.startswith(TIMM) or (name in ZOO and name not in _ROWS)
+    if of_images and len(asked.input_shape) == 1:
+        raise UserError(
+            f"{KEY} = {name!r}: takes images, but the data are a table; allowed: "
+            f"{', '.join(_ROWS)}, or module:function"
+        )
     if name.startswith(TIMM):
         return _timm(name, asked)
     if name in ZOO:

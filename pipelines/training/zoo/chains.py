@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from pipelines.training.signature import NetworkSignature
@@ -45,11 +47,10 @@ def cnn(asked: NetworkSignature) -> nn.Module:
 
 
 def mlp(asked: NetworkSignature) -> nn.Module:
-    """Return two hidden layers of `hidden` units."""
-    pixels = asked.channels * asked.size * asked.size
+    """Return two hidden layers of `hidden` units, for images or rows of features."""
     return nn.Sequential(
         nn.Flatten(),
-        *dense(pixels, asked.hidden, batch_norm=asked.batch_norm),
+        *dense(math.prod(asked.input_shape), asked.hidden, batch_norm=asked.batch_norm),
         *dense(asked.hidden, asked.hidden, batch_norm=asked.batch_norm),
         nn.Linear(asked.hidden, asked.outputs),
     )
