@@ -127,24 +127,32 @@ def from_text(text: str, where: str) -> Table:
     return _with_rows(Table(where, found, lines))
 
 
-def from_records(records: Sequence[Mapping[str, Any]], where: str) -> Table:
+def from_records(
+    records: Sequence[Mapping[str, Any]], where: str, lines: Sequence[int] = ()
+) -> Table:
     """Return records, such as those of JSON, as a table; a name that one lacks is missing in it.
+
+    Args:
+        records: Column → text, number, truth value or None.
+        where: What to call them in messages.
+        lines: The line of each; default: 1, 2, …
 
     Raises:
         UserError: If a value is a list or a mapping, or there are no records.
     """
+    lines = lines or range(1, len(records) + 1)
     records = [{_name(name): value for name, value in record.items()} for record in records]
     names = list(dict.fromkeys(name for record in records for name in record))
     bad = [
         f"line {line}: {shown(name)} is a {type(value).__name__}, not text or a number"
-        for line, record in enumerate(records, 1)
+        for line, record in zip(lines, records, strict=True)
         for name, value in record.items()
         if not (value is None or isinstance(value, str | int | float))
     ]
     if bad:
         raise UserError(told(where, bad, "values are no cells"))
     cells = {name: [_cell(record.get(name)) for record in records] for name in names}
-    return _with_rows(Table(where, cells, range(1, len(records) + 1)))
+    return _with_rows(Table(where, cells, lines))
 
 
 def from_lines(content: bytes, where: str) -> Table:
@@ -154,6 +162,7 @@ def from_lines(content: bytes, where: str) -> Table:
         UserError: If a line is not a JSON object, or see `from_records`.
     """
     records: list[Mapping[str, Any]] = []
+    lines: list[int] = []
     for line, text in enumerate(_decoded(content, where).removeprefix("\ufeff").splitlines(), 1):
         try:
             record = json.loads(text) if text.strip() else {}
@@ -163,7 +172,8 @@ def from_lines(content: bytes, where: str) -> Table:
             raise UserError(f'{where}: line {line}: not a JSON object, such as {{"age": 3}}')
         if text.strip():
             records.append(record)
-    return from_records(records, where)
+            lines.append(line)
+    return from_records(records, where, lines)
 
 
 def told(where: str, faults: Sequence[str], what: str) -> str:
