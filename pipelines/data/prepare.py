@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.core.config import DataConfig, TaskConfig
+from pipelines.core.config import DataConfig
 from pipelines.core.files import atomic_directory, write_json
 from pipelines.data import card as cards
 from pipelines.data import schema, sources, table, table_card
@@ -30,7 +30,7 @@ from pipelines.tasks.form import CLASSIFICATION, Form
 
 
 def prepare(
-    config: DataConfig, task: TaskConfig, *, root: Path, downloads: Path, out: Path
+    config: DataConfig, *, task: str = "auto", root: Path, downloads: Path, out: Path
 ) -> Card:
     """Write `out`: a safetensors file for each split, `card.json`, `examples.png` and a sample.
 
@@ -39,7 +39,7 @@ def prepare(
 
     Args:
         config: `data` of `params.yaml`.
-        task: `task` of `params.yaml`.
+        task: `task.name` of `params.yaml`.
         root: The directory that relative paths start from.
         downloads: Folder for downloaded files.
         out: Replaced atomically after all checks.
@@ -53,7 +53,7 @@ def prepare(
     """
     if config.source == "table":
         return _table(config, task, root, out)
-    name = CLASSIFICATION if task.name == "auto" else task.name
+    name = CLASSIFICATION if task == "auto" else task
     collection = sources.read(config, root=root, downloads=downloads)
     official, validation = collection.official, collection.validation
     selection = select(
@@ -77,8 +77,8 @@ def prepare(
     return card
 
 
-def _table(config: DataConfig, task: TaskConfig, root: Path, out: Path) -> Card:
-    made = table.load(config, task.name, root)
+def _table(config: DataConfig, task: str, root: Path, out: Path) -> Card:
+    made = table.load(config, task, root)
     form = made.form
     warnings = (*schema.check(made.splits, form), *made.notes)
     task_of(form, root)  # the data must suit it

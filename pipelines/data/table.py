@@ -66,7 +66,7 @@ def load(config: DataConfig, task: str, root: Path) -> TableData:
 
     Args:
         config: `data` of `params.yaml`.
-        task: `task.name`.
+        task: `task.name` of `params.yaml`.
         root: The directory that relative paths start from.
 
     Raises:

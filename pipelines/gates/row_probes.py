@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.prepared import Split
-from pipelines.tasks.columns import MISSING, OTHER
+from pipelines.tasks.columns import FIRST, MISSING, OTHER
 from pipelines.tasks.form import Form
 
 GREY_LEVELS = 80.0
@@ -18,48 +18,59 @@ MOST_COLUMNS = 20
 _FAR = 1e6  # standard deviations
 
 
-def probes(split: Split, form: Form, noise: float) -> dict[str, Split]:
-    """Return disturbed copies of a split by name; targets and hashes are as they were.
+def noisy(split: Split, form: Form, deviation: float) -> dict[str, Split]:
+    """Return a split with Gaussian noise on every number, the same at every call.
 
-    `noise` adds Gaussian noise to every number: `noise` / 80 of the column's standard deviation in
-    train, a tenth at the default of 8.0. `NAME missing` has an empty cell in one column of all
-    rows. A split of rows without numbers has no `noise`.
+    Its deviation is `deviation` / 80 of the column's in the train split: a tenth at 8 grey levels,
+    the default. Cells that are missing stay so. Rows without numbers have no noise.
 
     Args:
-        split: Rows.
-        form: Of the model.
-        noise: `gates.noise`.
+        split: Rows; not changed.
+        form: Of the data.
+        deviation: `gates.noise`.
     """
-    found: dict[str, Split] = {}
     numbers = list(form.numbers)
-    if numbers:
-        rows = split.inputs.copy()
-        deviations = np.array([form.columns[at].deviation for at in numbers])
-        drawn = np.random.default_rng(0).standard_normal((len(rows), len(numbers)))
-        rows[:, numbers] += drawn * deviations * (noise / GREY_LEVELS)
-        found["noise"] = replace(split, inputs=rows)
+    if not numbers:
+        return {}
+    rows = split.inputs.copy()
+    deviations = np.array([form.columns[at].deviation for at in numbers])
+    drawn = np.random.default_rng(0).standard_normal((len(rows), len(numbers)))
+    share = deviation / GREY_LEVELS
+    rows[:, numbers] += drawn * deviations * share
+    return {f"under noise of {share:g} deviations": replace(split, inputs=rows)}
+
+
+def incomplete(split: Split, form: Form) -> dict[str, Split]:
+    """Return copies of a split in which one column is missing in every row.
+
+    Args:
+        split: Rows; not changed.
+        form: Of the data; each of the first `MOST_COLUMNS` columns has its copy.
+    """
+    found = {}
     for at, column in enumerate(form.columns[:MOST_COLUMNS]):
         rows = split.inputs.copy()
         rows[:, at] = np.nan if column.kind == "number" else MISSING
-        found[f"{column.name} missing"] = replace(split, inputs=rows)
+        found[f"without {column.name}"] = replace(split, inputs=rows)
     return found
 
 
-def extreme_rows(form: Form) -> NDArray[np.float64]:
-    """Return rows that no model may fail on, float64 [4, columns].
+def extreme_rows(form: Form) -> dict[str, NDArray[np.float64]]:
+    """Return rows that no model may fail on, by name, float64 [1, columns] each.
 
-    All cells missing; every number a million standard deviations above its mean, then below, then
-    all categories unknown. Where nothing is said of a column, its number is the mean and its
-    category the first one.
+    Every cell missing; every number a million deviations above and below its mean; every category
+    unknown. Other numbers are the mean, other categories the first one.
 
     Args:
-        form: Of the model.
+        form: Of the data.
     """
-    rows = np.empty((4, len(form.columns)))
-    for at, column in enumerate(form.columns):
-        if column.kind == "number":
-            far = _FAR * column.deviation
-            rows[:, at] = (np.nan, column.mean + far, column.mean - far, column.mean)
-        else:
-            rows[:, at] = (MISSING, OTHER + 1, OTHER + 1, OTHER)
-    return rows
+    usual = [c.mean if c.kind == "number" else FIRST for c in form.columns]
+    number = np.array([column.kind == "number" for column in form.columns])
+    far = np.array([_FAR * column.deviation for column in form.columns])
+    found = {"all missing": np.where(number, np.nan, MISSING)}
+    if number.any():
+        found["very large numbers"] = np.where(number, usual + far, usual)
+        found["very small numbers"] = np.where(number, usual - far, usual)
+    if not number.all():
+        found["unknown categories"] = np.where(number, usual, OTHER)
+    return {name: row[None] for name, row in found.items()}

@@ -1,4 +1,4 @@
-"""The images of each step, and their augmentation: a pure function of seed and position.
+"""The examples of each step, and their augmentation: a pure function of seed and position.
 
 Every rank draws the same global batch and takes its own slice of it, so that the number of ranks
 changes neither the batches nor the augmentation.
@@ -58,8 +58,8 @@ def shifted(images: Tensor, pixels: int, flip: bool, generator: torch.Generator)
 
 
 def epoch(
-    images: Tensor,
-    labels: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
     *,
     batch: int,
     augment: int,
@@ -72,13 +72,13 @@ def epoch(
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Yield a rank's share of the batches of one epoch.
 
-    The images after the last full batch are left out; the next epoch has another order.
+    The examples after the last full batch are left out; the next epoch has another order.
 
     Args:
-        images: [n, channels, height, width], uint8.
-        labels: [n], int64.
-        batch: Images per step over all ranks.
-        augment: Largest random shift, pixels.
+        inputs: Images [n, channels, height, width], or rows [n, columns].
+        targets: [n, …].
+        batch: Examples per step over all ranks.
+        augment: Largest random shift of images, pixels.
         flip: Whether half of the images are mirrored.
         seed: The run's seed.
         number: Number of the epoch, from 0.
@@ -87,13 +87,15 @@ def epoch(
         first: Batches of the epoch to skip.
 
     Yields:
-        Images and labels of this rank, and the size of the global batch.
+        Inputs and targets of this rank, and the size of the global batch.
     """
-    count = len(images)
+    count = len(inputs)
     order = torch.randperm(count, generator=_generator(seed, number))
     for step in range(first, steps_per_epoch(count, batch)):
         chosen = order[step * batch : (step + 1) * batch]
         generator = _generator(seed, number, step + 1)
-        varied = shifted(images[chosen], augment, flip, generator)
+        varied = inputs[chosen]
+        if varied.ndim == 4:
+            varied = shifted(varied, augment, flip, generator)
         part = slice_of(len(chosen), rank, ranks)
-        yield varied[part], labels[chosen][part], len(chosen)
+        yield varied[part], targets[chosen][part], len(chosen)

@@ -16,6 +16,7 @@ from pipelines.core.files import read_json, write_json
 from pipelines.core.own_code import own_hash
 
 FILE = "data/code/network.json"
+_KEYS = (("train", "network"), ("task", "name"))
 
 
 def note_network_code(root: Path) -> None:
@@ -28,18 +29,21 @@ def note_network_code(root: Path) -> None:
     """
     try:
         params = YAML(typ="safe").load((root / "params.yaml").read_text(encoding="utf-8"))
-        network = str(params["train"]["network"])
+        named = {f"{section}.{key}": str(params[section][key]) for section, key in _KEYS}
     except (OSError, UnicodeDecodeError, YAMLError, KeyError, TypeError):
-        network = ""  # whoever reads the parameters says what is wrong with them
-    try:
-        noted = own_hash(network, root, "train.network")
-    except UserError as error:
-        noted = str(error)
+        named = {}  # whoever reads the parameters says what is wrong with them
+    value = {}
+    for key, code in named.items():
+        try:
+            noted = own_hash(code, root, key)
+        except UserError as error:
+            noted = str(error)
+        if noted:
+            value[key] = noted
     path = root / FILE
-    if not noted:
+    if not value:
         path.unlink(missing_ok=True)
         return
-    value = {"train.network": noted}
     try:
         known = read_json(path)
     except (OSError, ValueError):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from sklearn import datasets
 
-from pipelines.core.config import DataConfig, TaskConfig
+from pipelines.core.config import DataConfig
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file
 from pipelines.data.card import describe
@@ -29,7 +29,7 @@ def run(config: Callable[..., DataConfig], tmp_path: Path) -> Run:
         shares = {"validation": 0.2, "gate": 0.2, "test": 0.2}
         made = config(**({"source": "table", "path": "t.csv"} | shares | changes))
         place = {"root": tmp_path, "downloads": tmp_path / "down", "out": tmp_path / out}
-        return prepare(made, TaskConfig(task), **place)
+        return prepare(made, task=task, **place)
 
     return make
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.core.errors import UserError
-from pipelines.serving.read_rows import from_records, read_rows
+from pipelines.data.read_rows import from_records, read_rows
 from pipelines.tasks.columns import Column
 from pipelines.tasks.form import Form
 
