@@ -29,13 +29,15 @@ def note_network_code(root: Path) -> None:
     """
     try:
         params = YAML(typ="safe").load((root / "params.yaml").read_text(encoding="utf-8"))
-        named = {f"{section}.{key}": str(params[section][key]) for section, key in _KEYS}
-    except (OSError, UnicodeDecodeError, YAMLError, KeyError, TypeError):
-        named = {}  # whoever reads the parameters says what is wrong with them
+    except (OSError, UnicodeDecodeError, YAMLError):
+        params = None  # whoever reads the parameters says what is wrong with them
     value = {}
-    for key, code in named.items():
+    for section, name in _KEYS:
+        key = f"{section}.{name}"
         try:
-            noted = own_hash(code, root, key)
+            noted = own_hash(str(params[section][name]), root, key)
+        except (KeyError, TypeError):
+            continue
         except UserError as error:
             noted = str(error)
         if noted:

@@ -201,7 +201,7 @@ def test_an_empty_split_is_named_and_nothing_is_written(
     tmp_path: Path, config: Configured, fill: Callable[..., Path]
 ) -> None:
     fill(tmp_path / "pictures", ("cat", "dog"), 2)
-    with pytest.raises(UserError, match=r"the split \w+ is empty \(4 images in all\)"):
+    with pytest.raises(UserError, match=r"the split \w+ is empty \(4 examples in all\)"):
         run(config(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]
 

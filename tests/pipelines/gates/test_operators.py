@@ -53,7 +53,7 @@ class Mixed(nn.Module):
 @pytest.mark.parametrize("name", ["mixed", "the main job's"])
 def test_exports_of_classifiers_hold_nothing_else(name: str) -> None:
     if name == "mixed":
-        content = onnx_bytes(Mixed().eval(), card(8), 20)
+        content = onnx_bytes(Mixed().eval(), Classification(card(8).form), card(8), 20)
     else:
         spec = classifier_spec("bn", 28, 3, ("a", "b", "c"), (0.5,) * 3, (0.1,) * 3, 2, 4)
         content = onnx_bytes(build(spec).eval(), Classification(spec.form), card(28), 18)
