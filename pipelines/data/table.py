@@ -18,9 +18,9 @@ from pipelines.core.text import shown
 from pipelines.data.prepared import SPLITS, Split
 from pipelines.data.schema import listed
 from pipelines.data.splits import Shares, assign
-from pipelines.data.table_columns import Kept, choose
+from pipelines.data.table_columns import choose
 from pipelines.data.table_file import ENDINGS, Table, is_table, read
-from pipelines.data.table_rows import canonical, content_hashes, encode, learn, spread
+from pipelines.data.table_rows import Canonical, canonical, content_hashes, encode, learn, spread
 from pipelines.data.table_target import Target, columns_named, find, give_away
 from pipelines.tasks.form import Form, Value
 
@@ -91,16 +91,17 @@ def load(config: DataConfig, task: str, root: Path) -> TableData:
     notes += more
     if not kept:
         raise UserError(f"{where}: no column is left beside the target; {'; '.join(more)}")
-    notes += _refuse_leaks(table, kept, target, config)
-    hashes = content_hashes(table, kept)
+    columns = canonical(table, kept)
+    notes += _refuse_leaks(columns, target, config, where)
+    hashes = content_hashes(columns, len(table))
     rows, leaks = _rows(config, source, hashes, target)
     notes += _leaks_and_repeats(hashes, target, rows, leaks)
-    columns = learn(table, kept, rows["train"])
-    if len(columns) < len(kept):
-        known = {column.name for column in columns}
+    learnt = learn(table, kept, rows["train"])
+    if len(learnt) < len(kept):
+        known = {column.name for column in learnt}
         lost = [shown(one.name) for one in kept if one.name not in known]
         notes.append(f"{listed(lost, 'column', 'columns')} left out: empty in the split train")
-    inputs, faults = encode(table, columns)
+    inputs, faults = encode(table, learnt)
     assert not faults  # choose has seen every cell
     splits = {
         name: Split(inputs[at], target.targets[at], tuple(hashes[row] for row in at))
@@ -113,7 +114,7 @@ def load(config: DataConfig, task: str, root: Path) -> TableData:
         task=target.task,
         classes=target.classes,
         values=_learnt_values(target, rows["train"]),
-        columns=columns,
+        columns=learnt,
     )
     content = _content(hashes, target)
     return TableData(form, splits, official, leaks, len(source.ignored), tuple(notes), content)
@@ -202,20 +203,18 @@ def _with_target(source: _Source, names: Sequence[str]) -> tuple[_Source, list[s
     return _Source(table.rows(known), sets, source.ignored), [note]
 
 
-def _refuse_leaks(
-    table: Table, kept: Sequence[Kept], target: Target, config: DataConfig
-) -> list[str]:
-    leaks = give_away({one.name: canonical(table, one) for one in kept}, target)
+def _refuse_leaks(columns: Canonical, target: Target, config: DataConfig, where: str) -> list[str]:
+    leaks = give_away(columns, target)
     if not leaks:
         return []
     said = ", ".join(map(shown, leaks))
     of = ", ".join(target.names)
-    if len(leaks) == len(kept):
+    if len(leaks) == len(columns):
         return [f"{listed([*map(shown, leaks)], 'column', 'columns')} determines {of} alone"]
     out = ",".join([*filter(None, [config.leave_out]), *leaks])
     verb = "determines" if len(leaks) == 1 else "determine"
     raise UserError(
-        f"{table.where}: {said} {verb} the target {of} one to one: a model would learn nothing "
+        f"{where}: {said} {verb} the target {of} one to one: a model would learn nothing "
         f"else; leave {'it' if len(leaks) == 1 else 'them'} out: --set data.leave_out={out}"
     )
 

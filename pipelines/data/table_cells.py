@@ -6,11 +6,15 @@ way. A cell is a text, as it stands in a CSV.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 GAPS = ("", "na", "n/a", "#n/a", "<na>", "nan", "-nan", "null", "?")
 """What an empty cell may hold, in lower case."""
@@ -19,6 +23,7 @@ Kind = Literal["number", "date", "text"]
 _GAPS = frozenset(GAPS)
 _LONGEST_WORD = len("false")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_PLAIN = re.compile(r"[0-9eE.+-]*")
 _INFINITE = re.compile(r"[+-]?inf(?:inity)?", re.IGNORECASE)
 _COMMA = re.compile(r"[+-]?[0-9][0-9.']*,[0-9]+(?:[eE][+-]?[0-9]+)?|[+-]?,[0-9]+")
 _DATE = re.compile(
@@ -58,6 +63,19 @@ def number(cell: str) -> float | None:
     return None
 
 
+def numbers(cells: Sequence[str]) -> NDArray[np.float64] | None:
+    """Return the numbers in a column, [n], NaN where missing; None if another cell holds none."""
+    # What is made of these characters alone, `float` reads as `number` does, and far faster.
+    if not _PLAIN.fullmatch("".join(cells)):
+        for cell in dict.fromkeys(cells):
+            if cell and number(cell) is None:
+                return None
+    try:
+        return np.array([float(cell) if cell else math.nan for cell in cells]) + 0.0
+    except ValueError:
+        return None
+
+
 def days(cell: str) -> float | None:
     """Return the days from 1970-01-01 to an ISO date or time, UTC unless it says otherwise."""
     if not _DATE.fullmatch(cell):
@@ -84,7 +102,7 @@ def like_date(cell: str) -> bool:
 def kind_of(cells: Iterable[str]) -> Kind:
     """Return what a column holds: `number` or `date` if every cell that is there is one."""
     there = [cell for cell in cells if cell]
-    if all(number(cell) is not None for cell in there):
+    if numbers(there) is not None:
         return "number"
     return "date" if all(days(cell) is not None for cell in there) else "text"
 

@@ -6,10 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from pipelines.core.errors import UserError
 from pipelines.core.text import shown
 from pipelines.data.schema import listed
-from pipelines.data.table_cells import decimal_comma, kind_of, like_date, number
+from pipelines.data.table_cells import decimal_comma, kind_of, like_date, number, numbers
 from pipelines.data.table_file import Table, told
 from pipelines.tasks.columns import MOST_CATEGORIES
 
@@ -58,8 +60,8 @@ def choose(
             continue
         kind = kind_of(distinct)
         if kind == "number":
-            _must_be_finite(table, name, cells, distinct)
-        if len({*cells}) == 1:
+            _must_be_finite(table, name, cells)
+        if len(distinct) + ("" in cells) == 1:
             same.append(name)
             continue
         if kind == "text" or name in as_categories:
@@ -70,7 +72,7 @@ def choose(
             notes += _mixed(name, cells, distinct)
             kept.append(Kept(name, "category"))
         else:
-            notes += _counts_rows(name, cells, distinct)
+            notes += _counts_rows(name, cells) if kind == "number" else []
             kept.append(Kept(name, "number" if kind == "number" else "date"))
     for name, kind_said in table.unread.items():
         if name not in leave_out:
@@ -86,15 +88,12 @@ def _shown(names: Sequence[str]) -> list[str]:
     return [shown(name) for name in names]
 
 
-def _must_be_finite(
-    table: Table, name: str, cells: Sequence[str], distinct: Collection[str]
-) -> None:
-    wrong = {cell for cell in distinct if abs(number(cell) or 0.0) == float("inf")}
-    if wrong:
+def _must_be_finite(table: Table, name: str, cells: Sequence[str]) -> None:
+    values = numbers(cells)
+    if values is not None and np.isinf(values).any():
         faults = [
-            f"line {line}: {shown(name)} = {cell}: not a finite number"
-            for line, cell in zip(table.lines, cells, strict=True)
-            if cell in wrong
+            f"line {table.lines[at]}: {shown(name)} = {cells[at]}: not a finite number"
+            for at in np.flatnonzero(np.isinf(values)).tolist()
         ]
         raise UserError(told(table.where, faults, "cells are infinite or too large"))
 
@@ -143,16 +142,15 @@ def _mixed(name: str, cells: Sequence[str], distinct: Collection[str]) -> list[s
     return [f"column {shown(name)} is one of categories because of {said} among its numbers"]
 
 
-def _counts_rows(name: str, cells: Sequence[str], distinct: Collection[str]) -> list[str]:
+def _counts_rows(name: str, cells: Sequence[str]) -> list[str]:
     """Return a warning about a column that numbers the rows."""
-    n = len(cells)
-    values = {number(cell) for cell in distinct}
-    if n <= FEW or len(values) != n or None in values:
+    values = numbers(cells)
+    if values is None or len(cells) <= FEW:
         return []
-    numbers = [value for value in values if value is not None]
-    if max(numbers) - min(numbers) != n - 1 or not all(value.is_integer() for value in numbers):
+    ordered = np.sort(values)
+    if not (ordered[0].is_integer() and (np.diff(ordered) == 1).all()):
         return []
     return [
-        f"column {shown(name)} numbers the rows from {min(numbers):.0f} to {max(numbers):.0f}; "
+        f"column {shown(name)} numbers the rows from {ordered[0]:.0f} to {ordered[-1]:.0f}; "
         "leave it out with data.leave_out unless that means something"
     ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.core.text import shown
-from pipelines.data.table_cells import days, label, labels, number
+from pipelines.data.table_cells import days, label, labels, number, numbers
 from pipelines.data.table_columns import Kept
 from pipelines.data.table_file import Table
 from pipelines.tasks.columns import FIRST, MISSING, OTHER, Column
@@ -40,23 +40,24 @@ def encode(table: Table, columns: Sequence[Column]) -> tuple[NDArray[np.float64]
         if column.kind == "category":
             rows[:, at] = _codes(cells, column.categories)
             continue
-        read = {cell: _number(cell, column.dates) for cell in set(cells)}
-        rows[:, at] = [read[cell] for cell in cells]
-        wrong = {cell for cell, value in read.items() if not math.isfinite(value)} - {""}
-        if wrong:
-            needed = "a date as 2024-12-31" if column.dates else "a finite number"
-            faults += [
-                f"line {line}: {shown(column.name)} = {shown(cell)[:60]!r}, needed: {needed}"
-                for line, cell in zip(table.lines, cells, strict=True)
-                if cell in wrong
-            ]
-            rows[~np.isfinite(rows[:, at]), at] = np.nan
+        rows[:, at] = _numbers(cells, column.dates)
+        for row in np.flatnonzero(~np.isfinite(rows[:, at])).tolist():
+            if cells[row]:
+                needed = "a date as 2024-12-31" if column.dates else "a finite number"
+                faults.append(
+                    f"line {table.lines[row]}: {shown(column.name)} = {shown(cells[row])[:60]!r}, "
+                    f"needed: {needed}"
+                )
+                rows[row, at] = np.nan
     return rows, faults
 
 
-def _number(cell: str, dates: bool) -> float:
-    value = days(cell) if dates else number(cell)
-    return math.nan if value is None else value
+def _numbers(cells: Sequence[str], dates: bool) -> NDArray[np.float64]:
+    """Return the numbers of a column [n]; NaN where it is missing or holds none."""
+    if not dates and (found := numbers(cells)) is not None:
+        return found
+    read = {cell: days(cell) if dates else number(cell) for cell in set(cells)}
+    return np.array([read[cell] for cell in cells], dtype=np.float64)
 
 
 def _codes(cells: Sequence[str], categories: Sequence[str]) -> NDArray[np.float64]:
@@ -95,7 +96,7 @@ def learn(table: Table, kept: Sequence[Kept], train: Sequence[int]) -> tuple[Col
             found.append(Column(one.name, "category", gaps=gaps, categories=names))
         else:
             dates = one.kind == "date"
-            mean, deviation = spread([_number(cell, dates) for cell in there])
+            mean, deviation = spread(_numbers(there, dates).tolist())
             found.append(Column(one.name, "number", mean, deviation, gaps, dates=dates))
     return tuple(found)
 
@@ -114,32 +115,42 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return mean * scale, deviation if usable else 1.0
 
 
-def canonical(table: Table, one: Kept) -> Sequence[str | float]:
-    """Return a column's cells, equal ones equal: names of categories, or numbers with NaN."""
-    cells = table.cells[one.name]
-    if one.kind == "category":
-        return labels(cells)
-    read = {cell: _number(cell, one.kind == "date") for cell in set(cells)}
-    return [read[cell] for cell in cells]
+Canonical = Mapping[str, Sequence[str] | NDArray[np.float64]]
+"""Column → cells of which equal ones are equal: names of categories, or numbers with NaN, [n]."""
 
 
-def content_hashes(table: Table, kept: Sequence[Kept]) -> list[str]:
+def canonical(table: Table, kept: Sequence[Kept]) -> Canonical:
+    """Return the columns that are used so that equal cells are equal, however they are written."""
+    return {
+        one.name: labels(table.cells[one.name])
+        if one.kind == "category"
+        else _numbers(table.cells[one.name], one.kind == "date")
+        for one in kept
+    }
+
+
+def content_hashes(columns: Canonical, n: int) -> list[str]:
     """Return the hex sha256 of each row's cells, which its split comes from.
 
     It depends on the names and cells of the columns that are used, not on their order, on other
     columns, on other rows, or on how a number is written.
+
+    Args:
+        columns: See `canonical`.
+        n: How many rows there are.
     """
-    ordered = sorted(kept, key=lambda one: one.name)
-    # Cells hold no zero byte: nothing can stand for another row.
-    head = b"\0\0".join(f"{one.name}\0{one.kind}".encode() for one in ordered)
-    start = hashlib.sha256(head)
-    columns = [
-        [cell if isinstance(cell, str) else "" if cell != cell else cell.hex() for cell in cells]
-        for cells in (canonical(table, one) for one in ordered)
-    ]
+    numbers = sorted(name for name, cells in columns.items() if isinstance(cells, np.ndarray))
+    texts = sorted(columns.keys() - set(numbers))
+    # Cells and names hold no zero byte, and a number has 8 bytes: no row can stand for another.
+    start = hashlib.sha256("\0".join([*numbers, "", *texts]).encode())
+    table = np.stack([columns[name] for name in numbers], axis=1) if numbers else np.empty((n, 0))
+    content = np.where(np.isnan(table), np.nan, table).astype("<f8").tobytes()
+    width = 8 * len(numbers)
+    rows = zip(*(columns[name] for name in texts), strict=True) if texts else ((),) * n
     hashes = []
-    for cells in zip(*columns, strict=True):
+    for at, cells in enumerate(rows):
         digest = start.copy()
+        digest.update(content[at * width : (at + 1) * width])
         digest.update("\0".join(cells).encode())
         hashes.append(digest.hexdigest())
     return hashes

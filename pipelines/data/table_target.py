@@ -163,7 +163,9 @@ def _values(table: Table, names: Sequence[str]) -> NDArray[np.float64]:
     return np.stack(columns, axis=1)
 
 
-def give_away(columns: Mapping[str, Sequence[str | float]], target: Target) -> list[str]:
+def give_away(
+    columns: Mapping[str, Sequence[str] | NDArray[np.float64]], target: Target
+) -> list[str]:
     """Return the columns that equal the target or determine it one to one.
 
     Args:
@@ -171,36 +173,41 @@ def give_away(columns: Mapping[str, Sequence[str | float]], target: Target) -> l
             NaN where missing.
         target: Of the same rows.
     """
-    found = []
-    for name, cells in columns.items():
-        for at in range(1 if target.classes else target.targets.shape[1]):
-            answers = (target.targets if target.classes else target.targets[:, at]).tolist()
-            if _determines(cells, answers, values=not target.classes):
-                found.append(name)
-                break
-    return found
+    answers = target.targets.reshape(len(target.targets), -1)
+    return [
+        name
+        for name, cells in columns.items()
+        if any(
+            _determines(cells, answers[:, at], measured=not target.classes)
+            for at in range(answers.shape[1])
+        )
+    ]
 
 
 def _determines(
-    cells: Sequence[str | float], answers: Sequence[int | float], *, values: bool
+    given: Sequence[str] | NDArray[np.float64], answers: NDArray[Any], *, measured: bool
 ) -> bool:
-    there = [(cell, answer) for cell, answer in zip(cells, answers, strict=True) if _there(cell)]
-    gaps = {answer for cell, answer in zip(cells, answers, strict=True) if not _there(cell)}
-    if 2 * len(there) < len(cells):
+    texts = not isinstance(given, np.ndarray)
+    if isinstance(given, np.ndarray):
+        cells = given
+    else:
+        places = {cell: at for at, cell in enumerate(dict.fromkeys(given))} | {"": np.nan}
+        cells = np.array([places[cell] for cell in given])
+    there = ~np.isnan(cells)
+    if 2 * there.sum() < len(cells):
         return False
-    if values and not gaps and all(cell == answer for cell, answer in there):
+    cells, answers, n = cells[there], answers[there], len(cells)
+    if measured and not texts and len(cells) == n and np.array_equal(cells, answers):
         return True
-    pairs = set(there)
-    first, second = {cell for cell, _ in pairs}, {answer for _, answer in pairs}
-    if len(cells) < _BY_CHANCE or not len(pairs) == len(first) == len(second) > 1:
+    first, of = np.unique(cells, return_inverse=True)
+    second, to = np.unique(answers, return_inverse=True)
+    if n < _BY_CHANCE or not len(first) == len(second) > 1:
         return False
-    if not values or len(pairs) < len(there) / 2:
+    pairs = np.unique(np.stack([of, to]), axis=1)
+    if pairs.shape[1] != len(first):
+        return False
+    if not measured or 2 * len(first) < len(cells):
         return True
     # Of measured values all may differ in both columns: only the same order says something.
-    numbers = sorted(pair for pair in pairs if not isinstance(pair[0], str))
-    steps = np.diff([answer for _, answer in numbers])
-    return len(numbers) == len(pairs) and bool((steps > 0).all() or (steps < 0).all())
-
-
-def _there(cell: str | float) -> bool:
-    return bool(cell) if isinstance(cell, str) else cell == cell
+    steps = np.diff(pairs[1])
+    return not texts and bool((steps > 0).all() or (steps < 0).all())
