@@ -15,7 +15,7 @@ from pipelines.core.files import sha256_json
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _NOT_RECORDED = {"recorded": False}  # for a section that does not describe a model
 
-Source = Literal["digits", "mnist", "cifar10", "images"]
+Source = Literal["digits", "mnist", "cifar10", "images", "table"]
 Method = Literal["sgd", "bn", "rmsprop", "adam", "adamw", "muon", "prong", "prong+"]
 TASK_NAMES = ("auto", "classification", "reconstruction", "regression")
 """The tasks that `task.name` may name; auto: what the data suggest."""
@@ -58,7 +58,7 @@ def _task(value: str) -> str:
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    """What the images are and how they are split."""
+    """What the data are and how they are split."""
 
     source: Source
     path: Annotated[str, Field(min_length=1)]
@@ -70,6 +70,9 @@ class DataConfig:
     validation: Share
     gate: Share
     test: Share
+    target: str = ""
+    leave_out: str = ""
+    categories: str = ""
 
     def __post_init__(self) -> None:
         total = self.validation + self.gate + self.test
@@ -235,9 +238,9 @@ class Params:
         if self.registry.model != "auto":
             return self.registry.model
         name: str = self.data.source
-        if name == "images":
+        if name in ("images", "table"):
             name = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.data.path).name.split(".")[0]).strip("-")
-        return f"prong-{name or 'images'}"[:LONGEST_NAME]
+        return f"prong-{name or self.data.source}"[:LONGEST_NAME]
 
     def hash(self, *sections: str) -> str:
         """Return the sha256 of sections (default: the recorded ones) as canonical JSON."""

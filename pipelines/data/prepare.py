@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from pipelines.core.config import DataConfig
 from pipelines.core.files import atomic_directory, write_json
 from pipelines.data import card as cards
-from pipelines.data import schema, sources
+from pipelines.data import schema, sources, table, table_card
 from pipelines.data.collection import Collection
 from pipelines.data.prepared import (
     CARD,
     PICTURE,
+    ROW,
     SAMPLE,
     SPLITS,
     Card,
@@ -50,6 +51,8 @@ def prepare(
         UserError: If the source, its layout, an example, or the prepared data is invalid.
         Unavailable: If a host does not answer.
     """
+    if config.source == "table":
+        return _table(config, task, root, out)
     name = CLASSIFICATION if task == "auto" else task
     collection = sources.read(config, root=root, downloads=downloads)
     official, validation = collection.official, collection.validation
@@ -70,6 +73,39 @@ def prepare(
             save_split(directory, part, splits[part])
         cards.picture(splits["train"], card.classes).save(directory / PICTURE)
         cards.image(splits["test"].inputs[0]).save(directory / SAMPLE)
+        write_json(directory / CARD, card_values(card))
+    return card
+
+
+def _table(config: DataConfig, task: str, root: Path, out: Path) -> Card:
+    made = table.load(config, task, root)
+    form = made.form
+    warnings = (*schema.check(made.splits, form), *made.notes)
+    task_of(form, root)  # the data must suit it
+    card = Card(
+        source=config.source,
+        form=form,
+        data_hash=cards.data_hash(made.splits, form),
+        counts={name: counted(made.splits[name], form) for name in SPLITS},
+        seed=config.seed,
+        shares={"validation": config.validation, "gate": config.gate, "test": config.test},
+        official_test="test" in made.official,
+        limit=config.limit,
+        duplicates=0,
+        conflicts=(),
+        constant=0,
+        ignored=made.ignored,
+        warnings=warnings,
+        files={Path(config.path).name: made.content},
+        official_validation="validation" in made.official,
+        leaks=made.leaks,
+    )
+    with atomic_directory(out) as directory:
+        for part in SPLITS:
+            save_split(directory, part, made.splits[part])
+        table_card.picture(made.splits["train"], form).save(directory / PICTURE)
+        sample = table_card.sample(made.splits["test"], form)
+        (directory / ROW).write_text(sample, encoding="utf-8")
         write_json(directory / CARD, card_values(card))
     return card
 

@@ -84,6 +84,8 @@ def read(config: DataConfig, *, root: Path, downloads: Path) -> Collection:
 
 
 def _read(config: DataConfig, *, root: Path, downloads: Path) -> Collection:
+    if config.source == "table":
+        raise UserError(f"data.source = {config.source!r}: holds no images")
     size = config.size or SIZES[config.source]
     if config.sha256 and config.source in ("digits", "mnist"):
         raise UserError(
