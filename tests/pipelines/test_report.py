@@ -209,7 +209,8 @@ def rename(layout: Layout, classes: Sequence[str], pairs: Sequence[tuple[str, st
     """Give the run other classes, as its stages would have left them."""
     card = read_json(layout.prepared / "card.json")
     counts = {split: dict.fromkeys(classes, 0) for split in card["counts"]}
-    write_json(layout.prepared / "card.json", card | {"form": card["form"] | {"classes": list(classes)}, "counts": counts})
+    form = card["form"] | {"classes": list(classes)}
+    write_json(layout.prepared / "card.json", card | {"form": form, "counts": counts})
     write_json(layout.reports / "hardest.json", [])
     with (layout.reports / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
