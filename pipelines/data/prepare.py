@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.core.config import DataConfig, TaskConfig
+from pipelines.core.errors import UserError
 from pipelines.core.files import atomic_directory, write_json
 from pipelines.data import card as cards
 from pipelines.data import schema, sources
@@ -25,7 +29,7 @@ from pipelines.data.prepared import (
 )
 from pipelines.data.splits import Selection, Shares, assign, select
 from pipelines.tasks.by_name import task_of
-from pipelines.tasks.form import CLASSIFICATION, Form
+from pipelines.tasks.form import CLASSIFICATION, RECONSTRUCTION, REGRESSION, Form, Value
 
 
 def prepare(
@@ -50,12 +54,12 @@ def prepare(
         UserError: If the source, its layout, an example, or the prepared data is invalid.
         Unavailable: If a host does not answer.
     """
-    name = CLASSIFICATION if task.name == "auto" else task.name
-    collection = sources.read(config, root=root, downloads=downloads)
+    collection = sources.read(config, root=root, downloads=downloads, task=task.name)
+    name = _suggested(collection) if task.name == "auto" else task.name
     official, validation = collection.official, collection.validation
     selection = select(
         collection.hashes,
-        collection.labels.tolist(),
+        _answers(collection).tolist(),
         [False] * len(collection.hashes) if official is None else official.tolist(),
         config.limit,
         None if validation is None else validation.tolist(),
@@ -86,7 +90,8 @@ def _rows(
     shares = Shares(config.validation, config.gate, config.test)
     official, validation, hashes = collection.official, collection.validation, collection.hashes
     rows: dict[str, list[int]] = {name: [] for name in SPLITS}
-    for row in sorted(kept.tolist(), key=lambda row: (hashes[row], collection.labels[row])):
+    answers = _answers(collection)
+    for row in sorted(kept.tolist(), key=lambda row: (hashes[row], answers[row])):
         own = None if official is None else bool(official[row])
         held = None if validation is None else bool(validation[row])
         split = assign(config.seed, hashes[row], shares, official=own, validation=held)
@@ -94,10 +99,49 @@ def _rows(
     return rows
 
 
+def _suggested(collection: Collection) -> str:
+    """Return the task that targets of this kind are for."""
+    if collection.values is not None:
+        return REGRESSION
+    return CLASSIFICATION if collection.classes else RECONSTRUCTION
+
+
+def _answers(collection: Collection) -> NDArray[np.int64]:
+    """Return a number for each row that tells different targets apart."""
+    if collection.values is None:
+        return collection.labels
+    _, numbers = np.unique(collection.values, axis=0, return_inverse=True)
+    return numbers.reshape(-1)
+
+
 def _take(collection: Collection, rows: list[int]) -> Split:
     index = np.array(rows, dtype=np.int64)
     hashes = tuple(collection.hashes[row] for row in rows)
-    return Split(collection.images[index], collection.labels[index], hashes)
+    targets: NDArray[Any] = np.empty((len(rows), 0))  # nothing is to be predicted
+    if collection.classes:
+        targets = collection.labels[index]
+    elif collection.values is not None:
+        targets = collection.values[index]
+    return Split(collection.images[index], targets, hashes)
+
+
+def _values(names: Sequence[str], targets: NDArray[np.float64]) -> tuple[Value, ...]:
+    """Return the numbers to predict, with exact sums, so that no order or machine matters.
+
+    Raises:
+        UserError: If one is the same in all examples.
+    """
+    found = []
+    for name, column in zip(names, targets.T.tolist(), strict=True):
+        mean = math.fsum(column) / len(column)
+        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in column) / len(column))
+        if not deviation > 0:
+            raise UserError(
+                f"data: {name} is {column[0]:g} in every example of the split train; nothing can "
+                "be learnt of it"
+            )
+        found.append(Value(name, mean, deviation))
+    return tuple(found)
 
 
 def _form(collection: Collection, train: Split, task: str) -> Form:
@@ -114,8 +158,9 @@ def _form(collection: Collection, train: Split, task: str) -> Form:
     )
     if not len(train.inputs):  # the check of all splits says so
         return form
+    values = _values(collection.value_names, train.targets) if collection.value_names else ()
     mean, deviation = cards.statistics(train.inputs)
-    return replace(form, mean=mean, deviation=deviation)
+    return replace(form, mean=mean, deviation=deviation, values=values)
 
 
 def _card(
