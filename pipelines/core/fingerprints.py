@@ -36,20 +36,21 @@ def params_hash(params: Params) -> str:
     return replace(params, data=data).hash("data", "task", "train", "export")
 
 
-def code_hash(root: Path, network: str = "cnn") -> str:
+def code_hash(root: Path, network: str = "cnn", augment_by: str = "") -> str:
     """Return the hash of the sources that determine a model's bytes.
 
     Args:
         root: The checkout.
         network: `train.network`; a function of the checkout counts with all that it imports there.
+        augment_by: `train.augment_by`, likewise.
 
     Raises:
-        UserError: If the function's file is absent or cannot be read.
+        UserError: If a function's file is absent or cannot be read.
     """
     sources = sha256_sources([root / name for name in SOURCES], root)
-    if not is_own(network):
-        return sources
-    return sha256_json([sources, own_hash(network, root, "train.network")])
+    given = {"train.network": network, "train.augment_by": augment_by}
+    own = [own_hash(value, root, key) for key, value in given.items() if is_own(value)]
+    return sha256_json([sources, *own]) if own else sources
 
 
 def training_hash(data_hash: str, params: Params, root: Path) -> str:
@@ -60,4 +61,5 @@ def training_hash(data_hash: str, params: Params, root: Path) -> str:
         params: `params_hash` says which of them count.
         root: The checkout with the code.
     """
-    return sha256_json([data_hash, params_hash(params), code_hash(root, params.train.network)])
+    code = code_hash(root, params.train.network, params.train.augment_by)
+    return sha256_json([data_hash, params_hash(params), code])

@@ -79,7 +79,7 @@ def export(trained: Path, prepared: Path, params: Params, root: Path, out: Path)
         deviation=spec.deviation,
         data_hash=data.data_hash,
         params_hash=params_hash(params),
-        code_hash=code_hash(root, spec.network),
+        code_hash=code_hash(root, spec.network, params.train.augment_by),
     )
     content = onnx_bytes(folded(network), card, params.export.opset)
     with atomic_path(out) as temporary:

@@ -111,7 +111,7 @@ def lineage(layout: Layout, params: Params) -> dict[str, str]:
         "dvc_lock_sha256": sha256_file(lock) if lock.is_file() else UNKNOWN,
         "data_hash": load_card(layout.prepared).data_hash,
         "params_hash": params.hash(),
-        "code_hash": code_hash(layout.root, params.train.network),
+        "code_hash": code_hash(layout.root, params.train.network, params.train.augment_by),
         "training_hash": training_hash(load_card(layout.prepared).data_hash, params, layout.root),
         "onnx_sha256": sha256_file(layout.onnx),
         "opset": str(params.export.opset),

@@ -49,6 +49,8 @@ class NetworkSpec:
         hidden: `train.hidden`, as the network uses it.
         network: `train.network`.
         code: Hash of the user's own code that makes the network; empty for a name of the zoo.
+        augmentation: Hash of the user's own code that varied the images in training; empty without
+            any. It names what the weights come from; the network itself has nothing of it.
     """
 
     method: Method
@@ -61,6 +63,7 @@ class NetworkSpec:
     hidden: int
     network: str = "cnn"
     code: str = ""
+    augmentation: str = ""
 
     @property
     def normalised(self) -> bool:
@@ -120,9 +123,12 @@ def describe(config: TrainConfig, card: Card, checkout: Path) -> NetworkSpec:
     Raises:
         UserError: If own code is named and its file is absent or cannot be read.
     """
-    code = ""
+    code = augmentation = ""
     if own_code.is_own(config.network):
         code = own_code.own_hash(config.network, Layout.find(checkout).root, KEY)
+    if config.augment_by:
+        root = Layout.find(checkout).root
+        augmentation = own_code.own_hash(config.augment_by, root, "train.augment_by")
     return NetworkSpec(
         method=config.method,
         size=card.size,
@@ -134,6 +140,7 @@ def describe(config: TrainConfig, card: Card, checkout: Path) -> NetworkSpec:
         hidden=config.hidden,
         network=config.network,
         code=code,
+        augmentation=augmentation,
     )
 
 

@@ -130,7 +130,8 @@ def make(root: Path) -> Checkout:
         ".dvc/.gitignore",
         "data/raw/.gitkeep",
         "data/added/.gitkeep",
-        "data/code/.gitkeep",
+        "data/code/prepare/.gitkeep",
+        "data/code/train/.gitkeep",
         "pyproject.toml",
     ):
         shutil.copy(SOURCE / name, root / name)
