@@ -106,7 +106,7 @@ class Project:
 
     def predict(
         self,
-        images: Sequence[str | os.PathLike[str]],
+        files: Sequence[str | os.PathLike[str]],
         *,
         model: str | None = None,
         provider: Literal["auto", "cpu", "cuda"] = "auto",
@@ -115,16 +115,17 @@ class Project:
         """Answer from the champion's ONNX file.
 
         Args:
-            images: Image files.
+            files: Image files, or tables.
             model: The registered model's name; None: that of the parameters.
             provider: Of ONNX Runtime.
-            top: Classes to name for each image.
+            top: Classes to name for each example.
         """
         from pipelines.serving.predict import predict
         from pipelines.systems.onnx.runtime import OnnxModel
 
         loaded = OnnxModel.load(self.champion(model).path, provider, asked="provider")
-        return predict(loaded, [Path(image) for image in images], top=top)
+        paths = [Path(file) for file in files]
+        return predict(loaded, paths, top=top, checkout=self.layout.root)
 
     def versions(self, model: str | None = None) -> list[Version]:
         """Return all versions, newest first, at least one."""

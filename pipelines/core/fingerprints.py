@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,21 +37,32 @@ def params_hash(params: Params) -> str:
     return replace(params, data=data).hash("data", "task", "train", "export")
 
 
-def code_hash(root: Path, network: str = "cnn", augment_by: str = "") -> str:
+def code_hash(root: Path, own: Mapping[str, str] | None = None) -> str:
     """Return the hash of the sources that determine a model's bytes.
 
     Args:
         root: The checkout.
-        network: `train.network`; a function of the checkout counts with all that it imports there.
-        augment_by: `train.augment_by`, likewise.
+        own: See `own_code_of`; each function counts with all that it imports in the checkout.
 
     Raises:
-        UserError: If a function's file is absent or cannot be read.
+        UserError: If the file of such a function is absent or cannot be read.
     """
     sources = sha256_sources([root / name for name in SOURCES], root)
-    given = {"train.network": network, "train.augment_by": augment_by}
-    own = [own_hash(value, root, key) for key, value in given.items() if is_own(value)]
-    return sha256_json([sources, *own]) if own else sources
+    hashes = [own_hash(value, root, key) for key, value in (own or {}).items()]
+    return sha256_json([sources, *hashes]) if hashes else sources
+
+
+def own_code_of(params: Params) -> dict[str, str]:
+    """Return the settings that name own code: key → `module:function`.
+
+    Not among them is `data.source`: what its function yields is in the data's hash.
+    """
+    named = {
+        "train.network": params.train.network,
+        "train.augment_by": params.train.augment_by,
+        "task.name": params.task.name,
+    }
+    return {key: value for key, value in named.items() if is_own(value)}
 
 
 def training_hash(data_hash: str, params: Params, root: Path) -> str:
@@ -61,5 +73,4 @@ def training_hash(data_hash: str, params: Params, root: Path) -> str:
         params: `params_hash` says which of them count.
         root: The checkout with the code.
     """
-    code = code_hash(root, params.train.network, params.train.augment_by)
-    return sha256_json([data_hash, params_hash(params), code])
+    return sha256_json([data_hash, params_hash(params), code_hash(root, own_code_of(params))])

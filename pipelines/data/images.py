@@ -197,7 +197,7 @@ def content_hash(image: NDArray[Any]) -> bytes:
     on `data.size`.
     """
     shape = ",".join(str(n) for n in image.shape)
-    if image.dtype == np.uint16:
+    if image.dtype.itemsize == 2:
         shape, image = f"{shape},16 bits", image.astype("<u2", copy=False)
     return hashlib.sha256(f"{shape}:".encode() + np.ascontiguousarray(image).tobytes()).digest()
 

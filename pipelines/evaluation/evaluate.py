@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
 
 from pipelines.core.config import EvaluateConfig
 from pipelines.core.errors import UserError
 from pipelines.core.files import write_json, write_text
-from pipelines.data.prepared import Card, Split, load_card, load_split
+from pipelines.data.prepared import Split, load_card, load_split
 from pipelines.systems.onnx.metadata import require_fit
+from pipelines.tasks.by_name import task_of
+from pipelines.tasks.task import Task
 from pipelines.training.network import load
 
 
@@ -25,21 +27,22 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a trained network and write the figures for the report.
 
-    Written into `reports`: `evaluation.json` (what is returned), `predictions.csv` (actual and
-    predicted class of every image, in the split's order) and `hardest.json` (the images with the
-    largest loss, hardest first).
+    Written into `reports`: `evaluation.json` (what is returned), `predictions.csv` (what the task
+    shows of target and answer of every example, in the split's order; see `Task.table`) and
+    `hardest.json` (the examples with the largest loss, hardest first).
 
     Args:
         trained: Output of `train`.
         prepared: Output of `prepare`.
-        config: Images per step, and how many hardest images to keep.
+        config: Examples per step, and how many hardest ones to keep.
         reports: Directory for the three files.
 
     Returns:
-        `test_error` (%; for DVC, a metric named `error` means a failure), `loss` (mean
-        cross-entropy, nats), `errors`, `images`, and in `classes`, per class: `name`, `images`,
-        `errors`, `error` (%, None without images). A list, because DVC would make a column of
-        each entry of a mapping.
+        `test_error` (%; for DVC, a metric named `error` means a failure), `loss` (mean), `images`
+        (examples), `task`, `error_means`; `errors` (wrong answers) where they can be counted;
+        `metrics` (a list of `Metric`); and in `classes`, per class or part of the data: `name`,
+        `images`, `error` (%, None without examples), and `errors` where they can be counted. A
+        list, because DVC would make a column of each entry of a mapping.
 
     Raises:
         UserError: If the network does not fit the data, the test split is empty, or an answer is
@@ -48,41 +51,45 @@ def evaluate(
     spec, network = load(trained)
     card, split = load_card(prepared), load_split(prepared, "test")
     require_fit(trained, spec, prepared, card, "train")
-    if not len(split.labels):
-        raise UserError(f"{prepared}: the test split has no images; raise data.test")
-    logits = _logits(network, split.images, config.batch)
-    if not torch.isfinite(logits).all():
-        raise UserError(f"{trained}: the network's output for a test image is NaN or infinite")
-    labels = torch.from_numpy(split.labels)
-    loss = functional.cross_entropy(logits, labels, reduction="none").numpy()
-    predicted: NDArray[np.int64] = logits.argmax(1).numpy()
-    wrong = predicted != split.labels
+    if not len(split.inputs):
+        raise UserError(f"{prepared}: the test split is empty; raise data.test")
+    task = task_of(card.form, prepared)
+    raw = _raw(network, split.inputs, config.batch)
+    if not torch.isfinite(raw).all():
+        raise UserError(f"{trained}: the network's output for a test example is NaN or infinite")
+    targets, inputs = torch.from_numpy(split.targets), torch.from_numpy(split.inputs)
+    loss = _in_parts(task.loss, config.batch, raw, targets, inputs)
+    errors = task.score(raw.numpy(), split.targets, split.inputs)
 
     result = {
-        "test_error": _percent(int(wrong.sum()), len(wrong)),
+        "test_error": _percent(errors),
         "loss": round(float(loss.mean()), 6),
-        "errors": int(wrong.sum()),
-        "images": len(wrong),
-        "classes": _classes(card, split, wrong),
+        "images": len(errors),
+        "task": card.form.task,
+        "error_means": task.error_means,
+        "metrics": [
+            {name: round(v, 6) if isinstance(v, float) else v for name, v in asdict(one).items()}
+            for one in task.metrics(raw.numpy(), split.targets, split.inputs)
+        ],
+        "classes": _parts(task, split, errors),
     }
+    if task.counts:
+        result["errors"] = int(errors.sum())
+    answers = task.answer(raw.numpy())
     order = np.argsort(-loss, kind="stable")[: config.hardest]
-    likely = np.exp(-loss)
     hardest = [
         {
             "index": int(at),
             "hash": split.hashes[at],
-            "actual": card.classes[split.labels[at]],
-            "predicted": card.classes[predicted[at]],
-            "probability": round(float(likely[at]), 6),
             "loss": round(float(loss[at]), 6),
+            "error": round(float(errors[at]), 6),
+            **task.compared(answers[at], split.targets[at]),
         }
         for at in order
     ]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("actual", "predicted"))
-    names = card.classes
-    writer.writerows((names[a], names[p]) for a, p in zip(split.labels, predicted, strict=True))
+    writer.writerows(task.table(answers, split.targets))
     write_text(reports / "predictions.csv", table.getvalue())
     write_json(reports / "hardest.json", hardest)
     write_json(reports / "evaluation.json", result)
@@ -90,23 +97,35 @@ def evaluate(
 
 
 @torch.inference_mode()
-def _logits(network: torch.nn.Module, images: NDArray[np.uint8], batch: int) -> torch.Tensor:
-    """Return logits float32 [n, classes] of images uint8 [n, channels, size, size]."""
-    tensor = torch.from_numpy(images)
+def _raw(network: torch.nn.Module, inputs: NDArray[Any], batch: int) -> torch.Tensor:
+    """Return raw outputs float32 [n, …] of inputs as the data hold them."""
+    tensor = torch.from_numpy(inputs)
     return torch.cat(
-        [network(tensor[start : start + batch]) for start in range(0, len(images), batch)]
+        [network(tensor[start : start + batch]) for start in range(0, len(inputs), batch)]
     )
 
 
-def _percent(errors: int, images: int) -> float | None:
-    return round(100 * errors / images, 4) if images else None
-
-
-def _classes(card: Card, split: Split, wrong: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    count = len(card.classes)
-    images = np.bincount(split.labels, minlength=count).tolist()
-    errors = np.bincount(split.labels[wrong], minlength=count).tolist()
-    return [
-        {"name": name, "images": n, "errors": k, "error": _percent(k, n)}
-        for name, n, k in zip(card.classes, images, errors, strict=True)
+@torch.inference_mode()
+def _in_parts(function: Any, batch: int, *tensors: torch.Tensor) -> NDArray[np.float64]:
+    """Return a function's value for each example, asked batch by batch."""
+    parts = [
+        function(*(tensor[start : start + batch] for tensor in tensors))
+        for start in range(0, len(tensors[0]), batch)
     ]
+    found: NDArray[np.float64] = torch.cat(parts).double().numpy()
+    return found
+
+
+def _percent(errors: NDArray[np.float64]) -> float | None:
+    return round(100 * float(errors.mean()), 4) if len(errors) else None
+
+
+def _parts(task: Task, split: Split, errors: NDArray[np.float64]) -> list[dict[str, Any]]:
+    found = []
+    for part in task.parts(split.targets, split.inputs):
+        own = errors[part.members]
+        row: dict[str, Any] = {"name": part.name, "images": len(own), "error": _percent(own)}
+        if task.counts:
+            row["errors"] = int(own.sum())
+        found.append(row)
+    return found

@@ -16,11 +16,21 @@ import prong
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.files import atomic_path
-from pipelines.core.fingerprints import code_hash, params_hash
+from pipelines.core.fingerprints import code_hash, own_code_of, params_hash
 from pipelines.data.prepared import load_card
-from pipelines.systems.onnx.metadata import INPUT, LARGEST_FILE, OUTPUTS, OnnxMetadata, require_fit
+from pipelines.systems.onnx.category_inputs import take_texts
+from pipelines.systems.onnx.metadata import (
+    IMAGES,
+    LARGEST_FILE,
+    NUMBERS,
+    OnnxMetadata,
+    require_fit,
+)
 from pipelines.systems.onnx.serialise import to_bytes
-from pipelines.training.network import load
+from pipelines.tasks.by_name import task_of
+from pipelines.tasks.form import Form
+from pipelines.tasks.task import Task
+from pipelines.training.network import NetworkSpec, load
 
 LARGEST_BATCH = 4096
 _EXAMPLE_BATCH = 2  # with one image the exporter would fix the batch size at one
@@ -28,16 +38,33 @@ _REGISTRATION = logging.getLogger("torch.onnx._internal.exporter._registration")
 
 
 class Released(nn.Module):
-    """A folded network for release: raw images in, logits and probabilities out."""
+    """A folded network for release: examples in, raw outputs and answers out.
 
-    def __init__(self, network: nn.Module) -> None:
+    Args:
+        network: The folded network.
+        task: Makes answers of raw outputs.
+    """
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.task = network, task
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and probabilities [batch, classes] of uint8 images."""
-        logits: Tensor = self.network(images)
-        return logits, logits.softmax(1)
+    def forward(self, *given: Tensor) -> tuple[Tensor, Tensor]:
+        """Return raw outputs [batch, *output_shape] and answers [batch, …].
+
+        Args:
+            given: Images; or, of rows, numbers float64 [batch, numbers] and the codes of categories
+                int64 [batch, categories], those of the two that there are.
+        """
+        raw: Tensor = self.network(self._inputs(given))
+        return raw, self.task.answer(raw)
+
+    def _inputs(self, given: tuple[Tensor, ...]) -> Tensor:
+        form = self.task.form
+        if form.kind == "images":
+            return given[0]
+        order = torch.tensor((*form.numbers, *form.categories)).argsort()
+        return torch.cat([part.double() for part in given], dim=1)[:, order]
 
 
 def folded(network: nn.Module) -> nn.Module:
@@ -55,8 +82,10 @@ def folded(network: nn.Module) -> nn.Module:
 def export(trained: Path, prepared: Path, params: Params, root: Path, out: Path) -> None:
     """Write a trained network as one ONNX file.
 
-    Input `images` is uint8 [batch, channels, size, size], normalised inside the graph; outputs
-    `logits` and `probabilities` are float32 [batch, classes]. The metadata are an `OnnxMetadata`.
+    Inputs are `images`, uint8 [batch, channels, size, size], normalised inside the graph; or, of a
+    table, `numbers` double [batch, numbers] and `categories` string [batch, categories]. Outputs
+    are the task's raw outputs and answers, of a classifier `logits` and `probabilities` float32
+    [batch, classes]. The metadata are an `OnnxMetadata`.
 
     Args:
         trained: Output of `train`.
@@ -71,26 +100,28 @@ def export(trained: Path, prepared: Path, params: Params, root: Path, out: Path)
     spec, network = load(trained)
     data = load_card(prepared)
     require_fit(trained, spec, prepared, data, "train")
-    card = OnnxMetadata(
-        classes=spec.classes,
-        size=spec.size,
-        channels=spec.channels,
-        mean=spec.mean,
-        deviation=spec.deviation,
-        data_hash=data.data_hash,
-        params_hash=params_hash(params),
-        code_hash=code_hash(root, spec.network, params.train.augment_by),
-    )
-    content = onnx_bytes(folded(network), card, params.export.opset)
+    task = task_of(spec.form, root)
+    hashes = data.data_hash, params_hash(params), code_hash(root, own_code_of(params))
+    content = onnx_bytes(folded(network), task, metadata(spec, task, *hashes), params.export.opset)
     with atomic_path(out) as temporary:
         temporary.write_bytes(content)
 
 
-def onnx_bytes(plain: nn.Module, card: OnnxMetadata, opset: int) -> bytes:
+def metadata(
+    spec: NetworkSpec, task: Task, data_hash: str, params_hash: str, code_hash: str
+) -> OnnxMetadata:
+    """Return what the file of a network says about itself."""
+    return OnnxMetadata(
+        spec.form, task.outputs, spec.output_shape, data_hash, params_hash, code_hash
+    )
+
+
+def onnx_bytes(plain: nn.Module, task: Task, card: OnnxMetadata, opset: int) -> bytes:
     """Return a plain network as the bytes of one ONNX file.
 
     Args:
-        plain: Maps uint8 [batch, channels, size, size] to logits [batch, classes].
+        plain: Maps examples as the data hold them to raw outputs.
+        task: Makes answers of raw outputs.
         card: Becomes the file's metadata.
         opset: Version of the ONNX operators, 18 to 21.
 
@@ -103,22 +134,35 @@ def onnx_bytes(plain: nn.Module, card: OnnxMetadata, opset: int) -> bytes:
             f"the network has {size / 2**30:.1f} GiB of weights; the limit of one ONNX file is 2; "
             "lower train.width or train.hidden"
         )
-    example = torch.zeros(_EXAMPLE_BATCH, card.channels, card.size, card.size, dtype=torch.uint8)
+    form = card.form
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     with _quiet():
         program = torch.onnx.export(
-            Released(plain).eval(),
-            (example,),
+            Released(plain, task).eval(),
+            tuple(_example(form, name) for name in card.inputs),
             dynamo=True,
-            dynamic_shapes=({0: batch},),
-            input_names=[INPUT],
-            output_names=list(OUTPUTS),
+            dynamic_shapes=(tuple({0: batch} for _ in card.inputs),),
+            input_names=list(card.inputs),
+            output_names=list(card.outputs),
             opset_version=opset,
             external_data=False,
             verbose=False,
         )
     assert program is not None  # only the exporter without dynamo returns None
-    return to_bytes(program.model_proto, card.metadata())
+    model = program.model_proto
+    if form.categories:
+        take_texts(model, [form.columns[at] for at in form.categories])
+    return to_bytes(model, card.metadata())
+
+
+def _example(form: Form, name: str) -> Tensor:
+    """Return examples of one input, for the exporter."""
+    if name == IMAGES:
+        pixels = torch.uint8 if form.bits == 8 else torch.uint16
+        return torch.zeros(_EXAMPLE_BATCH, *form.input_shape, dtype=pixels)
+    if name == NUMBERS:
+        return torch.zeros(_EXAMPLE_BATCH, len(form.numbers), dtype=torch.float64)
+    return torch.zeros(_EXAMPLE_BATCH, len(form.categories), dtype=torch.int64)
 
 
 @contextmanager

@@ -15,8 +15,8 @@ def fold(figure: float, limit: float) -> Finding:
     """Did folding the whitening away leave the function as it was?
 
     Args:
-        figure: Largest difference of logits, whitened against folded, as verified when the
-            version was registered, relative to the largest logit.
+        figure: Largest difference of raw outputs, whitened against folded, as verified when the
+            version was registered, relative to the largest.
         limit: `gates.parity`.
     """
     return held_to("fold", figure, limit, "whitened – folded, as verified and registered")
@@ -26,8 +26,8 @@ def parity(registered: float, measured: Mapping[int, float] | None, limit: float
     """Do torch and ONNX Runtime give the same answers?
 
     Args:
-        registered: Largest difference of logits, as verified when the version was registered,
-            relative to the largest logit.
+        registered: Largest difference of raw outputs, as verified when the version was registered,
+            relative to the largest.
         measured: Batch → difference, measured now; None where the weights are not at hand.
         limit: `gates.parity`.
     """
@@ -70,19 +70,20 @@ def batch(differences: Mapping[int, float | Exception], limit: float) -> Finding
 
 
 def answers(difference: float, ties: int, labels: int, images: int, limit: float) -> Finding:
-    """Do the probabilities follow from the logits, and the label from both?
+    """Do the answers follow from the raw outputs, as probabilities do from logits?
 
     Tests and gates count wrong answers by the logits, and `predict` answers by the probabilities.
 
     Args:
-        difference: Largest difference of the probabilities from the softmax of the logits.
+        difference: Largest difference of the answers from what the task makes of the raw outputs,
+            of a classifier from the softmax of the logits.
         ties: Answers whose two outputs have another label each, by a difference of rounding; up to
             one in a hundred is chance, and one always.
         labels: Other answers whose two outputs have another label each.
         images: Answers looked at.
         limit: `gates.parity`, of `difference`.
     """
-    said = f"{images} answers, probabilities against the softmax of the logits"
+    said = f"{images} answers, held to those that follow from the raw outputs"
     if labels or ties > max(1, images // 100):
         said += f"; the labels of {labels + ties} answers differ"
         return Finding("answers", "fail", difference, limit, said)
@@ -90,24 +91,36 @@ def answers(difference: float, ties: int, labels: int, images: int, limit: float
 
 
 def skew(
-    error: float, images: int, registered: float, registered_images: int, same: bool, limit: float
+    error: float,
+    images: int,
+    registered: float,
+    registered_images: int,
+    same: bool,
+    limit: float,
+    spread: float | None = None,
 ) -> Finding:
-    """Does the file, given raw images, score as the network it was made from?
+    """Does the file, given raw inputs, score as the network it was made from?
 
     What is wrong between the two, such as another normalisation of the pixels, shows here.
 
     Args:
-        error: Share of wrong answers on the test split, measured now.
-        images: Of that split.
-        registered: Share of wrong answers of the torch network, when the version was registered.
-        registered_images: Images behind it.
+        error: Error on the test split, a share, measured now.
+        images: Examples of that split.
+        registered: Error of the torch network, when the version was registered.
+        registered_images: Examples behind it.
         same: Whether both splits are the same.
         limit: `gates.skew`.
+        spread: Standard deviation of the examples' errors, where an error is not 0 or 1.
     """
-    said = f"{error:.2%} of {images} test images wrong, registered {registered:.2%}"
+    wrong = "wrong" if spread is None else "error"
+    said = f"{error:.2%} of {images} test images {wrong}, registered {registered:.2%}"
     if same:
         return held_to("skew", abs(error - registered), limit, said)
-    low = _rise_at_least(error, images, registered, registered_images)
+    if spread is None:
+        low = _rise_at_least(error, images, registered, registered_images)
+    else:
+        chance = _Z * spread * math.sqrt(1 / images + 1 / max(registered_images, 1))
+        low = max(error - registered - chance, 0.0)
     said += f" of {registered_images} others; beyond chance (95 %) it rose by {low:.2%}"
     return held_to("skew", low, limit, said)
 

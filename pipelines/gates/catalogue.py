@@ -45,17 +45,16 @@ def _size(e: Evidence) -> Finding:
 def _runtime(e: Evidence) -> Finding:
     if e.refused:
         return not_run("runtime", f"not loaded: {e.refused}")
-    images = e.sample
     try:
         # Each alone: how it answers many at once is the question of the gate `batch`.
-        logits = e.new.model.logits(images, batch=1)
+        raw = e.new.model.raw(e.taken, batch=1)
     except OutOfMemory:
         raise
     except UserError as error:  # here this is not missing evidence but the answer
         return failed("runtime", str(error))
-    finite = bool(np.isfinite(logits).all()) and len(logits) == len(images)
+    finite = bool(np.isfinite(raw).all()) and len(raw) == len(e.taken)
     where = f"ONNX Runtime {VERSION}, {e.new.model.provider}"
-    return running.runtime(len(images), finite, where)
+    return running.runtime(len(e.taken), finite, where)
 
 
 def _parity(e: Evidence) -> Finding:
@@ -67,7 +66,9 @@ def _batch(e: Evidence) -> Finding:
 
 
 def _answers(e: Evidence) -> Finding:
-    return agreement.answers(*measuring.softmax_differences(e.asked), e.params.gates.parity)
+    return agreement.answers(
+        *measuring.answer_differences(e.asked, e.own_task), e.params.gates.parity
+    )
 
 
 def _skew(e: Evidence) -> Finding:
@@ -75,30 +76,36 @@ def _skew(e: Evidence) -> Finding:
     registered, images = e.registered("test_error") / 100, int(e.registered("test_images"))
     same = e.candidate.lineage.get("data_hash") == e.data.data_hash
     limit = e.params.gates.skew
-    return agreement.skew(score.error, score.images, registered, images, same, limit)
+    spread = None if e.task.counts else float(score.errors.std())
+    return agreement.skew(score.error, score.images, registered, images, same, limit, spread)
 
 
 def _champion(e: Evidence) -> Finding:
     if not e.new.score.finite:
-        return failed("champion", "an answer to a gate image is not finite")
-    old = None if e.old is None else e.old.score.wrong
-    return quality.champion(e.new.score.wrong, old, e.best_error, e.params.gates.margin)
+        return failed("champion", "an answer to a gate example is not finite")
+    old = None if e.old is None else e.old.score.errors
+    margin = e.params.gates.margin
+    return quality.champion(e.task, e.new.score.errors, old, e.best_error, margin)
 
 
 def _floor(e: Evidence) -> Finding:
-    return quality.floor(e.new.score.wrong, e.gate.labels, e.data.classes)
+    trivial = e.task.trivial(e.gate.targets, e.gate.inputs)
+    said = e.task.trivial_told(e.gate.targets)
+    return quality.floor(e.task, e.new.score.errors, trivial, said)
 
 
 def _classes(e: Evidence) -> Finding:
-    old = None if e.old is None else e.old.score.wrong
-    margin = e.params.gates.class_margin
-    return quality.classes(e.new.score.wrong, old, e.gate.labels, e.data.classes, margin)
+    old = None if e.old is None else e.old.score.errors
+    parts = e.task.parts(e.gate.targets, e.gate.inputs)
+    return quality.classes(e.task, e.new.score.errors, old, parts, e.params.gates.class_margin)
 
 
 def _robust(gate: str) -> Judge:
     def judge(e: Evidence) -> Finding:
         noise = e.params.gates.noise
-        splits = measuring.shifted(e.gate) if gate == "shift" else measuring.noisy(e.gate, noise)
+        form = e.data.form
+        shift = gate == "shift"
+        splits = measuring.shifted(e.gate, form) if shift else measuring.noisy(e.gate, noise, form)
 
         def errors(contender: Contender) -> tuple[dict[str, float], bool]:
             scores = {name: contender.score_on(split) for name, split in splits.items()}
@@ -114,7 +121,9 @@ def _robust(gate: str) -> Judge:
 
 def _latency(e: Evidence) -> Finding:
     new, old = e.new, e.old
-    ratios = None if old is None else measuring.latency_ratios(new.path, old.path, e.sample)
+    if old is None:
+        return running.latency(None, e.params.gates.latency)
+    ratios = measuring.latency_ratios(new.path, old.path, e.sample, e.data.form)
     return running.latency(ratios, e.params.gates.latency)
 
 
@@ -131,7 +140,7 @@ GATES: dict[str, Gate] = {
         reads=True,
     ),
     "operators": Gate(
-        "Does it hold only operators that a classifier needs?",
+        "Does it hold only operators that a model needs?",
         lambda e: contents.operators(e.not_allowed),
         reads=True,
     ),
@@ -154,18 +163,20 @@ GATES: dict[str, Gate] = {
         lambda e: running.inputs(measuring.wrong_inputs(e.new.model)),
     ),
     "extremes": Gate(
-        "Are the answers to extreme images finite?",
-        lambda e: running.extremes(measuring.extreme_answers(e.new.model)),
+        "Are the answers to extreme inputs finite?",
+        lambda e: running.extremes(measuring.extreme_answers(e.new.model, e.own_task)),
     ),
     "batch": Gate("Is the answer the same alone and in company?", _batch),
-    "answers": Gate("Do probabilities and label follow from the logits?", _answers),
+    "answers": Gate("Do the answers follow from the raw outputs?", _answers),
     "parity": Gate("Do torch and ONNX Runtime agree?", _parity),
-    "skew": Gate("Does the file, given raw images, score as the network did?", _skew),
-    "floor": Gate("Is it better than always answering the most frequent class?", _floor),
+    "skew": Gate("Does the file, given raw inputs, score as the network did?", _skew),
+    "floor": Gate("Is it better than an answer that does not look at the input?", _floor),
     "champion": Gate("Is it as good as the champion, and the best there ever was?", _champion),
-    "classes": Gate("Does every class keep its answers?", _classes),
+    "classes": Gate("Does every class, or part of the data, keep its answers?", _classes),
     "noise": Gate("Does it stand noise as well as the champion?", _robust("noise")),
-    "shift": Gate("Does it stand a shift of one pixel as well?", _robust("shift")),
+    "shift": Gate(
+        "Does it stand a shift of one pixel, or a missing value, as well?", _robust("shift")
+    ),
     "latency": Gate("Does it answer about as fast as the champion?", _latency),
 }
 """Every gate, in the order they are shown."""

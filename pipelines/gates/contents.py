@@ -20,12 +20,11 @@ def schema(card: OnnxMetadata | ValueError, data_hash: str) -> Finding:
     if data_hash and card.data_hash != data_hash:
         said = f"the file's data hash {card.data_hash[:12]}…, registered {data_hash[:12]}…"
         return failed("schema", said)
-    shape = f"uint8 [n, {card.channels}, {card.size}, {card.size}]"
-    return passed("schema", f"{shape} → {len(card.classes)} classes, format {card.format}")
+    return passed("schema", f"{card.form.told()}, format {card.format}")
 
 
 def operators(not_allowed: Sequence[str]) -> Finding:
-    """Does the file hold only operators that a classifier needs?
+    """Does the file hold only operators that a model needs?
 
     Args:
         not_allowed: What else it holds; see `pipelines.systems.onnx.operators`.

@@ -33,6 +33,8 @@ from pipelines.systems.onnx.model_file import (
 )
 from pipelines.systems.onnx.operators import not_allowed
 from pipelines.systems.onnx.runtime import OnnxModel, OutOfMemory
+from pipelines.tasks.by_name import task_of
+from pipelines.tasks.task import Task
 
 T = TypeVar("T")
 _NUMERIC = "fc"  # numpy's kinds: float, complex
@@ -113,9 +115,9 @@ class Contender:
         model: In ONNX Runtime, on the CPU.
     """
 
-    def __init__(self, path: Path, split: Split, card: Card) -> None:
+    def __init__(self, path: Path, split: Split, card: Card, checkout: Path) -> None:
         self.path, self.model = path, OnnxModel.load(path, "cpu")
-        self._split, self._card = split, card
+        self._split, self._card, self._checkout = split, card, checkout
 
     @gathered_once
     def score(self) -> Score:
@@ -124,7 +126,7 @@ class Contender:
 
     def score_on(self, split: Split) -> Score:
         """Return its answers to a split of the same data."""
-        return scoring.error(self.model, split, self._card.classes)
+        return scoring.error(self.model, split, self._card.form, self._checkout)
 
 
 class Evidence:
@@ -249,24 +251,29 @@ class Evidence:
 
     @gathered_once
     def gate(self) -> Split:
-        """The split that decides; at least one image."""
+        """The split that decides; at least one example."""
         split = load_split(self._layout.prepared, "gate")
-        if not len(split.labels):
-            raise UserError("the gate split holds no images; raise data.gate")
+        if not len(split.inputs):
+            raise UserError("the gate split is empty; raise data.gate")
         return split
 
     @gathered_once
     def test(self) -> Split:
-        """The split that only reports; at least one image."""
+        """The split that only reports; at least one example."""
         split = load_split(self._layout.prepared, "test")
-        if not len(split.labels):
-            raise UserError("the test split holds no images; raise data.test")
+        if not len(split.inputs):
+            raise UserError("the test split is empty; raise data.test")
         return split
 
     @cached_property
-    def sample(self) -> NDArray[np.uint8]:
-        """Up to `verify.images` images of the gate split."""
-        return self.gate.images[: self.params.verify.images]
+    def sample(self) -> NDArray[Any]:
+        """Up to `verify.images` examples of the gate split, as the data hold them."""
+        return self.gate.inputs[: self.params.verify.images]
+
+    @gathered_once
+    def task(self) -> Task:
+        """What the data are for."""
+        return task_of(self.data.form, self._layout.root)
 
     # What runs.
 
@@ -275,12 +282,22 @@ class Evidence:
         """The candidate, loaded."""
         if self.refused:
             raise UserError(f"not loaded: {self.refused}")
-        return Contender(self.path, self.gate, self.data)
+        return Contender(self.path, self.gate, self.data, self._layout.root)
+
+    @gathered_once
+    def taken(self) -> NDArray[Any]:
+        """The sample as the candidate takes it."""
+        return scoring.fitted(self.sample, self.data.form, self.new.model.form)
 
     @gathered_once
     def asked(self) -> Asked:
-        """The candidate's answers to real images, alone and in batches of many sizes."""
-        return asked_at(self.new.model, self.sample, batches(self.sha256))
+        """The candidate's answers to real examples, alone and in batches of many sizes."""
+        return asked_at(self.new.model, self.taken, batches(self.sha256))
+
+    @gathered_once
+    def own_task(self) -> Task:
+        """The candidate's task, which knows its own classes and scales."""
+        return task_of(self.new.model.form, self._layout.root)
 
     @gathered_once
     def old(self) -> Contender | None:
@@ -290,7 +307,7 @@ class Evidence:
             return None
         try:
             path = champion.checked_file()
-            contender = Contender(path, self.gate, self.data)
+            contender = Contender(path, self.gate, self.data, self._layout.root)
             if not contender.score.finite:
                 raise UserError("its answers are not finite")
         except OutOfMemory:
@@ -315,7 +332,9 @@ class Evidence:
                 if self.held_against is not None and version.number == self.held_against.number:
                     contender = self.old
                 else:
-                    contender = Contender(version.checked_file(), self.gate, self.data)
+                    contender = Contender(
+                        version.checked_file(), self.gate, self.data, self._layout.root
+                    )
                 if contender is not None:
                     found.append(contender.score.error)
             except OutOfMemory:
@@ -331,7 +350,9 @@ class Evidence:
         if weights is None or sha256_file(weights) != self.candidate.weights_sha256():
             return False
         spec = read_json(weights.with_suffix(".json"))
-        return unchanged(spec.get("network", ""), spec.get("code", ""), self._layout.root)
+        own = {spec.get("network", ""): spec.get("code", "")}
+        own[spec.get("form", {}).get("task", "")] = spec.get("task_code", "")
+        return all(unchanged(name, code, self._layout.root) for name, code in own.items())
 
     def parity(self) -> dict[int, float] | None:
         """Return batch → difference of torch and ONNX Runtime; None without the weights."""
@@ -343,6 +364,7 @@ class Evidence:
         from pipelines.verification.verify import compare, torch_answer
 
         network = torch_answer(folded(load(self._layout.trained)[1]))
-        networks = {"torch": network, "onnx": lambda asked, batch: model.logits(asked, batch=batch)}
-        found = compare(networks, self.sample, self.params.gates.parity)
+        networks = {"torch": network, "onnx": lambda asked, batch: model.raw(asked, batch=batch)}
+        labels = self.own_task.counts
+        found = compare(networks, self.taken, self.params.gates.parity, labels=labels)
         return {row.batch: row.difference for row in found}

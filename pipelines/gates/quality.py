@@ -1,4 +1,4 @@
-"""Gates that hold a version's answers to the champion's, image by image."""
+"""Gates that hold a version's answers to the champion's, example by example."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from numpy.typing import NDArray
 
 from pipelines.gates.finding import Finding, held_to, one_line
 from pipelines.tasks.interval import images_needed, upper_bound
+from pipelines.tasks.task import Part, Task
 
-Wrong = NDArray[np.bool_]
-"""Per image, whether an answer is wrong: [n]."""
+Errors = NDArray[np.float64]
+"""The error of each example: [n]; see `pipelines.tasks.task.Task`."""
 _ROUNDING = 1e-9  # shares of whole counts, compared so that rounding does not decide
 _SHOWN = 5
 
 
 def champion(
-    wrong: Wrong, champion_wrong: Wrong | None, best_error: float | None, margin: float
+    task: Task,
+    errors: Errors,
+    champion_errors: Errors | None,
+    best_error: float | None,
+    margin: float,
 ) -> Finding:
     """Is the version as good as the champion, and as the best champion there ever was?
 
@@ -26,32 +31,46 @@ def champion(
     Against the best ever the error itself counts, so that many small steps down do not add up.
 
     Args:
-        wrong: Of the version on the gate split, [n], n ≥ 1.
-        champion_wrong: Of the champion on the same images; None without a champion.
+        task: Of the data.
+        errors: Of the version on the gate split, [n], n ≥ 1.
+        champion_errors: Of the champion on the same examples; None without a champion.
         best_error: The lowest error of any champion on this split, a share, if one is known.
         margin: `gates.margin`.
     """
-    n, errors = len(wrong), int(wrong.sum())
-    figures: dict[str, float] = {"error": errors / n, "images": n}
-    said = f"{errors} of {n} wrong"
-    if champion_wrong is None and best_error is None:
+    n, error = len(errors), float(errors.mean())
+    figures: dict[str, float] = {"error": error, "images": n}
+    said = _told(task, errors)
+    if champion_errors is None and best_error is None:
         return Finding("champion", "pass", None, margin, f"{said}; the first champion", figures)
     bests = [] if best_error is None else [best_error]
-    if champion_wrong is not None:
-        old = int(champion_wrong.sum())
-        figures["champion_error"] = old / n
-        bests.append(old / n)
-        lost = int((wrong & ~champion_wrong).sum())
-        won = int((~wrong & champion_wrong).sum())
-        bound = upper_bound(lost, won, n)
-        said += f", the champion {old}; {lost} lost, {won} won: at most {bound:+.2%} error"
+    if champion_errors is not None:
+        old = float(champion_errors.mean())
+        figures["champion_error"] = old
+        bests.append(old)
+        bound = task.rise(errors, champion_errors)
+        said += f", {_against(task, errors, champion_errors)}: at most {bound:+.2%} error"
         if bound > margin:
-            return held_to("champion", bound, margin, said + _too_few(n, margin), **figures)
-    slid = errors / n - min(bests)
-    if slid > margin + _ROUNDING or champion_wrong is None:
+            few = _too_few(n, margin) if task.counts else ""
+            return held_to("champion", bound, margin, said + few, **figures)
+    slid = error - min(bests)
+    if slid > margin + _ROUNDING or champion_errors is None:
         said += f"; the best champion ever had {min(bests):.2%}: {slid:+.2%} since"
         return held_to("champion", slid, margin, said, **figures)
     return held_to("champion", bound, margin, said, **figures)
+
+
+def _told(task: Task, errors: Errors) -> str:
+    if task.counts:
+        return f"{int(errors.sum())} of {len(errors)} wrong"
+    return f"{errors.mean():.2%} {task.error_means} of {len(errors)} examples"
+
+
+def _against(task: Task, errors: Errors, champion_errors: Errors) -> str:
+    if task.counts:
+        lost = int((errors > champion_errors).sum())
+        won = int((errors < champion_errors).sum())
+        return f"the champion {int(champion_errors.sum())}; {lost} lost, {won} won"
+    return f"the champion {champion_errors.mean():.2%}"
 
 
 def _too_few(images: int, margin: float) -> str:
@@ -66,64 +85,80 @@ def _too_few(images: int, margin: float) -> str:
     )
 
 
-def floor(wrong: Wrong, labels: NDArray[np.int64], names: Sequence[str]) -> Finding:
-    """Is the version better than one that always answers the most frequent class?
+def floor(task: Task, errors: Errors, trivial: Errors, trivial_told: str) -> Finding:
+    """Is the version better than the best answer that does not look at the input?
 
     The upper 95 % bound of the paired difference must be below zero: a version that may well know
     no more than the shares of the classes is not let through, also without a champion.
 
     Args:
-        wrong: Of the version on the gate split, [n], n ≥ 1.
-        labels: Positions in `names`, [n].
-        names: The classes.
+        task: Of the data.
+        errors: Of the version on the gate split, [n], n ≥ 1.
+        trivial: Of that answer, [n].
+        trivial_told: What it is, such as `always 'cat'`.
     """
-    n, frequent = len(wrong), int(np.bincount(labels).argmax())
-    always = labels != frequent
-    lost, won = int((wrong & ~always).sum()), int((~wrong & always).sum())
-    bound = upper_bound(lost, won, n)
-    said = f"{int(wrong.sum())} of {n} wrong, always {names[frequent]!r} {int(always.sum())}: "
+    bound = task.rise(errors, trivial)
+    if task.counts:
+        said = f"{_told(task, errors)}, {trivial_told} {int(trivial.sum())}: "
+    else:
+        said = f"{_told(task, errors)}, {trivial_told} {trivial.mean():.2%}: "
     said += f"at most {bound:+.2%} error"
-    if bound >= 0 and upper_bound(0, int(always.sum()), n) >= 0:
+    if bound >= 0 and task.rise(np.zeros(len(errors)), trivial) >= 0:
         said += "; on these gate images not even right answers show more: raise data.gate"
     return Finding("floor", "pass" if bound < 0 else "fail", bound, 0.0, one_line(said))
 
 
 def classes(
-    wrong: Wrong,
-    champion_wrong: Wrong | None,
-    labels: NDArray[np.int64],
-    names: Sequence[str],
+    task: Task,
+    errors: Errors,
+    champion_errors: Errors | None,
+    parts: Sequence[Part],
     margin: float,
 ) -> Finding:
-    """Does every class keep its answers?
+    """Does every class, or part of the data, keep its answers?
 
-    A class is lost if, net, more than the margin of its images went from right to wrong, and more
-    than one image or all of them: one image of several is not evidence, all of them are. A class
-    without a gate image cannot be judged; it does not block, it is counted and said.
+    Of a classification, a part is lost if, net, more than the margin of its examples went from
+    right to wrong, and more than one example or all of them: one example of several is not
+    evidence, all of them are. Of other tasks, if its error rose by more than the margin, and by
+    more than chance explains (the lower 95 % bound is above 0). A part without a gate example
+    cannot be judged; it does not block, it is counted and said.
 
     Args:
-        wrong: Of the version on the gate split, [n].
-        champion_wrong: Of the champion on the same images; None without a champion.
-        labels: Positions in `names`, [n].
-        names: The classes.
+        task: Of the data.
+        errors: Of the version on the gate split, [n].
+        champion_errors: Of the champion on the same examples; None without a champion.
+        parts: Classes, or parts by column.
         margin: `gates.class_margin`.
     """
-    count = len(names)
-    images = np.bincount(labels, minlength=count)
-    absent = int((images == 0).sum())
-    note = f"; {absent} of {count} classes have no gate image: not judged" if absent else ""
-    if champion_wrong is None:
+    what = "classes" if task.counts else "parts"
+    absent = sum(not part.members.any() for part in parts)
+    note = f"; {absent} of {len(parts)} {what} have no gate image: not judged" if absent else ""
+    if champion_errors is None:
         return Finding("classes", "pass", None, margin, f"no champion to lose against{note}")
-    change = wrong.astype(np.int64) - champion_wrong
-    net = np.bincount(labels, weights=change, minlength=count).astype(np.int64)
-    share = net / np.maximum(images, 1)
-    evident = ((net > 1) | (net == images)) & (images > 0)
-    lost = evident & (share > margin + _ROUNDING)
-    order = [at for at in np.lexsort((-share, ~lost)) if net[at] > 0]
-    shown = [f"{names[at]}: {net[at]} of {images[at]}" for at in order[:_SHOWN]]
-    said = f"net lost of class {', '.join(shown)}" if shown else "no class is worse"
-    said += f" and {len(order) - _SHOWN} more classes" if len(order) > _SHOWN else ""
-    worst = float(share[evident].max(initial=0.0))
+    worst = 0.0
+    lost: list[tuple[float, str]] = []
+    worse: list[tuple[float, str]] = []
+    for part in parts:
+        if not part.members.any():
+            continue
+        new, old = errors[part.members], champion_errors[part.members]
+        net, images = float((new - old).sum()), len(new)
+        share = net / images
+        if net <= 0:
+            continue
+        evident = (
+            net > 1 or round(net) == images if task.counts else -task.rise(old, new) > _ROUNDING
+        )
+        told = f"{part.name}: {net:.0f} of {images}" if task.counts else f"{part.name} {share:+.2%}"
+        if evident:
+            worst = max(worst, share)
+        entry = (-share, told)
+        (lost if evident and share > margin + _ROUNDING else worse).append(entry)
+    order = [told for _, told in (*sorted(lost), *sorted(worse))]
+    said = f"net lost of class {', '.join(order[:_SHOWN])}" if order else "no class is worse"
+    if not task.counts:
+        said = f"error risen of {', '.join(order[:_SHOWN])}" if order else "no part is worse"
+    said += f" and {len(order) - _SHOWN} more {what}" if len(order) > _SHOWN else ""
     return held_to("classes", worst, margin, said + note)
 
 
@@ -138,12 +173,15 @@ def robust(
 
     Args:
         gate: `noise` or `shift`.
-        errors: Disturbance → share of wrong answers.
+        errors: Disturbance → error, a share.
         champion_errors: Likewise of the champion on the same images; None without a champion.
         finite: Whether every answer was.
         margin: `gates.robustness`.
     """
-    said = ", ".join(f"{name}: {error:.2%} wrong" for name, error in errors.items())
+    shown = list(errors.items())
+    if len(shown) > _SHOWN:
+        shown = sorted(shown, key=lambda item: -item[1])[:_SHOWN]
+    said = ", ".join(f"{name}: {error:.2%} error" for name, error in shown)
     if not finite:
         return Finding(gate, "fail", None, margin, f"an answer is not finite; {said}")
     if champion_errors is None:

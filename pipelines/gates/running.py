@@ -9,16 +9,16 @@ from pipelines.gates.finding import Finding, failed, held_to, passed
 
 
 def runtime(answered: int, finite: bool, where: str) -> Finding:
-    """Does the real runtime load the registry's own bytes and answer real images?
+    """Does the real runtime load the registry's own bytes and answer real examples?
 
     Args:
-        answered: Images of the gate split that were answered, each alone.
+        answered: Examples of the gate split that were answered, each alone.
         finite: Whether every answer was a finite number.
         where: Runtime and device, as the session itself says.
     """
     if not finite:
         return failed("runtime", f"an answer is not finite, on {where}")
-    return passed("runtime", f"{answered} real images answered on {where}")
+    return passed("runtime", f"{answered} real examples answered on {where}")
 
 
 def inputs(refused: Mapping[str, bool]) -> Finding:
@@ -34,14 +34,14 @@ def inputs(refused: Mapping[str, bool]) -> Finding:
 
 
 def extremes(finite: Mapping[str, bool]) -> Finding:
-    """Are the answers to extreme images finite?
+    """Are the answers to extreme inputs finite?
 
     Args:
-        finite: Image → whether its logits and probabilities are, and the latter sum to 1.
+        finite: Input → whether its raw outputs and answers are, and probabilities sum to 1.
     """
     wrong = [name for name, so in finite.items() if not so]
     if wrong:
-        return failed("extremes", f"not finite, or no probabilities: {', '.join(wrong)}")
+        return failed("extremes", f"not finite, or no answers at all: {', '.join(wrong)}")
     return passed("extremes", f"finite: {', '.join(finite)}")
 
 

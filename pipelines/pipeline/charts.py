@@ -86,6 +86,30 @@ def line_chart(
     return _inline(text.getvalue(), _spoken(title, drawn))
 
 
+def scatter_chart(name: str, pairs: Sequence[tuple[float, float]]) -> str:
+    """Return predicted over actual values as an SVG element for an HTML page.
+
+    Args:
+        name: Of the value.
+        pairs: Actual and predicted value of each example; evenly thinned where there are many.
+    """
+    step = -(-len(pairs) // _MOST_POINTS) or 1
+    x, y = zip(*list(pairs)[::step], strict=True)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4, 3.4), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.subplots()
+        ends = (min(*x, *y), max(*x, *y)) if len(x) else (0.0, 1.0)
+        axes.plot(ends, ends, color=_GRID, linewidth=1)
+        axes.plot(x, y, "o", color=_SERIES[0], markersize=3, alpha=0.5, markeredgewidth=0)
+        axes.set_xlabel("actual")
+        axes.set_ylabel("predicted")
+        axes.spines[["top", "right"]].set_visible(False)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(text.getvalue(), f"{name}: predicted over actual values, {len(pairs)} examples")
+
+
 def _thin(series: Series, scale: Scale) -> Series:
     """Return a series that can be drawn: finite, positive on a log axis, not too many points."""
     good = [(x, y) for x, y in series.points if math.isfinite(y) and (scale != "log" or y > 0)]

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import csv
-import io
-import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from pipelines.core.errors import UserError
 from pipelines.core.files import write_text
 from pipelines.core.paths import Layout
 from pipelines.core.text import shown
-from pipelines.data.prepared import SPLITS, load_card, load_split
+from pipelines.data.card import describe
+from pipelines.data.prepared import SPLITS, Card, load_card
 from pipelines.gates.finding import Finding
+from pipelines.pipeline.panels import MATRIX_CLASSES, data_uri, panels, read_json_of, read_table_of
+from pipelines.tasks.by_name import task_of
 
-MATRIX_CLASSES = 30
-"""Above so many classes a confusion matrix is no longer readable."""
-_WORST = 25
 _LAYERS = 12  # with charts of their own; the table lists all
-_LARGEST_IMAGE = 96
 
 
 @dataclass(frozen=True)
@@ -102,22 +95,25 @@ def write_report(layout: Layout, summary: Summary) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["figure"] = _figure
-    verification = _json(reports / "verification.json", "verify")
-    pairs = _table(reports / "predictions.csv", "evaluate")
+    verification = read_json_of(reports / "verification.json", "verify")
+    evaluation = read_json_of(reports / "evaluation.json", "evaluate")
     page = environment.get_template("report.html").render(
         summary=summary,
         tracking_uri=_without_credentials(summary.tracking_uri),
         card=card,
         splits=SPLITS,
-        evaluation=_json(reports / "evaluation.json", "evaluate"),
+        evaluation=evaluation,
+        form=card.form,
+        about=describe(card).splitlines(),
         verification=verification,
         parity=_parity(verification["comparisons"]),
-        curves=_curves(_table(reports / "history.csv", "train"), charts),
-        confusion=_confusion(card.classes, [(row["actual"], row["predicted"]) for row in pairs]),
-        hardest=_hardest(layout, _json(reports / "hardest.json", "evaluate")),
+        curves=_curves(
+            read_table_of(reports / "history.csv", "train"), evaluation, layout, card, charts
+        ),
+        **panels(layout, card, charts),
         layers=conditioning,
         layer_charts=_layer_charts(conditioning, charts),
-        examples=_data_uri((layout.prepared / card.picture).read_bytes()),
+        examples=data_uri((layout.prepared / card.picture).read_bytes()),
         matrix_classes=MATRIX_CLASSES,
     )
     out = reports / "report.html"
@@ -128,23 +124,6 @@ def write_report(layout: Layout, summary: Summary) -> Path:
 def _plain(value: Any) -> Any:
     """Return what a page shows of a value; the charts' own markup stays as it is."""
     return shown(value) if type(value) is str else value
-
-
-def _json(path: Path, stage: str) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: absent; the stage {stage} makes it") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); rerun {stage}") from None
-
-
-def _table(path: Path, stage: str) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        raise UserError(f"{path}: absent; the stage {stage} makes it") from None
 
 
 def _number(text: str | None) -> float:
@@ -160,7 +139,11 @@ def _points(rows: Sequence[Mapping[str, str]], column: str) -> list[tuple[float,
     return [(x, y) for x, y in found if math.isfinite(x) and math.isfinite(y)]
 
 
-def _curves(rows: list[dict[str, str]], charts: Any) -> list[dict[str, str]]:
+def _curves(
+    rows: list[dict[str, str]], evaluation: Any, layout: Layout, card: Card, charts: Any
+) -> list[dict[str, str]]:
+    loss_means = task_of(card.form, layout.root).loss_means
+
     def both(name: str) -> list[Any]:
         return [
             charts.Series("training", _points(rows, f"train_{name}")),
@@ -168,54 +151,14 @@ def _curves(rows: list[dict[str, str]], charts: Any) -> list[dict[str, str]]:
         ]
 
     drawn = [
-        ("Loss", "cross-entropy in nats", both("loss"), "log"),
-        ("Error", "wrong answers in %", both("error"), "error"),
+        ("Loss", loss_means, both("loss"), "log"),
+        ("Error", f"{evaluation['error_means']} in %", both("error"), "error"),
         ("Learning rate", "", [charts.Series("rate", _points(rows, "lr"))], "log"),
     ]
     return [
         {"title": title, "unit": unit, "svg": charts.line_chart(title, series, scale=scale)}
         for title, unit, series, scale in drawn
     ]
-
-
-def _confusion(classes: Sequence[str], pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    counts = Counter(pairs)
-    totals = Counter(actual for actual, _ in pairs)
-    worst = sorted(
-        ((count, pair) for pair, count in counts.items() if pair[0] != pair[1]),
-        key=lambda item: (-item[0], item[1]),
-    )
-    rows = []
-    if len(classes) <= MATRIX_CLASSES:
-        rows = [
-            {
-                "name": actual,
-                "total": totals[actual],
-                "cells": [
-                    {
-                        "predicted": predicted,
-                        "count": counts[actual, predicted],
-                        "right": actual == predicted,
-                        "shade": _shade(counts[actual, predicted], totals[actual]),
-                    }
-                    for predicted in classes
-                ],
-            }
-            for actual in classes
-        ]
-    return {
-        "rows": rows,
-        "worst": [
-            {"actual": a, "predicted": p, "count": count, "share": 100 * count / totals[a]}
-            for count, (a, p) in worst[:_WORST]
-        ],
-        "kinds": len(worst),
-    }
-
-
-def _shade(count: int, total: int) -> int:
-    """Return the strength of a cell's colour, %: by the root, so that a single error shows."""
-    return round(100 * math.sqrt(count / total)) if count else 0
 
 
 def _parity(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -227,35 +170,12 @@ def _parity(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"batches": batches, "pairs": pairs}
 
 
-def _hardest(layout: Layout, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    from PIL import Image
-
-    if not rows:
-        return []
-    split = load_split(layout.prepared, "test")
-    place = {digest: at for at, digest in enumerate(split.hashes)}
-    found = []
-    for row in rows:
-        if row["hash"] not in place:
-            raise UserError(
-                f"{layout.reports / 'hardest.json'}: image {row['hash'][:12]} is not in the test "
-                "split; rerun evaluate"
-            )
-        pixels = split.images[place[row["hash"]]].transpose(1, 2, 0)
-        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-        image.thumbnail((_LARGEST_IMAGE, _LARGEST_IMAGE))
-        png = io.BytesIO()
-        image.save(png, format="PNG")
-        found.append({**row, "image": _data_uri(png.getvalue())})
-    return found
-
-
 def _conditioning(path: Path) -> list[dict[str, Any]]:
     """Return each layer's reparametrisations; none for methods that whiten nothing."""
     if not path.exists():
         return []
     layers: dict[str, list[dict[str, str]]] = {}
-    for row in _table(path, "train"):
+    for row in read_table_of(path, "train"):
         layers.setdefault(row["layer"], []).append(row)
     return [
         {
@@ -314,10 +234,6 @@ def _figure(value: float | None, digits: int = 3) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}"
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _without_credentials(uri: str) -> str:

@@ -151,7 +151,7 @@ def run_and_show(assignments: Sequence[str], force: Sequence[str]) -> None:
         console.print(tables.line(f"{name:<11} {said}"))
     place = page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page
     console.print(tables.line(f"{'report':<11} {place}"))
-    console.print(f"{'see also':<11} prong models · prong predict IMAGE · prong ui")
+    console.print(f"{'see also':<11} prong models · prong predict FILE · prong ui")
     for problem in done.problems:
         console.print(tables.line(tables.Styled("wrong      ", "red"), f" {problem}"))
     sys.stdout.flush()
@@ -164,7 +164,11 @@ def _lines(layout: Layout, summary: Summary) -> Iterator[tuple[str, str]]:
     verification = read_json(layout.reports / "verification.json")
     cached = sum(line.outcome != "ran" for line in summary.stages)
     yield "stages", f"{len(summary.stages) - cached} ran, {cached} cached"
-    yield "test error", f"{evaluation['test_error']:.2f} % of {evaluation['images']} images"
+    means = evaluation["error_means"]
+    yield (
+        "test error",
+        f"{evaluation['test_error']:.2f} % {means} in {evaluation['images']} examples",
+    )
     yield (
         "parity",
         f"{verification['largest_difference']:.1e} (limit {verification['limit']:.0e}) "

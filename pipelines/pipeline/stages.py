@@ -28,7 +28,8 @@ def prepare(layout: Layout, params: Params) -> None:
     """Make `data/prepared`: the splits, the data card and its pictures."""
     from pipelines.data.prepare import prepare
 
-    card = prepare(params.data, root=layout.root, downloads=layout.downloads, out=layout.prepared)
+    places = {"root": layout.root, "downloads": layout.downloads, "out": layout.prepared}
+    card = prepare(params.data, params.task, **places)
     for warning in card.warnings:
         print(f"  data: {shown(warning)}")
 

@@ -50,7 +50,7 @@ def _sha256(value: str) -> list[HashType]:
 
 
 def _data(card: Card) -> Component:
-    counts = {f"images.{name}": str(card.total(name)) for name in SPLITS}
+    counts = {f"examples.{name}": str(card.total(name)) for name in SPLITS}
     files = {f"file.{name}": value for name, value in card.files.items()}
     return Component(
         name=card.source,
@@ -70,7 +70,7 @@ def _metrics(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
     ]
     for row in evaluation.get("classes", []):
         if isinstance(row, dict) and row.get("error") is not None:
-            name = f"test, class {row.get('name', '?')}"
+            name = f"test, {row.get('name', '?')}"
             found.append({"type": "test error, %", "value": str(row["error"]), "slice": name})
     return found
 
@@ -78,25 +78,25 @@ def _metrics(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
 def _model_card(
     card: Card, made_from: Mapping[str, str], figures: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    size = card.size
+    form = card.form
+    shape = ", ".join(map(str, form.input_shape))
     return {
         "modelParameters": {
-            "approach": {"type": "supervised"},
-            "task": "image classification",
-            "architectureFamily": "convolutional neural network",
-            "modelArchitecture": f"trained by {made_from.get('method', 'unknown')}, folded",
+            "approach": {"type": "supervised" if form.classes or form.values else "unsupervised"},
+            "task": f"{form.task} of {form.kind}",
+            "architectureFamily": "neural network",
+            "modelArchitecture": f"{made_from.get('network', 'unknown')}, trained by "
+            f"{made_from.get('method', 'unknown')}, folded",
             "datasets": [{"ref": f"data:{card.data_hash}"}],
-            "inputs": [{"format": f"uint8 [batch, {card.channels}, {size}, {size}], 0 to 255"}],
-            "outputs": [{"format": f"float32 [batch, {len(card.classes)}] logits, probabilities"}],
+            "inputs": [{"format": f"{form.dtype} [batch, {shape}]"}],
+            "outputs": [{"format": form.answers_told()}],
         },
         "quantitativeAnalysis": {"performanceMetrics": _metrics(figures)},
         "considerations": {
-            "useCases": [
-                f"telling {', '.join(card.classes[:20])} apart, in images like the data's"
-            ],
+            "useCases": [f"{form.task}, for data like these"],
             "technicalLimitations": [
-                "an image of none of the classes is answered with one of them all the same",
-                "images unlike the training data are not recognised as such",
+                "an input unlike the training data is answered all the same",
+                "inputs unlike the training data are not recognised as such",
             ],
         },
     }

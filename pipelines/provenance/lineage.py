@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, sha256_file
-from pipelines.core.fingerprints import code_hash, training_hash
+from pipelines.core.fingerprints import code_hash, own_code_of, training_hash
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
 from pipelines.systems import git
@@ -111,7 +111,7 @@ def lineage(layout: Layout, params: Params) -> dict[str, str]:
         "dvc_lock_sha256": sha256_file(lock) if lock.is_file() else UNKNOWN,
         "data_hash": load_card(layout.prepared).data_hash,
         "params_hash": params.hash(),
-        "code_hash": code_hash(layout.root, params.train.network, params.train.augment_by),
+        "code_hash": code_hash(layout.root, own_code_of(params)),
         "training_hash": training_hash(load_card(layout.prepared).data_hash, params, layout.root),
         "onnx_sha256": sha256_file(layout.onnx),
         "opset": str(params.export.opset),

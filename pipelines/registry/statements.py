@@ -63,7 +63,7 @@ class Statement:
             was emptied, a time not.
         sha256: Of the ONNX file that was judged.
         size: Its bytes.
-        classes: How many it knows.
+        classes: How many it knows; 0 where nothing is classified.
         classes_sha256: Over their names, in order, as JSON.
         gates: All that were asked; every one passed. Empty where a person vouched instead.
         limits: Hash of the section `gates` of the parameters.
@@ -85,7 +85,7 @@ class Statement:
     created: Time
     sha256: Sha256
     size: Annotated[int, Field(ge=1)]
-    classes: Annotated[int, Field(ge=1)]
+    classes: Annotated[int, Field(ge=0)]
     classes_sha256: Sha256
     gates: Annotated[tuple[Passed, ...], Field(max_length=40)]
     limits: Sha256

@@ -297,18 +297,18 @@ def _target(state: ModelState, model: str, to: str | None) -> int:
 
 
 def _query(layout: Layout, statement: Statement) -> None:
-    """Load the file that a statement names, and ask it about random images."""
+    """Load the file that a statement names, and ask it about random examples."""
     import numpy as np
 
     from pipelines.registry import version_files
     from pipelines.systems.onnx.runtime import OnnxModel
+    from pipelines.tasks.by_name import task_of
+    from pipelines.tasks.examples import examples
 
     model = OnnxModel.load(version_files.released_file(layout, statement), "cpu")
-    shape = (3, model.card.channels, model.card.size, model.card.size)
-    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    answers = model.probabilities(images)
-    if not np.isfinite(answers).all() or not np.allclose(answers.sum(axis=1), 1, atol=1e-3):
+    raw, answers = model.both(examples(model.form, 3))
+    if not np.isfinite(raw).all() or not task_of(model.form, layout.root).sound(answers):
         raise Failed(
-            f"{statement.model} version {statement.version}: does not answer with probabilities; "
+            f"{statement.model} version {statement.version}: its answers are none; "
             "nothing was changed; `prong history` shows other versions that were champion"
         )

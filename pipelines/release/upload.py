@@ -23,8 +23,7 @@ from pipelines.systems import mlflow as tracking
 from pipelines.systems.mlflow import MlflowClient, artifacts, logged_models, registered_models
 from pipelines.systems.mlflow.model_folder import write_folder
 from pipelines.systems.onnx import model_file
-from pipelines.systems.onnx.metadata import INPUT
-from pipelines.systems.onnx.runtime import OnnxModel
+from pipelines.systems.onnx.runtime import OnnxModel, fed
 from pipelines.systems.scratch import scratch
 
 _EXAMPLE_PIXELS = 2**16  # the example is stored as text, a few bytes a pixel
@@ -223,10 +222,10 @@ def _numbers(value: Mapping[str, Any], path: str) -> Iterator[tuple[str, float]]
             yield name, float(item)
 
 
-def _example(layout: Layout, model: OnnxModel) -> Any:
-    images = load_split(layout.prepared, "test").images
-    count = max(1, min(4, _EXAMPLE_PIXELS // math.prod(images.shape[1:])))
-    return images[:count]
+def _example(layout: Layout) -> Any:
+    inputs = load_split(layout.prepared, "test").inputs
+    count = max(1, min(4, _EXAMPLE_PIXELS // math.prod(inputs.shape[1:])))
+    return inputs[:count]
 
 
 def _upload(
@@ -241,8 +240,8 @@ def _upload(
     """Store the ONNX file as an MLflow model, byte for byte; return its id and location."""
     runs_in, opset = runtime_version(), package_version(["onnx"])
     model = OnnxModel.load(layout.onnx, "cpu")
-    images = _example(layout, model)
-    outputs = {"logits": model.logits(images), "probabilities": model.probabilities(images)}
+    example = _example(layout)
+    outputs = dict(zip(model.card.outputs, model.both(example), strict=True))
     upload = logged_models.begin(layout, client, name, run_id, {SHA256: sha256})
     faults.point("register.begin")
     with scratch(layout.state, "upload") as files:
@@ -252,7 +251,7 @@ def _upload(
             model_file.load(layout.onnx),
             upload=upload,
             run_id=run_id,
-            inputs={INPUT: images},
+            inputs=fed(model.form, example),
             outputs=outputs,
             requirements=["==".join(runs_in), "==".join(opset)],
             metadata={SHA256: sha256},

@@ -26,7 +26,6 @@ class Classification(Task):
     counts = True
     error_means = "wrong answers"
     loss_means = "cross-entropy in nats"
-    trivial_means = "always the most frequent class"
 
     def check(self) -> None:
         """Check that there are classes."""
@@ -62,7 +61,11 @@ class Classification(Task):
 
     def trivial(self, targets: Array, inputs: Array) -> NDArray[np.float64]:
         """Return the errors of always answering the most frequent class."""
-        return (targets != np.bincount(targets).argmax()) * 1.0
+        return (targets != np.bincount(targets).argmax()).astype(np.float64)
+
+    def trivial_told(self, targets: Array) -> str:
+        """Return the most frequent class."""
+        return f"always {self.form.classes[int(np.bincount(targets).argmax())]!r}"
 
     def rise(self, new: NDArray[np.float64], old: NDArray[np.float64]) -> float:
         """Return Tango's score bound; see `pipelines.tasks.interval`."""
@@ -86,6 +89,20 @@ class Classification(Task):
             Metric("error", 100 * share, 100 * (middle - half), 100 * (middle + half), "%"),
             mean_metric("cross-entropy", -np.log(np.maximum(likely, 1e-300)), "nats"),
         ]
+
+    def compared(self, answer: Array, target: Array) -> dict[str, Any]:
+        """Return actual and predicted class, and the probability of the actual one."""
+        return {
+            "actual": self.form.classes[int(target)],
+            "predicted": self.form.classes[int(answer.argmax())],
+            "probability": round(float(answer[int(target)]), 6),
+        }
+
+    def table(self, answers: Array, targets: Array) -> list[tuple[Any, ...]]:
+        """Return actual and predicted class of each example, the header first."""
+        names, predicted = self.form.classes, answers.argmax(axis=1)
+        pairs = zip(targets.tolist(), predicted.tolist(), strict=True)
+        return [("actual", "predicted"), *((names[a], names[p]) for a, p in pairs)]
 
     def told(self, answer: Array, top: int = 3) -> Mapping[str, Any]:
         """Return the likeliest classes with their probabilities, likeliest first."""

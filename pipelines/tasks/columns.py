@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.core.errors import UserError
+
 MISSING, OTHER, FIRST = 0.0, 1.0, 2.0
 """Codes of a category: the cell is empty; it was not in the training split; the first known one."""
 MOST_CATEGORIES = 1000
@@ -77,4 +79,37 @@ def texts(codes: NDArray[np.float64], categories: Sequence[str]) -> NDArray[np.o
     if not np.isin(codes, np.arange(len(table))).all():
         raise ValueError(f"codes must be 0 to {len(table) - 1}")
     found: NDArray[np.object_] = table[codes.astype(np.int64)]
+    return found
+
+
+def recode(
+    rows: NDArray[np.float64], held: Sequence[Column], wanted: Sequence[Column]
+) -> NDArray[np.float64]:
+    """Return rows of some columns as rows of others, which may know other categories.
+
+    Args:
+        rows: [n, columns], by `held`.
+        held: The columns that the rows have.
+        wanted: The columns that the result has; found by name, further ones of `held` left out.
+
+    Raises:
+        UserError: If a column is absent, or holds numbers here and categories there.
+    """
+    if held == wanted:
+        return rows
+    places = {column.name: at for at, column in enumerate(held)}
+    found = np.empty((len(rows), len(wanted)), np.float64)
+    for at, column in enumerate(wanted):
+        if column.name not in places:
+            raise UserError(f"the model needs a column {column.name!r}, and the data have none")
+        own = held[places[column.name]]
+        if own.kind != column.kind:
+            raise UserError(
+                f"column {column.name!r} holds a {column.kind} for the model, and a {own.kind} in "
+                "the data"
+            )
+        cells = rows[:, places[column.name]]
+        if column.kind == "category" and own.categories != column.categories:
+            cells = codes(texts(cells, own.categories).tolist(), column.categories)
+        found[:, at] = cells
     return found

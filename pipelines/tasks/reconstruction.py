@@ -23,7 +23,6 @@ class Reconstruction(Task):
 
     outputs = ("normalised", "reconstruction")
     loss_means = "half the squared error of normalised pixels, summed"
-    trivial_means = "always the mean image"
 
     def check(self) -> None:
         """Check that inputs are images."""
@@ -35,15 +34,18 @@ class Reconstruction(Task):
         return self.form.input_shape
 
     def _scale(self, like: Any) -> tuple[Any, Any]:
+        both: tuple[Any, Any]
         if isinstance(like, np.ndarray):
-            mean, deviation = np.array(self.form.mean), np.array(self.form.deviation)
+            both = np.array(self.form.mean), np.array(self.form.deviation)
         else:
             import torch
 
             kind = like.dtype if like.dtype.is_floating_point else torch.float32
-            mean = torch.tensor(self.form.mean, dtype=kind, device=like.device)
-            deviation = torch.tensor(self.form.deviation, dtype=kind, device=like.device)
-        return mean.reshape(-1, 1, 1), deviation.reshape(-1, 1, 1)
+            both = (
+                torch.tensor(self.form.mean, dtype=kind, device=like.device),
+                torch.tensor(self.form.deviation, dtype=kind, device=like.device),
+            )
+        return both[0].reshape(-1, 1, 1), both[1].reshape(-1, 1, 1)
 
     def _normalised(self, pixels: Any) -> Any:
         mean, deviation = self._scale(pixels)
@@ -51,7 +53,8 @@ class Reconstruction(Task):
 
     def loss(self, raw: Tensor, targets: Tensor, inputs: Tensor) -> Tensor:
         """Return half the squared error, summed over pixels."""
-        return 0.5 * (raw - self._normalised(inputs)).square().sum((1, 2, 3))
+        found: Tensor = 0.5 * (raw - self._normalised(inputs)).square().sum((1, 2, 3))
+        return found
 
     def answer(self, raw: Any) -> Any:
         """Return pixel values, 0 to 255 (or 65,535), not rounded."""
@@ -69,6 +72,10 @@ class Reconstruction(Task):
         found: NDArray[np.float64] = self.errors(mean, targets, inputs)
         return found
 
+    def trivial_told(self, targets: Array) -> str:
+        """Return that it is the mean image."""
+        return "always the mean image"
+
     def metrics(self, raw: Array, targets: Array, inputs: Array) -> list[Metric]:
         """Return the error, the root mean squared error in grey levels, and the PSNR."""
         off = (self.answer(raw) - inputs).reshape(len(raw), -1)
@@ -81,6 +88,14 @@ class Reconstruction(Task):
                 "PSNR", lambda s: 10 * np.log10(levels**2 / np.maximum(s, 1e-12)), square, "dB"
             ),
         ]
+
+    def compared(self, answer: Array, target: Array) -> dict[str, Any]:
+        """Return the reconstruction itself, rounded, [channels][rows][columns]."""
+        return {"reconstruction": np.rint(answer).astype(int).tolist()}
+
+    def table(self, answers: Array, targets: Array) -> list[tuple[Any, ...]]:
+        """Return a header only: images do not fit in a table."""
+        return [("example",)]
 
     def told(self, answer: Array, top: int = 3) -> Mapping[str, Any]:
         """Return nothing: what counts is the error, which `predict` adds."""

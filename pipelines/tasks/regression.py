@@ -22,7 +22,6 @@ class Regression(Task):
 
     outputs = ("standardised", "values")
     loss_means = "half the squared error of standardised values"
-    trivial_means = "always the mean"
 
     def check(self) -> None:
         """Check that there are values to predict."""
@@ -50,7 +49,8 @@ class Regression(Task):
         """Return half the squared error of the standardised values, summed over them."""
         mean, deviation = self._scale(targets)
         wanted = ((targets - mean) / deviation).to(raw.dtype)
-        return 0.5 * (raw - wanted).square().sum(1)
+        found: Tensor = 0.5 * (raw - wanted).square().sum(1)
+        return found
 
     def answer(self, raw: Any) -> Any:
         """Return the values in their own units, float64 [n, values]."""

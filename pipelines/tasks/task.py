@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -81,14 +82,12 @@ class Task(ABC):
     """What the error is, for people: `12.5 % unexplained variance`."""
     loss_means: ClassVar[str] = "squared error"
     """What the loss is, for people."""
-    trivial_means: ClassVar[str] = "always the mean"
-    """What the model without knowledge does."""
 
     def __init__(self, form: Form) -> None:
         self.form = form
         self.check()
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027  # most tasks of one's own take any data
         """Check that the data suit the task.
 
         Raises:
@@ -136,6 +135,10 @@ class Task(ABC):
     def trivial(self, targets: Array, inputs: Array) -> NDArray[np.float64]:
         """Return the errors [n] of the best answer that does not look at the input."""
 
+    def trivial_told(self, targets: Array) -> str:
+        """Return in words what that answer is."""
+        return "always the mean"
+
     def rise(self, new: NDArray[np.float64], old: NDArray[np.float64]) -> float:
         """Return by how much one error rate may exceed another: the one-sided upper 95 % bound.
 
@@ -153,7 +156,7 @@ class Task(ABC):
         return float(difference.mean()) + _Z_UPPER * spread / math.sqrt(n)
 
     def sound(self, answers: Array) -> bool:
-        """Say whether answers [n, …] can be answers at all: finite, say, or shares that sum to 1."""
+        """Say whether answers [n, …] can be any: finite, say, or shares that sum to 1."""
         return bool(np.isfinite(answers).all())
 
     def metrics(self, raw: Array, targets: Array, inputs: Array) -> list[Metric]:
@@ -179,6 +182,29 @@ class Task(ABC):
             found += quarters(self.form.columns[at].name, inputs[:, at])
         return found
 
+    def compared(self, answer: Array, target: Array) -> dict[str, Any]:
+        """Return what the report shows of one answer beside its target, as plain JSON values.
+
+        Args:
+            answer: Of one example, without the batch's axis.
+            target: Of that example.
+        """
+        return {
+            value.name: {"actual": float(target[at]), "predicted": float(answer[at])}
+            for at, value in enumerate(self.form.values)
+        }
+
+    def table(self, answers: Array, targets: Array) -> list[tuple[Any, ...]]:
+        """Return the rows of `predictions.csv`, the header first; only the header if none are."""
+        names = [value.name for value in self.form.values]
+        header = tuple(f"{what} {name}" for name in names for what in ("actual", "predicted"))
+        rows = [header or ("example",)]
+        for target, answer in zip(targets, answers, strict=True):
+            if names:
+                pairs = zip(target.tolist(), answer.tolist(), strict=True)
+                rows.append(tuple(number for pair in pairs for number in pair))
+        return rows
+
     def told(self, answer: Array, top: int = 3) -> Mapping[str, Any]:
         """Return what `predict` prints of one answer: name → text or number.
 
@@ -203,8 +229,8 @@ def quarters(name: str, values: NDArray[np.float64]) -> list[Part]:
     found = []
     if there.any():
         edges = np.unique(np.quantile(values[there], (0, 0.25, 0.5, 0.75, 1)))
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
-            last = high == edges[-1]
+        for low, high in pairwise(edges.tolist()):
+            last = high == float(edges[-1])
             inside = there & (values >= low) & ((values <= high) if last else (values < high))
             found.append(Part(f"{name} {low:.4g} to {high:.4g}", inside))
     if not there.all():

@@ -21,7 +21,7 @@ from pipelines.core import own_code
 from pipelines.core.config import TrainConfig
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
-from pipelines.data.prepared import load_split
+from pipelines.data.prepared import load_card, load_split
 
 KEY = "train.augment_by"
 _TRIED = 64
@@ -82,6 +82,10 @@ def try_out(config: TrainConfig, prepared: Path) -> None:
     vary = augmentation(config, prepared)
     if vary is None:
         return
+    if load_card(prepared).form.kind == "rows":
+        raise UserError(
+            f"{KEY} = {config.augment_by!r}: the data are a table, and this varies images; allowed: ''"
+        )
     images = torch.from_numpy(load_split(prepared, "validation").inputs[:_TRIED])
     found = []
     for seed in (1, 2):

@@ -1,4 +1,4 @@
-"""The images of each step, and their augmentation: a pure function of seed and position.
+"""The examples of each step, and their augmentation: a pure function of seed and position.
 
 Every rank draws the same global batch and takes its own slice of it, so that the number of ranks
 changes neither the batches nor the augmentation.
@@ -61,8 +61,8 @@ def shifted(images: Tensor, pixels: int, flip: bool, generator: torch.Generator)
 
 
 def epoch(
-    images: Tensor,
-    labels: Tensor,
+    inputs: Tensor,
+    targets: Tensor,
     *,
     batch: int,
     augment: int,
@@ -76,13 +76,13 @@ def epoch(
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Yield a rank's share of the batches of one epoch.
 
-    The images after the last full batch are left out; the next epoch has another order.
+    The examples after the last full batch are left out; the next epoch has another order.
 
     Args:
-        images: [n, channels, height, width], uint8 or uint16.
-        labels: [n], int64.
-        batch: Images per step over all ranks.
-        augment: Largest random shift, pixels.
+        inputs: Images [n, channels, height, width], or rows [n, columns].
+        targets: [n, …].
+        batch: Examples per step over all ranks.
+        augment: Largest random shift of images, pixels.
         flip: Whether half of the images are mirrored.
         seed: The run's seed.
         number: Number of the epoch, from 0.
@@ -93,16 +93,17 @@ def epoch(
             and step; takes the place of `augment` and `flip`.
 
     Yields:
-        Images and labels of this rank, and the size of the global batch.
+        Inputs and targets of this rank, and the size of the global batch.
     """
-    count = len(images)
+    count = len(inputs)
     order = torch.randperm(count, generator=_generator(seed, number))
     for step in range(first, steps_per_epoch(count, batch)):
         chosen = order[step * batch : (step + 1) * batch]
         generator = _generator(seed, number, step + 1)
-        if vary is None:
-            varied = shifted(images[chosen], augment, flip, generator)
-        else:
-            varied = vary(images[chosen], generator)
+        varied = inputs[chosen]
+        if vary is not None:
+            varied = vary(varied, generator)
+        elif varied.ndim == 4:
+            varied = shifted(varied, augment, flip, generator)
         part = slice_of(len(chosen), rank, ranks)
-        yield varied[part], labels[chosen][part], len(chosen)
+        yield varied[part], targets[chosen][part], len(chosen)

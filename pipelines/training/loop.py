@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import prong
 from pipelines.core import faults
 from pipelines.core.config import TrainConfig
 from pipelines.core.errors import UserError
 from pipelines.data.prepared import load_card, load_split
+from pipelines.tasks.by_name import task_of
 from pipelines.training import batches, methods, network
 from pipelines.training import resumed_state as state
 from pipelines.training.augmentation import augmentation
@@ -31,7 +31,7 @@ from prong.refresh.saved_state import shared_moments
 LOG_EVERY = 10
 """Steps in each logged average of training loss and error."""
 _SCORED = 256
-"""Images per scoring batch."""
+"""Examples per scoring batch."""
 
 
 @dataclass
@@ -39,8 +39,8 @@ class _Window:
     """Sums since the last logged point, on the device, so that logging rarely waits for it."""
 
     loss: Tensor
-    wrong: Tensor
-    images: int = 0
+    error: Tensor
+    examples: int = 0
     start: float = field(default_factory=time.perf_counter)
 
 
@@ -75,7 +75,7 @@ class Loop:
 
     Args:
         config: Method and schedule.
-        prepared: Directory of prepared images.
+        prepared: Output of `prepare`.
         ranks: This rank and the process group.
         emit: Receives events; only rank 0 emits any.
         after_step: See `StepHook`.
@@ -93,16 +93,18 @@ class Loop:
         card = load_card(prepared)
         self.spec = network.describe(config, card, prepared)
         self.vary = augmentation(config, prepared)
+        self.task = task_of(card.form, prepared)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         self.network = network.build(self.spec, prepared).to(ranks.device)
         self.optimizer = methods.optimizer(config, self.network)
         self.natural = methods.reparametrizer(config, self.network, self.optimizer)
         self.parallel = ranks.parallel(self.network, config)
         train, validation = load_split(prepared, "train"), load_split(prepared, "validation")
-        self.images, self.labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
+        self.inputs = torch.from_numpy(train.inputs)
+        self.targets = torch.from_numpy(train.targets)
         self.validation = (
-            torch.from_numpy(validation.images),
-            torch.from_numpy(validation.labels),
+            torch.from_numpy(validation.inputs),
+            torch.from_numpy(validation.targets),
         )
         self.schedule = Waterfall(
             lr=methods.learning_rate(config),
@@ -121,7 +123,7 @@ class Loop:
     @property
     def per_epoch(self) -> int:
         """Steps of an epoch."""
-        return batches.steps_per_epoch(len(self.images), self.config.batch)
+        return batches.steps_per_epoch(len(self.inputs), self.config.batch)
 
     @property
     def steps(self) -> int:
@@ -130,9 +132,9 @@ class Loop:
 
     def _epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor, int]]:
         config, ranks = self.config, self.ranks
-        for images, labels, size in batches.epoch(
-            self.images,
-            self.labels,
+        for inputs, targets, size in batches.epoch(
+            self.inputs,
+            self.targets,
             batch=config.batch,
             augment=config.augment,
             flip=config.flip,
@@ -143,7 +145,7 @@ class Loop:
             ranks=ranks.size,
             first=first,
         ):
-            yield images.to(ranks.device), labels.to(ranks.device), size
+            yield inputs.to(ranks.device), targets.to(ranks.device), size
 
     def run(self) -> dict[str, float]:
         """Train from the current step to the last and return the best validation figures.
@@ -153,7 +155,7 @@ class Loop:
         """
         if self.step == 0 and self.natural is not None:
             self.after_step(self, "initialising")
-            samples = (images for images, _, _ in self._epoch(0))
+            samples = (inputs for inputs, _, _ in self._epoch(0))
             self._refreshed(self.natural.initialize(samples, init=self.config.init))
             faults.point("train.initialised")
         if self.unscored:
@@ -167,10 +169,10 @@ class Loop:
     def _train(self, number: int, first: int) -> None:
         """Train one epoch, from its batch `first` on, and score it."""
         self.network.train()
-        for images, labels, size in self._epoch(number, first):
+        for inputs, targets, size in self._epoch(number, first):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.schedule.rate(self.step)
-            self._backward(images, labels, size)
+            self._backward(inputs, targets, size)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.step += 1
@@ -186,19 +188,19 @@ class Loop:
             faults.point("train.step")
             self.after_step(self, "training")
 
-    def _backward(self, images: Tensor, labels: Tensor, size: int) -> None:
-        """Compute the gradients of one batch of `size` images over all ranks, part by part."""
+    def _backward(self, inputs: Tensor, targets: Tensor, size: int) -> None:
+        """Compute the gradients of one batch of `size` examples over all ranks, part by part."""
         parts = self.config.accumulate
-        pairs = zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True)
-        for index, (part, answers) in enumerate(pairs, 1):
+        pairs = zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True)
+        for index, (part, wanted) in enumerate(pairs, 1):
             with nullcontext() if index == parts else unreduced(self.parallel):
-                logits = self.parallel(part)
+                raw = self.parallel(part)
                 # Divided by the global batch: the sum over all parts and ranks is its mean.
-                loss = functional.cross_entropy(logits, answers, reduction="sum") / size
+                loss = self.task.loss(raw, wanted, part).sum() / size
                 loss.backward()  # type: ignore[no-untyped-call]
             self._window.loss += loss.detach() * size
-            self._window.wrong += (logits.detach().argmax(1) != answers).sum()
-        self._window.images += size
+            self._window.error += self.task.score(raw.detach(), wanted, part).sum()
+        self._window.examples += size
 
     def _new_window(self) -> _Window:
         zero = torch.zeros((), device=self.ranks.device)
@@ -207,11 +209,11 @@ class Loop:
     def _resumed_window(self) -> _Window:
         """Return the window with its clock started; earlier time belongs to another process."""
         window = self._window
-        return _Window(window.loss, window.wrong, window.images)
+        return _Window(window.loss, window.error, window.examples)
 
     def _log(self) -> None:
         window, number = self._window, (self.step - 1) // self.per_epoch
-        totals = self.ranks.sum_(torch.stack([window.loss, window.wrong])) / window.images
+        totals = self.ranks.sum_(torch.stack([window.loss, window.error])) / window.examples
         loss, error = totals.tolist()
         if not math.isfinite(loss):
             raise UserError(
@@ -226,7 +228,7 @@ class Loop:
             train_loss=round(loss, 6),
             train_error=round(100 * error, 4),
             lr=self.schedule.rate(self.step - 1),
-            samples_per_second=round(window.images / seconds, 1),
+            samples_per_second=round(window.examples / seconds, 1),
         )
         self._window = self._new_window()
 
@@ -235,19 +237,19 @@ class Loop:
         """Score the validation split, update the schedule, and store the best figures."""
         number = self.step // self.per_epoch
         self.network.eval()
-        images, labels = self.validation
-        mine = batches.slice_of(len(images), self.ranks.rank, self.ranks.size)
+        inputs, targets = self.validation
+        mine = batches.slice_of(len(inputs), self.ranks.rank, self.ranks.size)
         sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
-        most = -(-len(images) // self.ranks.size)  # so that every rank has equally many turns
+        most = -(-len(inputs) // self.ranks.size)  # so that every rank has equally many turns
         for start in range(0, most, _SCORED):
             self.after_step(self, "evaluating")
-            part = images[mine][start : start + _SCORED].to(self.ranks.device)
-            answer = labels[mine][start : start + _SCORED].to(self.ranks.device)
+            part = inputs[mine][start : start + _SCORED].to(self.ranks.device)
+            wanted = targets[mine][start : start + _SCORED].to(self.ranks.device)
             if len(part):
-                logits = self.network(part)
-                sums[0] += functional.cross_entropy(logits, answer, reduction="sum")
-                sums[1] += (logits.argmax(1) != answer).sum()
-        loss, error = (self.ranks.sum_(sums) / len(images)).tolist()
+                raw = self.network(part)
+                sums[0] += self.task.loss(raw, wanted, part).sum()
+                sums[1] += self.task.score(raw, wanted, part).sum()
+        loss, error = (self.ranks.sum_(sums) / len(inputs)).tolist()
         figures = {
             "validation_loss": round(loss, 6),
             "validation_error": round(100 * error, 4),
@@ -262,7 +264,7 @@ class Loop:
         """Return everything that decides how the training continues; tensors are not copied."""
         optimizer, slots = state.pack_optimizer(self.optimizer)
         generators, own = state.pack_generators(self.ranks.device)
-        window = {"loss": self._window.loss, "wrong": self._window.wrong}
+        window = {"loss": self._window.loss, "error": self._window.error}
         own |= state.with_prefix("window", window)
         own |= state.with_prefix("statistics", state.running_statistics(self.network))
         meta: dict[str, Any] = {
@@ -270,7 +272,7 @@ class Loop:
             "refreshes": self.refreshes,
             "best": self.best,
             "unscored": self.unscored,
-            "images": self._window.images,
+            "examples": self._window.examples,
             "schedule": {k: asdict(self.schedule)[k] for k in ("falls", "stale", "best")},
             "optimizer": optimizer,
         }
@@ -294,7 +296,7 @@ class Loop:
         with torch.no_grad():
             for name, value in state.running_statistics(self.network).items():
                 value.copy_((statistics[0] if everybody else state.average(statistics))[name])
-            for name, value in (("loss", self._window.loss), ("wrong", self._window.wrong)):
+            for name, value in (("loss", self._window.loss), ("error", self._window.error)):
                 if everybody or rank == 0:
                     value.copy_(torch.stack([window[name] for window in windows]).sum(0))
         if self.natural is not None:
@@ -308,7 +310,7 @@ class Loop:
             torch.manual_seed(self.config.seed + rank)
         self.step, self.refreshes = int(meta["step"]), int(meta["refreshes"])
         self.best, self.unscored = dict(meta["best"]), bool(meta["unscored"])
-        self._window.images = int(meta["images"])
+        self._window.examples = int(meta["examples"])
         schedule, best = meta["schedule"], meta["schedule"]["best"]
         self.schedule.falls, self.schedule.stale = int(schedule["falls"]), int(schedule["stale"])
         self.schedule.best = None if best is None else (float(best[0]), float(best[1]))

@@ -6,14 +6,13 @@ the exported network needs no preprocessing except the decoder.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,9 +21,12 @@ import prong
 from pipelines.core import own_code
 from pipelines.core.config import Method, TrainConfig
 from pipelines.core.errors import UserError
-from pipelines.core.files import atomic_path, read_json, write_json
+from pipelines.core.files import atomic_path, write_json
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import Card
+from pipelines.tasks.by_name import task_code, task_of
+from pipelines.tasks.form import Form
+from pipelines.training.row_features import RowFeatures
 from pipelines.training.signature import NetworkSignature
 from pipelines.training.zoo.by_name import KEY, make
 
@@ -38,32 +40,28 @@ class NetworkSpec:
     """The settings that define a network's architecture and input.
 
     Attributes:
+        form: Inputs and answers.
+        output_shape: Of the raw output for one input.
         method: Determines whitening (`prong`, `prong+`) and, where the network has a choice,
             batch normalisation (`bn`, `prong+`).
-        size: Edge of the square input, pixels.
-        channels: 1 (grey) or 3 (RGB).
-        classes: Class names; the position is the label.
-        mean: Per channel, of pixel values in [0, 1].
-        deviation: Per channel, of pixel values in [0, 1].
         width: `train.width`, as the network uses it.
         hidden: `train.hidden`, as the network uses it.
         network: `train.network`.
         code: Hash of the user's own code that makes the network; empty for a name of the zoo.
         augmentation: Hash of the user's own code that varied the images in training; empty without
             any. It names what the weights come from; the network itself has nothing of it.
+        task_code: Hash of the user's own code of the task; empty for one that is built in.
     """
 
+    form: Form
+    output_shape: tuple[int, ...]
     method: Method
-    size: int
-    channels: int
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    deviation: tuple[float, ...]
     width: int
     hidden: int
     network: str = "cnn"
     code: str = ""
     augmentation: str = ""
+    task_code: str = ""
 
     @property
     def normalised(self) -> bool:
@@ -77,15 +75,18 @@ class NetworkSpec:
 
     def signature(self) -> NetworkSignature:
         """Return what the function that makes the network is given."""
+        form = self.form
+        rows = (sum(column.features for column in form.columns),)
         return NetworkSignature(
-            input_shape=(self.channels, self.size, self.size),
-            output_shape=(len(self.classes),),
-            classes=self.classes,
-            mean=self.mean,
-            deviation=self.deviation,
+            input_shape=form.input_shape if form.kind == "images" else rows,
+            output_shape=self.output_shape,
+            classes=form.classes,
+            mean=form.mean,
+            deviation=form.deviation,
             width=self.width,
             hidden=self.hidden,
             batch_norm=self.normalised,
+            task=form.task,
         )
 
 
@@ -101,15 +102,28 @@ class Network(nn.Module):
     def __init__(self, spec: NetworkSpec, body: nn.Module) -> None:
         super().__init__()
         self.spec = spec
-        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1))
-        self.register_buffer("deviation", torch.tensor(spec.deviation).view(1, -1, 1, 1))
+        form = spec.form
+        if form.kind == "images":
+            self.register_buffer("mean", torch.tensor(form.mean).view(1, -1, 1, 1))
+            self.register_buffer("deviation", torch.tensor(form.deviation).view(1, -1, 1, 1))
+        else:
+            self.features = RowFeatures(form.columns)
         self.body = body
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits [batch, classes] of raw images [batch, channels, size, size] in 0…255."""
-        pixels = images.to(self.mean.dtype) / 255
-        logits: Tensor = self.body((pixels - self.mean) / self.deviation)
-        return logits
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return raw outputs [batch, *output_shape] of examples as the data hold them.
+
+        Args:
+            inputs: Images [batch, channels, size, size], 0 to 255 or 65,535; or rows
+                [batch, columns], float64.
+        """
+        if self.spec.form.kind == "images":
+            pixels = inputs.to(self.mean.dtype) / self.spec.form.levels
+            found: Tensor = self.body((pixels - self.mean) / self.deviation)
+        else:
+            dtype = next(self.body.parameters()).dtype
+            found = self.body(self.features(inputs).to(dtype))
+        return found
 
 
 def describe(config: TrainConfig, card: Card, checkout: Path) -> NetworkSpec:
@@ -130,17 +144,15 @@ def describe(config: TrainConfig, card: Card, checkout: Path) -> NetworkSpec:
         root = Layout.find(checkout).root
         augmentation = own_code.own_hash(config.augment_by, root, "train.augment_by")
     return NetworkSpec(
+        form=card.form,
+        output_shape=task_of(card.form, checkout).output_shape,
         method=config.method,
-        size=card.size,
-        channels=card.channels,
-        classes=card.classes,
-        mean=card.mean,
-        deviation=card.deviation,
         width=config.width,
         hidden=config.hidden,
         network=config.network,
         code=code,
         augmentation=augmentation,
+        task_code=task_code(card.form.task, checkout),
     )
 
 
@@ -204,10 +216,12 @@ def load_spec(directory: Path) -> NetworkSpec:
     """
     path = directory / _SPEC
     try:
-        value: dict[str, Any] = read_json(path)
-        lists = {k: tuple(value[k]) for k in ("classes", "mean", "deviation")}
-        return NetworkSpec(**{**value, **lists})
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        return TypeAdapter(NetworkSpec).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{path}: not a trained network: {key}: {first['msg']}") from None
+    except OSError as error:
         raise UserError(f"{path}: not a trained network: {error}") from None
 
 

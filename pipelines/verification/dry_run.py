@@ -1,6 +1,6 @@
-"""Before a training starts: does the network take the images, and can it be released at all?
+"""Before a training starts: does the network take the examples, and can it be released at all?
 
-The untrained network answers a few images, is folded, exported and asked again as an ONNX file.
+The untrained network answers a few examples, is folded, exported and asked again as an ONNX file.
 What fails here would otherwise fail after the training. The networks of the zoo are known to be
 exportable (the tests export each of them), so this trial export is for all others.
 """
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import prong
 from pipelines.core import own_code
@@ -28,15 +27,18 @@ from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
-from pipelines.export.to_onnx import folded, onnx_bytes
-from pipelines.systems.onnx.metadata import OnnxMetadata
+from pipelines.export.to_onnx import folded, metadata, onnx_bytes
 from pipelines.systems.onnx.model_file import parse
 from pipelines.systems.onnx.operators import not_allowed
 from pipelines.systems.onnx.runtime import OnnxModel
+from pipelines.tasks.by_name import task_of
+from pipelines.tasks.examples import examples
+from pipelines.tasks.form import CLASSIFICATION
+from pipelines.training import augmentation
 from pipelines.training.network import BODY, NetworkSpec, build, describe
 from pipelines.training.zoo.by_name import KEY, ZOO
 
-_IMAGES = 3
+_EXAMPLES = 3
 _UNKNOWN = "0" * 64  # hashes that the file of an untrained network has no need of
 _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.]+)'")
 _PLACE = re.compile(r"[\w./-]+\.py:\d+ in \w+")
@@ -73,16 +75,18 @@ class DryRun:
 
 
 def dry_run(layout: Layout, params: Params) -> DryRun:
-    """Try the network that is to be trained, untrained, on the CPU.
+    """Try the network that is to be trained, untrained, on the CPU, and own augmentation.
 
     Args:
         layout: The checkout, whose data are prepared.
         params: Its parameters.
 
     Raises:
-        UserError: If the network cannot be made, takes or returns other shapes, answers one image
-            in different ways, has nothing to whiten, or cannot be exported as it must be.
+        UserError: If the network cannot be made, takes or returns other shapes, answers one example
+            in different ways, has nothing to whiten, or cannot be exported as it must be; or if
+            `train.augment_by` cannot be relied on.
     """
+    augmentation.try_out(params.train, layout.prepared)
     spec = describe(params.train, load_card(layout.prepared), layout.root)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.train.seed)
@@ -101,7 +105,9 @@ def try_out(network: nn.Module, spec: NetworkSpec, opset: int, root: Path) -> Dr
     trial = _Trial(network, spec, opset, root)
     trial.answers()
     trial.learns()
-    exported = spec.network not in ZOO
+    # The networks of the zoo are exported by the tests, of 8-bit images with a built-in task.
+    known = spec.form.kind == "images" and spec.form.bits == 8 and not spec.task_code
+    exported = spec.network not in ZOO or not known
     if exported:
         trial.moves()
         trial.exports()
@@ -113,59 +119,62 @@ class _Trial:
 
     def __init__(self, network: nn.Module, spec: NetworkSpec, opset: int, root: Path) -> None:
         self._network, self._spec, self._opset, self._root = network, spec, opset, root
-        shape = (_IMAGES, spec.channels, spec.size, spec.size)
-        self._pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        self._images = torch.from_numpy(self._pixels)
+        self._task = task_of(spec.form, root)
+        self._given = examples(spec.form, _EXAMPLES)
+        self._inputs = torch.from_numpy(self._given)
 
     def _refused(self, why: str) -> UserError:
         return UserError(f"{KEY} = {self._spec.network!r}: {why}")
 
-    def _ask(self, images: Tensor, doing: str) -> Tensor:
-        """Return the network's answer, after its type and shape were checked."""
-        wanted = [len(images), len(self._spec.classes)]
+    def _ask(self, inputs: Tensor, doing: str) -> Tensor:
+        """Return the network's raw output, after its type and shape were checked."""
+        shape, what = list(inputs.shape), self._spec.form.kind
+        wanted = [len(inputs), *self._spec.output_shape]
         try:
-            answer: Any = self._network(images)
+            raw: Any = self._network(inputs)
         except Exception as error:
-            size = f"[{len(images)}, {self._spec.channels}, {self._spec.size}, {self._spec.size}]"
             said = own_code.where(error, self._root)
-            raise self._refused(f"cannot {doing} images {size}: {said}") from None
-        if not isinstance(answer, Tensor):
-            raise self._refused(f"returned {type(answer).__name__}; a tensor {wanted} is needed")
-        if list(answer.shape) != wanted or answer.dtype != torch.float32:
-            kind = str(answer.dtype).removeprefix("torch.")
+            if what == "rows":
+                shape = [len(inputs), *self._spec.signature().input_shape]
+            raise self._refused(f"cannot {doing} {what} {shape}: {said}") from None
+        if not isinstance(raw, Tensor):
+            raise self._refused(f"returned {type(raw).__name__}; a tensor {wanted} is needed")
+        if list(raw.shape) != wanted or raw.dtype != torch.float32:
+            kind = str(raw.dtype).removeprefix("torch.")
+            means = ", one logit for each class" if self._spec.form.task == CLASSIFICATION else ""
             raise self._refused(
-                f"returned {kind} {list(answer.shape)} for {len(images)} images; needed: float32 "
-                f"{wanted}, one logit for each class"
+                f"returned {kind} {list(raw.shape)} for {len(inputs)} {what}; needed: float32 "
+                f"{wanted}{means}"
             )
-        return answer
+        return raw
 
     def answers(self) -> None:
         """Check the answers in evaluation mode: shape, finite, and always the same."""
         self._network.eval()
         with torch.no_grad():
-            together = self._ask(self._images, "answer")
-            again = self._ask(self._images, "answer")
-            alone = torch.cat([self._ask(image[None], "answer") for image in self._images])
+            together = self._ask(self._inputs, "answer")
+            again = self._ask(self._inputs, "answer")
+            alone = torch.cat([self._ask(one[None], "answer") for one in self._inputs])
         if not together.isfinite().all():
             raise self._refused("the untrained network's answer is not finite")
         if not torch.equal(together, again):
             raise self._refused(
-                "answered the same images differently in evaluation mode; what is random must ask "
-                "self.training, as nn.Dropout does"
+                f"answered the same {self._spec.form.kind} differently in evaluation mode; what is "
+                "random must ask self.training, as nn.Dropout does"
             )
         if _apart(together, alone) > 1e-3:
             raise self._refused(
-                "the answer to an image depends on the other images of its batch in evaluation "
+                "the answer to one example depends on the others of its batch in evaluation "
                 "mode; nothing may be computed over the first dimension"
             )
 
     def learns(self) -> None:
         """Check one step backwards in training mode."""
         self._network.train()
-        logits = self._ask(self._images, "be trained on")
-        labels = torch.arange(_IMAGES) % len(self._spec.classes)
+        raw = self._ask(self._inputs, "be trained on")
+        loss = self._loss(raw)
         try:
-            functional.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
+            loss.sum().backward()  # type: ignore[no-untyped-call]
         except Exception as error:
             raise self._refused(
                 f"no gradient can be computed: {own_code.where(error, self._root)}"
@@ -180,11 +189,36 @@ class _Trial:
                 "them, remove them, or set requires_grad = False"
             )
 
+    def _loss(self, raw: Tensor) -> Tensor:
+        """Return the examples' loss, after the task's own functions were tried."""
+        form, key = self._spec.form, f"task.name = {self._spec.form.task!r}"
+        if form.classes:
+            targets = torch.arange(_EXAMPLES) % len(form.classes)
+        else:
+            means = [value.mean for value in form.values]
+            targets = torch.tensor(means, dtype=torch.float64).expand(_EXAMPLES, -1)
+        try:
+            loss = self._task.loss(raw, targets, self._inputs)
+            score = self._task.score(raw.detach(), targets, self._inputs)
+            here = raw.detach().numpy()
+            again = self._task.score(here, targets.numpy(), self._given)
+        except Exception as error:
+            raise UserError(f"{key}: {own_code.where(error, self._root)}") from None
+        for name, found in (("loss", loss), ("score", score), ("score of arrays", again)):
+            if list(getattr(found, "shape", [])) != [_EXAMPLES]:
+                raise UserError(
+                    f"{key}: {name} returned {list(getattr(found, 'shape', []))} for {_EXAMPLES} "
+                    f"examples; needed: one number for each, [{_EXAMPLES}]"
+                )
+        if not np.allclose(score.double().numpy(), again, rtol=1e-3, atol=1e-5):
+            raise UserError(f"{key}: errors of tensors and of arrays differ")
+        return loss
+
     def moves(self) -> None:
         """Check that the function stays when the whitening moves: no weight is used elsewhere."""
         if not self._spec.whitened:
             return
-        found = prong.check(self._network, self._images)
+        found = prong.check(self._network, self._inputs)
         if found.layers:
             raise self._refused(
                 f"cannot be whitened: {str(found).replace(BODY, '')}; train.method without prong, "
@@ -193,21 +227,11 @@ class _Trial:
 
     def exports(self) -> None:
         """Check that the folded network as an ONNX file is allowed and answers the same."""
-        spec = self._spec
-        card = OnnxMetadata(
-            classes=spec.classes,
-            size=spec.size,
-            channels=spec.channels,
-            mean=spec.mean,
-            deviation=spec.deviation,
-            data_hash=_UNKNOWN,
-            params_hash=_UNKNOWN,
-            code_hash=_UNKNOWN,
-        )
+        card = metadata(self._spec, self._task, _UNKNOWN, _UNKNOWN, _UNKNOWN)
         try:
             plain = folded(self._network)
             with _silent():
-                content = onnx_bytes(plain, card, self._opset)
+                content = onnx_bytes(plain, self._task, card, self._opset)
         except UserError:
             raise
         except Exception as error:  # the exporter raises almost anything
@@ -223,20 +247,20 @@ class _Trial:
             path.write_bytes(content)
             try:
                 model = OnnxModel.load(path, "cpu")
-                found = [model.logits(self._pixels, batch=batch) for batch in (1, 2, _IMAGES)]
+                found = [model.raw(self._given, batch=batch) for batch in (1, 2, _EXAMPLES)]
             except UserError as error:
                 said = str(error).removeprefix(f"{path}: ")
                 raise self._refused(
-                    f"its ONNX file does not run: {said}; any number of images must be allowed: "
+                    f"its ONNX file does not run: {said}; any number of examples must be allowed: "
                     "x.shape[0], not len(x) or a fixed number"
                 ) from None
         with torch.no_grad():
-            expected = plain(self._images)
+            expected = plain(self._inputs)
         apart = max(_apart(expected, torch.from_numpy(each)) for each in found)
         if not apart <= 1e-3:
             raise self._refused(
                 f"its ONNX file answers otherwise than torch: {apart:.1e} off, relative to the "
-                "largest logit; a shape or a value was probably fixed in the export"
+                "largest output; a shape or a value was probably fixed in the export"
             )
 
 

@@ -1,7 +1,7 @@
-"""One image, layer by layer: the output of each layer of the trained network.
+"""One example, layer by layer: the output of each layer of the trained network.
 
 It helps to find out why a network gave an answer, and whether training, fold or export is the
-cause. The whitened network, the folded network and the ONNX file process the same image.
+cause. The whitened network, the folded network and the ONNX file process the same example.
 """
 
 from __future__ import annotations
@@ -18,10 +18,14 @@ from torch import Tensor, nn
 
 from pipelines.core import tables
 from pipelines.data.images import decode
+from pipelines.data.read_rows import read_rows
 from pipelines.export.to_onnx import folded
 from pipelines.systems.onnx.metadata import require_fit
 from pipelines.systems.onnx.runtime import OnnxModel
+from pipelines.tasks.form import Form
 from pipelines.training.network import BODY, load
+
+INPUT = "input"
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Step:
         largest: Largest value.
         zeros: Share of values that are exactly zero; for a ReLU, its inactive units.
         difference: Largest difference from the whitened network's same layer, relative to that
-            layer's largest value; for `onnx`, from the logits.
+            layer's largest value; for `onnx`, from the raw output.
     """
 
     layer: str
@@ -54,20 +58,20 @@ class Step:
 
 @dataclass(frozen=True)
 class Trace:
-    """The outputs of all layers for one image.
+    """The outputs of all layers for one example.
 
     Attributes:
-        steps: In the order of computation, from the raw pixels to ONNX Runtime's logits.
-        logits: The whitened network's, by class.
-        label: The most likely class.
+        steps: In the order of computation, from the input as the data hold it to ONNX Runtime's
+            raw output.
+        raw: The whitened network's raw output by name: a logit by class, or a value; empty where
+            the output is an image.
     """
 
     steps: tuple[Step, ...]
-    logits: dict[str, float]
-    label: str
+    raw: dict[str, float]
 
 
-def _walk(network: nn.Module, images: Tensor) -> dict[str, tuple[str, Tensor]]:
+def _walk(network: nn.Module, inputs: Tensor) -> dict[str, tuple[str, Tensor]]:
     """Return the output of each layer without layers of its own: name → (class, output)."""
     found: dict[str, tuple[str, Tensor]] = {}
 
@@ -85,7 +89,7 @@ def _walk(network: nn.Module, images: Tensor) -> dict[str, tuple[str, Tensor]]:
     ]
     try:
         with torch.no_grad():
-            network(images)
+            network(inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -108,13 +112,13 @@ def _step(layer: str, kind: str, value: NDArray[Any], other: NDArray[Any] | None
     )
 
 
-def trace(trained: Path, onnx: Path, image: Path) -> Trace:
-    """Follow one image through the whitened network, the folded one and the ONNX file.
+def trace(trained: Path, onnx: Path, example: Path) -> Trace:
+    """Follow one example through the whitened network, the folded one and the ONNX file.
 
     Args:
         trained: Output of `train`.
         onnx: Output of `export`, of the same network.
-        image: An image file.
+        example: An image file, or a table whose first row is followed.
 
     Raises:
         UserError: If a file is absent or damaged, or the ONNX file is of another network.
@@ -122,20 +126,34 @@ def trace(trained: Path, onnx: Path, image: Path) -> Trace:
     spec, network = load(trained)
     model = OnnxModel.load(onnx, "cpu")
     require_fit(onnx, model.card, trained, spec, "export")
-    pixels = decode(image, size=spec.size, channels=spec.channels)[None].copy()
-    images = torch.from_numpy(pixels)
-    white = _walk(copy.deepcopy(network), images)
-    plain = _walk(folded(network), images)
-    steps = [_step("images", "uint8", pixels, None)]
+    given = read_example(example, spec.form)
+    inputs = torch.from_numpy(given)
+    white = _walk(copy.deepcopy(network), inputs)
+    plain = _walk(folded(network), inputs)
+    steps = [_step(INPUT, str(given.dtype), given, None)]
     for name, (kind, output) in white.items():
         other = plain.get(name)
         against = None if other is None else other[1].double().numpy()
         steps.append(_step(name, kind, output.numpy(), against))
     with torch.no_grad():
-        logits = network(images).numpy()
-    steps.append(_step("onnx", "logits", model.logits(pixels), logits.astype(np.float64)))
-    by_class = {name: float(value) for name, value in zip(spec.classes, logits[0], strict=True)}
-    return Trace(tuple(steps), by_class, spec.classes[int(logits[0].argmax())])
+        raw = network(inputs).numpy()
+    steps.append(_step("onnx", model.card.outputs[0], model.raw(given), raw.astype(np.float64)))
+    names = spec.form.classes or tuple(value.name for value in spec.form.values)
+    named = raw[0] if raw[0].shape == (len(names),) else ()
+    return Trace(tuple(steps), dict(zip(names, map(float, named), strict=False)))
+
+
+def read_example(path: Path, form: Form) -> NDArray[Any]:
+    """Return one example of a file as the data hold it, [1, …].
+
+    Raises:
+        UserError: If the file cannot be read as one.
+    """
+    if form.kind == "images":
+        pixels = decode(path, size=form.size, channels=form.channels)
+        return pixels[None].copy()
+    rows, _ = read_rows(path, form)
+    return rows[:1]
 
 
 def show(found: Trace, console: Any) -> None:
@@ -151,10 +169,11 @@ def show(found: Trace, console: Any) -> None:
                 " × ".join(map(str, step.shape)),
                 *(f"{figure:.3f}" for figure in figures),
                 f"{step.zeros:.0%}",
-                f"{step.difference:.1e}" if step.layer != "images" else "",
+                f"{step.difference:.1e}" if step.layer != INPUT else "",
             )
         )
     console.print(tables.table(("layer", "kind", "shape", *numbers), rows, right=numbers))
-    likely = sorted(found.logits.items(), key=lambda item: -item[1])[:3]
-    said = "  ".join(f"{name} {value:.3f}" for name, value in likely)
-    console.print(tables.line(f"logits  {said}"))
+    likely = sorted(found.raw.items(), key=lambda item: -item[1])[:3]
+    if likely:
+        said = "  ".join(f"{name} {value:.3f}" for name, value in likely)
+        console.print(tables.line(f"raw output  {said}"))

@@ -1,4 +1,4 @@
-"""Compares whitened network, folded network and ONNX Runtime on real images."""
+"""Compares whitened network, folded network and ONNX Runtime on real examples."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ from pipelines.data.prepared import load_split
 from pipelines.export.to_onnx import folded
 from pipelines.systems.onnx.metadata import require_fit
 from pipelines.systems.onnx.runtime import BATCHES, VERSION, OnnxModel
+from pipelines.tasks.form import CLASSIFICATION
 from pipelines.training.network import load
 
-Answer = Callable[[NDArray[np.uint8], int], NDArray[np.float32]]
+Answer = Callable[[NDArray[Any], int], NDArray[np.float32]]
+"""Function of inputs as the data hold them, and of a batch, that returns raw outputs [n, …]."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """Two networks on the same images at one batch.
+    """Two networks on the same examples at one batch.
 
     Attributes:
         first: Name of the first network.
         second: Name of the second network.
-        batch: Images per call.
-        images: Images compared.
-        difference: Largest difference of logits, relative to the largest logit of the first.
-        ties: Images whose labels differ while the two largest logits of the first network are
-            closer than the limit: both labels are accepted.
-        labels: Other images whose labels differ.
+        batch: Examples per call.
+        images: Examples compared.
+        difference: Largest difference of raw outputs, relative to the largest of the first.
+        ties: Examples whose labels differ while the two largest logits of the first network are
+            closer than the limit: both labels are accepted. 0 where nothing is classified.
+        labels: Other examples whose labels differ.
     """
 
     first: str
@@ -52,7 +54,7 @@ class Parity:
 def verify(
     trained: Path, prepared: Path, onnx: Path, config: VerifyConfig, out: Path
 ) -> dict[str, Any]:
-    """Compare the three networks on real test images, at every batch of `BATCHES`.
+    """Compare the three networks on real test examples, at every batch of `BATCHES`.
 
     The torch networks run on the CPU in float32, ONNX Runtime on its provider without TF32.
 
@@ -60,7 +62,7 @@ def verify(
         trained: Output of `train`.
         prepared: Output of `prepare`.
         onnx: Output of `export`.
-        config: Provider, limit and number of images.
+        config: Provider, limit and number of examples.
         out: JSON file for the returned values; written only if no difference exceeds the limit.
 
     Returns:
@@ -74,19 +76,20 @@ def verify(
     spec, network = load(trained)
     model = OnnxModel.load(onnx, config.provider, asked="verify.provider")
     require_fit(onnx, model.card, trained, spec, "export")
-    images = load_split(prepared, "test").images[: config.images]
-    if not len(images):
-        raise UserError(f"{prepared}: the test split has no images; raise data.test")
+    inputs = load_split(prepared, "test").inputs[: config.images]
+    if not len(inputs):
+        raise UserError(f"{prepared}: the test split is empty; raise data.test")
     comparisons = compare(
         {
             "whitened": torch_answer(network),
             "folded": torch_answer(folded(network)),
-            "onnx": lambda asked, batch: model.logits(asked, batch=batch),
+            "onnx": lambda asked, batch: model.raw(asked, batch=batch),
         },
-        images,
+        inputs,
         config.limit,
+        labels=spec.form.task == CLASSIFICATION,
     )
-    where = f"ONNX Runtime {VERSION} on {model.provider}, {len(images)} images"
+    where = f"ONNX Runtime {VERSION} on {model.provider}, {len(inputs)} examples"
     # Not `>`: NaN must fail too.
     if not all(c.difference <= config.limit and c.labels == 0 for c in comparisons):
         raise UserError(
@@ -96,7 +99,7 @@ def verify(
     result = {
         "largest_difference": max(c.difference for c in comparisons),
         "limit": config.limit,
-        "images": len(images),
+        "images": len(inputs),
         "ties": sum(c.ties for c in comparisons),
         "provider": model.provider,
         "onnxruntime": VERSION,
@@ -108,34 +111,38 @@ def verify(
 
 
 def compare(
-    networks: Mapping[str, Answer], images: NDArray[np.uint8], limit: float
+    networks: Mapping[str, Answer], inputs: NDArray[Any], limit: float, *, labels: bool
 ) -> list[Parity]:
     """Compare every pair of networks at every batch of `BATCHES`.
 
     Args:
-        networks: Name → function of images and batch that returns logits [n, classes].
-        images: uint8 [n, channels, size, size], n ≥ 1; repeated where n is below a batch.
+        networks: Name → function that returns raw outputs.
+        inputs: As the data hold them, [n, …], n ≥ 1; repeated where n is below a batch.
         limit: Two logits that differ by less, relative to the largest logit, count as tied.
+        labels: Whether raw outputs are logits, whose order decides.
     """
     found = []
     for batch in BATCHES:
-        asked = images[np.arange(max(len(images), batch)) % len(images)]
-        logits = {name: answer(asked, batch) for name, answer in networks.items()}
+        asked = inputs[np.arange(max(len(inputs), batch)) % len(inputs)]
+        raw = {name: answer(asked, batch) for name, answer in networks.items()}
         for first, second in combinations(networks, 2):
-            one, other = logits[first], logits[second]
+            one, other = raw[first], raw[second]
             scale = max(float(np.abs(one).max()), float(np.finfo(np.float32).tiny))
-            differ = one.argmax(1) != other.argmax(1)
-            best = np.sort(one, axis=1)[:, -2:]
-            tied = best[:, -1] - best[:, 0] < limit * scale
+            ties = wrong = 0
+            if labels:
+                differ = one.argmax(1) != other.argmax(1)
+                best = np.sort(one, axis=1)[:, -2:]
+                tied = best[:, -1] - best[:, 0] < limit * scale
+                ties, wrong = int((differ & tied).sum()), int((differ & ~tied).sum())
             found.append(
                 Parity(
                     first=first,
                     second=second,
                     batch=batch,
-                    images=len(images),
+                    images=len(inputs),
                     difference=float(f"{np.abs(one - other).max() / scale:.3g}"),
-                    ties=int((differ & tied).sum()),
-                    labels=int((differ & ~tied).sum()),
+                    ties=ties,
+                    labels=wrong,
                 )
             )
     return found
@@ -151,12 +158,12 @@ def table(comparisons: list[Parity]) -> str:
 
 
 def torch_answer(network: nn.Module) -> Answer:
-    """Return a function of raw images and batch size that returns a torch network's logits."""
+    """Return a function of inputs and batch that returns a torch network's raw outputs."""
 
-    def answer(images: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:
-        tensor = torch.from_numpy(images)
+    def answer(inputs: NDArray[Any], batch: int) -> NDArray[np.float32]:
+        tensor = torch.from_numpy(inputs)
         with torch.inference_mode():
-            parts = [network(tensor[at : at + batch]) for at in range(0, len(images), batch)]
+            parts = [network(tensor[at : at + batch]) for at in range(0, len(inputs), batch)]
             return torch.cat(parts).numpy()
 
     return answer

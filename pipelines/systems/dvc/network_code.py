@@ -21,7 +21,10 @@ FILE = "data/code/train/own.json"
 """What the stage train depends on."""
 SOURCE_FILE = "data/code/prepare/own.json"
 """What the stage prepare depends on."""
-_NOTED = {SOURCE_FILE: ("data.source",), FILE: ("train.network", "train.augment_by")}
+_NOTED = {
+    SOURCE_FILE: ("data.source",),
+    FILE: ("train.network", "train.augment_by", "task.name"),
+}
 _KEPT = ".gitkeep"
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from pipelines.core.errors import UserError
@@ -56,7 +58,7 @@ def _column(model: ModelProto, at: int, column: Column) -> list[NodeProto]:
     ).astype(np.int64)
     name = f"{CATEGORIES}.{at}"
 
-    def constant(kind: str, value: np.ndarray) -> str:  # type: ignore[type-arg]
+    def constant(kind: str, value: NDArray[Any]) -> str:
         model.graph.initializer.append(numpy_helper.from_array(value, f"{name}.{kind}"))
         return f"{name}.{kind}"
 

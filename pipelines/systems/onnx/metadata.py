@@ -127,9 +127,11 @@ class OnnxMetadata:
         Raises:
             ValueError: If an entry is missing, unknown, malformed or out of range.
         """
-        if metadata.get("format") not in map(str, FORMATS):
-            said = repr(metadata["format"]) if "format" in metadata else "missing"
-            raise ValueError(f"format: {said}; known: {', '.join(map(str, FORMATS))}")
+        known = [str(number) for number in FORMATS]
+        if metadata.get("format", "") not in known:
+            if "format" not in metadata:
+                raise ValueError("metadata missing: format")
+            raise ValueError(f"format {metadata['format']} is unknown; known: {', '.join(known)}")
         old = metadata["format"] == "1"
         more = (*_FLAT, "layout") if old else ("form", "outputs", "output_shape")
         names = (*more, *_HASHES, "format")
@@ -142,6 +144,7 @@ class OnnxMetadata:
                     f"metadata {kind}: {', '.join(keys)}" for kind, keys in wrong.items() if keys
                 )
             )
+        values: dict[str, Any]
         try:
             values = {k: v if k in _TEXT else json.loads(v) for k, v in metadata.items()}
         except (json.JSONDecodeError, RecursionError) as error:

@@ -184,8 +184,8 @@ class OnnxModel:
                 session = _session(content, name, tf32=tf32, threads=threads)
                 model = cls(session, card, name, hashlib.sha256(content).hexdigest())
                 blank = np.zeros((1, *card.form.input_shape), card.form.dtype)
-                asked = fed(card.form, blank)
-                if not np.isfinite(model._ask(card.outputs[:1], asked)[0]).all():
+                given = fed(card.form, blank)
+                if not np.isfinite(model._ask(card.outputs[:1], given)[0]).all():
                     raise _Broken("its answer to a blank input is not finite")
                 return model
             except _Broken as error:
@@ -247,9 +247,7 @@ class OnnxModel:
         try:
             for start in range(0, max(len(inputs), 1), batch):
                 asked = inputs[start : start + batch]
-                for parts, answer in zip(
-                    found, self._ask(outputs, fed(form, asked)), strict=True
-                ):
+                for parts, answer in zip(found, self._ask(outputs, fed(form, asked)), strict=True):
                     if answer.shape[:1] != (len(asked),):
                         raise _Broken(f"answered {list(answer.shape)} to {len(asked)} inputs")
                     parts.append(answer)

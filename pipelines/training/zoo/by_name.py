@@ -12,24 +12,28 @@ from torch import nn
 from pipelines.core import own_code
 from pipelines.core.config import TIMM
 from pipelines.core.errors import UserError
+from pipelines.tasks.form import RECONSTRUCTION
 from pipelines.training.signature import NetworkSignature
-from pipelines.training.zoo.chains import cnn, mlp, vgg
+from pipelines.training.zoo.chains import autoencoder, cnn, mlp, vgg
 from pipelines.training.zoo.inception_modules import inception
 from pipelines.training.zoo.residual import resnet
 from pipelines.training.zoo.transformer import vit
 
 KEY = "train.network"
 SMALLEST = 8
-"""Edge in pixels from which on every network of the zoo works; `cnn` and `mlp` take any."""
+"""Edge in pixels from which on every network of the zoo works; `_ANY_SIZE` take any."""
 ZOO: dict[str, Callable[[NetworkSignature], nn.Module]] = {
     "cnn": cnn,
     "mlp": mlp,
     "vgg": vgg,
     "resnet": resnet,
     "inception": inception,
+    "autoencoder": autoencoder,
     "vit": vit,
 }
-_ANY_SIZE = ("cnn", "mlp")
+_ANY_SIZE = ("cnn", "mlp", "autoencoder")
+_ROWS = ("mlp",)
+_IMAGES_AGAIN = ("autoencoder",)
 
 
 def make(name: str, asked: NetworkSignature, root: Path | None) -> nn.Module:
@@ -47,6 +51,18 @@ def make(name: str, asked: NetworkSignature, root: Path | None) -> nn.Module:
     if name.startswith(TIMM):
         return _timm(name, asked)
     if name in ZOO:
+        if len(asked.input_shape) == 1 and name not in _ROWS:
+            raise UserError(
+                f"{KEY} = {name!r}: it needs images, and the data are rows of a table; take "
+                f"{' or '.join(_ROWS)}, or module:function"
+            )
+        if asked.task == RECONSTRUCTION and name not in _IMAGES_AGAIN:
+            raise UserError(
+                f"{KEY} = {name!r}: it does not return images, which task.name = 'reconstruction' "
+                f"asks for; take {' or '.join(_IMAGES_AGAIN)}, or module:function"
+            )
+        if asked.task != RECONSTRUCTION and name in _IMAGES_AGAIN:
+            raise UserError(f"{KEY} = {name!r}: it is for task.name = 'reconstruction' only")
         if asked.size < SMALLEST and name not in _ANY_SIZE:
             raise UserError(
                 f"{KEY} = {name!r}: images of {asked.size} pixels are too small, it needs "

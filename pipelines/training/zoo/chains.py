@@ -1,6 +1,8 @@
-"""Networks without branches: `cnn`, `mlp` and `vgg`."""
+"""Networks without branches: `cnn`, `mlp`, `autoencoder` and `vgg`."""
 
 from __future__ import annotations
+
+import math
 
 from torch import Tensor, nn
 
@@ -46,12 +48,36 @@ def cnn(asked: NetworkSignature) -> nn.Module:
 
 def mlp(asked: NetworkSignature) -> nn.Module:
     """Return two hidden layers of `hidden` units."""
-    pixels = asked.channels * asked.size * asked.size
     return nn.Sequential(
         nn.Flatten(),
-        *dense(pixels, asked.hidden, batch_norm=asked.batch_norm),
+        *dense(math.prod(asked.input_shape), asked.hidden, batch_norm=asked.batch_norm),
         *dense(asked.hidden, asked.hidden, batch_norm=asked.batch_norm),
         nn.Linear(asked.hidden, asked.outputs),
+    )
+
+
+def autoencoder(asked: NetworkSignature) -> nn.Module:
+    """Return the deep auto-encoder of the paper: pixels-1000-500-250-30 and back.
+
+    The sizes are scaled by `hidden`/128, so that 128, the default, gives the paper's. The code and
+    the output are linear.
+    """
+    scale = asked.hidden / 128
+    code = max(1, round(30 * scale))
+    sizes = [max(1, round(units * scale)) for units in (1000, 500, 250)]
+    pixels = math.prod(asked.input_shape)
+    layers: list[nn.Module] = [nn.Flatten()]
+    before = pixels
+    for units in sizes:
+        layers += dense(before, units, batch_norm=asked.batch_norm)
+        before = units
+    layers.append(nn.Linear(before, code))
+    before = code
+    for units in reversed(sizes):
+        layers += dense(before, units, batch_norm=asked.batch_norm)
+        before = units
+    return nn.Sequential(
+        *layers, nn.Linear(before, pixels), nn.Unflatten(1, tuple(asked.output_shape))
     )
 
 

@@ -169,7 +169,7 @@ def test_an_endless_function_ends_at_the_limit(
     )
     assert run(text, limit=90).total() == 90
     monkeypatch.setattr(own_source, "_MOST", 700)
-    with pytest.raises(UserError, match="700 examples and no end; set data.limit"):
+    with pytest.raises(UserError, match=r"700 examples and no end; set data\.limit"):
         run(text)
 
 
@@ -186,17 +186,17 @@ PAIR = "    for n, image in enumerate(images(40)):\n"
         ("    yield 3\n", r"own_data_\d+\.py, line 15: example 0 is int; needed: a pair"),
         (f"{PAIR}        yield image, 0, 1\n", r"line 16: example 0 is tuple of 3; needed: a pair"),
         ("    yield [1], 0\n", r"example 0: its input is list of 1; needed: a numpy array or"),
-        ("    yield np.zeros((4, 4)), 0\n", r"example 0: an array float64 \[4, 4\]; needed: uint8"),
-        ("    yield np.zeros(4, np.uint8), 0\n", r"an array uint8 \[4\]; needed: \[height, width\]"),
+        ("    yield np.zeros((4, 4)), 0\n", r"example 0: an array float64 \[4, 4\]; needed"),
+        ("    yield np.zeros(4, np.uint8), 0\n", r"an array uint8 \[4\]; needed: \[height, wi"),
         ("    yield np.zeros((3, 8, 8), np.uint8), 0\n", r"seems to have its channels first"),
         ("    yield np.zeros((8, 8, 65), np.uint8), 0\n", r"allowed: up to 64 channels"),
         ("    yield np.zeros((8, 8), np.uint16), 0\n", r"but data\.bits = 8; set it to 16"),
         (f"{PAIR}        yield image[:, :, : 1 + (n < 20)], 0\n",
          r"line 16: example 20 has 1 channels, and those before have 2"),
-        (f"{PAIR}        yield image, 'a' if n else 0\n", r"example 1: target 'a' \(str\); classes"),
-        (f"{PAIR}        yield image, 0.5 if n else 0\n", r"target 0\.5 \(float\); the targets bef"),
+        (f"{PAIR}        yield image, 'a' if n else 0\n", r"example 1: target 'a' \(str\); class"),
+        (f"{PAIR}        yield image, 0.5 if n else 0\n", r"target 0\.5 \(float\); the targets b"),
         (f"{PAIR}        yield image, 1 if n else None\n", r"the targets before it are None"),
-        (f"{PAIR}        yield image, [0.5] * (1 + n)\n", r"value1, value2; those before it have v"),
+        (f"{PAIR}        yield image, [0.5] * (1 + n)\n", r"value1, value2; those before it hav"),
         (f"{PAIR}        yield image, float('nan')\n", r"every number must be finite"),
         (f"{PAIR}        yield image, {{}}\n", r"target {{}} \(dict\); allowed: a class, a numb"
          .replace("{{}}", r"\{\}")),
@@ -243,5 +243,5 @@ def test_a_source_that_is_not_there_and_a_hash(
     given = config(source="no_such_data:examples")
     with pytest.raises(UserError, match=r"^data\.source = 'no_such_data:examples': no such file"):
         own_source.read(given, root=tmp_path, task="auto")
-    with pytest.raises(UserError, match="must be '' for data.source"):
+    with pytest.raises(UserError, match=r"must be '' for data\.source"):
         own_source.read(replace(given, sha256="0" * 64), root=tmp_path, task="auto")

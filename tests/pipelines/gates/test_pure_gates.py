@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pipelines.core.errors import UserError
 from pipelines.gates import agreement, contents, provenance, quality, running
 from pipelines.gates.finding import Finding
-from pipelines.tasks.interval import upper_bound
 from pipelines.gates.provenance import KNOWN, PRESENT, StoredFile
 from pipelines.systems.onnx.metadata import OnnxMetadata
+from pipelines.tasks.interval import upper_bound
 
 SHA = "a" * 64
 MADE_FROM = {**dict.fromkeys(KNOWN, "x"), **dict.fromkeys(PRESENT, "unknown"), "onnx_sha256": SHA}

@@ -1,0 +1,5 @@
+from torch import nn
+
+
+class RowFeatures(nn.Module):
+    pass
