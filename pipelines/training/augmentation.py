@@ -84,7 +84,8 @@ def try_out(config: TrainConfig, prepared: Path) -> None:
         return
     if load_card(prepared).form.kind == "rows":
         raise UserError(
-            f"{KEY} = {config.augment_by!r}: the data are a table, and this varies images; allowed: ''"
+            f"{KEY} = {config.augment_by!r}: the data are a table, and this varies images; "
+            "allowed: ''"
         )
     images = torch.from_numpy(load_split(prepared, "validation").inputs[:_TRIED])
     found = []
@@ -97,9 +98,9 @@ def try_out(config: TrainConfig, prepared: Path) -> None:
             used = not torch.equal(before, torch.get_rng_state())
         if used or not torch.equal(found[0], found[-1]):
             raise UserError(
-                f"{KEY} = {config.augment_by!r}: the same images and the same generator gave two results, or "
-                "global random numbers were used; everything random must come from the generator: "
-                "torch.rand(..., generator=generator)"
+                f"{KEY} = {config.augment_by!r}: the same images and the same generator gave two "
+                "results, or global random numbers were used; everything random must come from "
+                "the generator: torch.rand(..., generator=generator)"
             )
 
 

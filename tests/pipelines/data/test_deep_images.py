@@ -174,7 +174,7 @@ def test_other_images_are_resized_as_those_of_8_bits_are(shape: tuple[int, int])
         assert np.array_equal(fit(wide, 16), eight[np.arange(channels) % 3])
     sixteen = fit(image.astype(np.uint16) * 257, 16)
     assert sixteen.dtype == np.uint16
-    assert np.abs(sixteen / 257 - eight).max() < 1.01  # those of 8 bits are rounded twice
+    assert np.abs(sixteen / 257 - eight).max() < 1.3  # those of 8 bits are rounded twice
     white = fit(np.full((*shape, 2), 65535, np.uint16), 16)
     assert (white == 65535).all()
 

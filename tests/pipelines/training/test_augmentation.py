@@ -34,6 +34,7 @@ PICTURES = (
     "import numpy as np\n\n\ndef examples():\n    rng = np.random.default_rng(0)\n"
     "    return [(rng.integers(0, 256, (8, 8), np.uint8), n % 2) for n in range(120)]\n"
 )
+DEF = "def vary(images, generator):\n    "
 _NUMBERS = itertools.count()
 
 
@@ -136,16 +137,16 @@ def test_16_bit_images_are_shifted_and_mirrored_as_others_are() -> None:
     ("text", "said"),
     [
         (NOISE, ""),
-        ("def vary(images, generator):\n    return images\n", ""),
-        ("def vary(images, generator):\n    return images.float()\n", r"returned float32 \[\d+, 1, 8"),
-        ("def vary(images, generator):\n    return images[1:]\n", r"returned uint8 \[\d+, .*needed: "),
-        ("def vary(images, generator):\n    return None\n", r"returned NoneType; a tensor is needed"),
+        (f"{DEF}return images\n", ""),
+        (f"{DEF}return images.float()\n", r"returned float32 \[\d+, 1, 8"),
+        (f"{DEF}return images[1:]\n", r"returned uint8 \[\d+, .*needed: "),
+        (f"{DEF}return None\n", r"returned NoneType; a tensor is needed"),
         ("def vary(images):\n    return images\n", r"TypeError: vary\(\) takes 1 positional"),
-        ("def vary(images, generator):\n    return images @ 3\n", r"own_.*, line 8: TypeError"),
+        (f"{DEF}return images @ 3\n", r"own_.*, line 8: TypeError"),
         (NOISE.replace("generator=generator", ""), r"everything random must come from the gener"),
-        ("def vary(images, generator):\n    return images + np.random.randint(9)\n", r"two results"),
-        ("def vary(images, generator):\n    return images + random.randint(0, 99)\n", r"two results"),
-        ("def vary(images, generator):\n    torch.rand(3)\n    return images\n", r"global random"),
+        (f"{DEF}return images + np.random.randint(9)\n", r"two results"),
+        (f"{DEF}return images + random.randint(0, 99)\n", r"two results"),
+        (f"{DEF}torch.rand(3)\n    return images\n", r"global random"),
     ],
 )  # fmt: skip
 def test_it_is_tried_before_the_training(checkout: Path, text: str, said: str) -> None:
