@@ -34,10 +34,11 @@ from torch import Tensor
 from benchmarks import step_time, workloads
 from benchmarks.step_time import METHODS, Method, quartiles
 from benchmarks.workloads import MODELS
-from pipelines.export.to_onnx import folded, onnx_bytes
-from pipelines.systems.onnx.metadata import OnnxMetadata
+from pipelines.export.to_onnx import folded, metadata, onnx_bytes
 from pipelines.systems.onnx.runtime import VERSION as ORT_VERSION
 from pipelines.systems.onnx.runtime import OnnxModel
+from pipelines.tasks.classification import Classification
+from pipelines.tasks.form import CLASSIFICATION, Form
 from pipelines.training.network import NetworkSpec, build
 from prong.extensions.side_stream import gather_on_side_stream
 
@@ -47,16 +48,15 @@ WARM = 2
 """Turns that do not count: the first has statistics in every step, the second not."""
 LATENCIES = (1, 7, 256)
 """Images in a call of ONNX Runtime."""
-SPEC = NetworkSpec(
-    method="prong",
+FORM = Form(
+    CLASSIFICATION,
+    classes=tuple("0123456789"),
     size=32,
     channels=3,
-    classes=tuple("0123456789"),
     mean=(0.5,) * 3,
     deviation=(0.25,) * 3,
-    width=32,
-    hidden=256,
 )
+SPEC = NetworkSpec(FORM, (10,), method="prong", width=32, hidden=256)
 HEAD = (
     "| setting | method | side stream | ms a step (quartiles) | ratio to SGD (quartiles) "
     "| of it in refreshes | ms a refresh | p99.9 ÷ median |\n|---|---|---|---|---|---|---|---|"
@@ -197,19 +197,11 @@ def latencies(device: str, calls: int) -> str:
     """Return the Markdown table of a released network's latency, on `device` beside the CPU."""
     torch.manual_seed(0)
     digest = "0" * 64
-    card = OnnxMetadata(
-        classes=SPEC.classes,
-        size=SPEC.size,
-        channels=SPEC.channels,
-        mean=SPEC.mean,
-        deviation=SPEC.deviation,
-        data_hash=digest,
-        params_hash=digest,
-        code_hash=digest,
-    )
+    task = Classification(FORM)
+    card = metadata(SPEC, task, digest, digest, digest)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(onnx_bytes(folded(build(SPEC)), card, 20))
+        path.write_bytes(onnx_bytes(folded(build(SPEC)), task, card, 20))
         models = [
             OnnxModel.load(path, "cpu"),
             OnnxModel.load(path, "cuda" if device == "cuda" else "cpu", asked="--device"),
@@ -224,7 +216,7 @@ def latencies(device: str, calls: int) -> str:
         seconds = np.empty((WARM + calls, 2))
         for turn, place in itertools.product(range(len(seconds)), range(2)):
             start = time.perf_counter()
-            models[place].logits(images[:batch])  # returns once the answer is in the CPU's memory
+            models[place].raw(images[:batch])  # returns once the answer is in the CPU's memory
             seconds[turn, place] = time.perf_counter() - start
         seconds = seconds[WARM:]
         ratio, low, high = quartiles((seconds[:, 1] / seconds[:, 0]).tolist())

@@ -34,14 +34,14 @@ def linear(train: Split, test: Split, *, ridge: float = 3.0) -> float:
         ridge: Added to the diagonal, relative to the mean of it.
     """
     chosen = slice(0, MOST)
-    pixels = train.images[chosen].reshape(len(train.labels[chosen]), -1) / 255
+    pixels = train.inputs[chosen].reshape(len(train.targets[chosen]), -1) / 255
     mean = pixels.mean(axis=0)
-    rows, codes = pixels - mean, np.where(np.eye(train.labels.max() + 1, dtype=bool), 1.0, -1.0)
+    rows, codes = pixels - mean, np.where(np.eye(train.targets.max() + 1, dtype=bool), 1.0, -1.0)
     kernel = rows @ rows.T
     kernel[np.diag_indices_from(kernel)] += ridge * kernel.trace() / len(kernel)
-    weights = rows.T @ np.linalg.solve(kernel, codes[train.labels[chosen]])
-    answers = ((test.images.reshape(len(test.labels), -1) / 255 - mean) @ weights).argmax(axis=1)
-    return float((answers != test.labels).mean())
+    weights = rows.T @ np.linalg.solve(kernel, codes[train.targets[chosen]])
+    answers = ((test.inputs.reshape(len(test.targets), -1) / 255 - mean) @ weights).argmax(axis=1)
+    return float((answers != test.targets).mean())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

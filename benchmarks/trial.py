@@ -64,8 +64,8 @@ def score(
     """Return error (a share) and mean cross-entropy (nats) of a network on a split."""
     network.eval()
     with torch.no_grad():
-        parts = [network(part) for part in torch.from_numpy(change(split.images)).split(256)]
-    logits, labels = torch.cat(parts), torch.from_numpy(split.labels)
+        parts = [network(part) for part in torch.from_numpy(change(split.inputs)).split(256)]
+    logits, labels = torch.cat(parts), torch.from_numpy(split.targets)
     loss = torch.nn.functional.cross_entropy(logits, labels)
     return float((logits.argmax(1) != labels).float().mean()), float(loss)
 
@@ -89,8 +89,8 @@ def trial(
     """
     loop = Loop(train, prepared, TrainingRanks(0, 1, torch.device("cpu")), None)
     chosen = torch.from_numpy(keep) if keep is not None else slice(None)
-    loop.images = torch.from_numpy(change(loop.images.numpy()))[chosen]
-    loop.labels = loop.labels[chosen]
+    loop.inputs = torch.from_numpy(change(loop.inputs.numpy()))[chosen]
+    loop.targets = loop.targets[chosen]
     loop.validation = (torch.from_numpy(change(loop.validation[0].numpy())), loop.validation[1])
     loop.schedule.steps = loop.steps  # of the images that are left
     start = time.perf_counter()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.core.config import DataConfig, TaskConfig
+from pipelines.core.config import DataConfig
 from pipelines.core.errors import UserError
 from pipelines.core.files import atomic_directory, write_json
 from pipelines.data import card as cards
@@ -33,7 +33,7 @@ from pipelines.tasks.form import CLASSIFICATION, RECONSTRUCTION, REGRESSION, For
 
 
 def prepare(
-    config: DataConfig, task: TaskConfig, *, root: Path, downloads: Path, out: Path
+    config: DataConfig, *, task: str = "auto", root: Path, downloads: Path, out: Path
 ) -> Card:
     """Write `out`: a safetensors file for each split, `card.json`, `examples.png` and a sample.
 
@@ -42,7 +42,7 @@ def prepare(
 
     Args:
         config: `data` of `params.yaml`.
-        task: `task` of `params.yaml`.
+        task: `task.name` of `params.yaml`.
         root: The directory that relative paths start from.
         downloads: Folder for downloaded files.
         out: Replaced atomically after all checks.
@@ -54,8 +54,8 @@ def prepare(
         UserError: If the source, its layout, an example, or the prepared data is invalid.
         Unavailable: If a host does not answer.
     """
-    collection = sources.read(config, root=root, downloads=downloads, task=task.name)
-    name = _suggested(collection) if task.name == "auto" else task.name
+    collection = sources.read(config, root=root, downloads=downloads, task=task)
+    name = _suggested(collection) if task == "auto" else task
     official, validation = collection.official, collection.validation
     selection = select(
         collection.hashes,

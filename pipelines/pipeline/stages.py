@@ -29,7 +29,7 @@ def prepare(layout: Layout, params: Params) -> None:
     from pipelines.data.prepare import prepare
 
     places = {"root": layout.root, "downloads": layout.downloads, "out": layout.prepared}
-    card = prepare(params.data, params.task, **places)
+    card = prepare(params.data, task=params.task.name, **places)
     for warning in card.warnings:
         print(f"  data: {shown(warning)}")
 

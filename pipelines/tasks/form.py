@@ -138,6 +138,7 @@ class Form:
                 len(self.mean) == len(self.deviation) == self.channels
                 and all(abs(value) < 1e6 for value in (*self.mean, *self.deviation))
             ),
+            "deviation: deviations above 0 are needed": all(value > 0 for value in self.deviation),
         }
 
     def told(self) -> str:

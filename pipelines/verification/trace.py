@@ -152,7 +152,7 @@ def read_example(path: Path, form: Form) -> NDArray[Any]:
     if form.kind == "images":
         pixels = decode(path, size=form.size, channels=form.channels, bits=form.bits)
         return pixels[None].copy()
-    rows, _ = read_rows(path, form)
+    rows: NDArray[Any] = read_rows(path, form)[0]
     return rows[:1]
 
 

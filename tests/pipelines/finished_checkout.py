@@ -7,6 +7,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
+from classifiers import released_as
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
@@ -56,7 +57,7 @@ def prepare_digits(root: Path, limit: int = 600) -> Path:
 
 def write_model(path: Path, weight: NDArray[np.float32], card: OnnxMetadata) -> None:
     """Write a linear classifier of raw pixels [pixels + 1, classes] in the released form."""
-    shape = ["batch", card.channels, card.size, card.size]
+    shape = ["batch", card.form.channels, card.form.size, card.form.size]
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
@@ -102,30 +103,22 @@ class FinishedCheckout:
     def make(cls, layout: Layout, noise: float, seed: int) -> FinishedCheckout:
         """Train a nearest-mean classifier, worse the more noise, and leave what stages leave."""
         data_card, train = load_card(layout.prepared), load_split(layout.prepared, "train")
-        pixels = train.images.reshape(len(train.images), -1).astype(np.float32)
+        pixels = train.inputs.reshape(len(train.inputs), -1).astype(np.float32)
         count = len(data_card.classes)
-        means = np.stack([pixels[train.labels == label].mean(axis=0) for label in range(count)])
+        means = np.stack([pixels[train.targets == label].mean(axis=0) for label in range(count)])
         draw = np.random.default_rng(seed)
         means += noise * draw.normal(size=means.shape).astype(np.float32)
         scale = np.float32(1e-3)
         weight = scale * np.vstack([means.T, -(means**2).sum(axis=1) / 2])
-        card = OnnxMetadata(
-            classes=data_card.classes,
-            size=data_card.size,
-            channels=data_card.channels,
-            mean=data_card.mean,
-            deviation=data_card.deviation,
-            data_hash=data_card.data_hash,
-            params_hash=params_hash(PARAMS),
-            code_hash=code_hash(layout.root),
-        )
+        card = released_as(data_card, params_hash(PARAMS), code_hash(layout.root))
         write_model(layout.onnx, weight.astype(np.float32), card)
         layout.trained.mkdir(parents=True, exist_ok=True)
         save_file({"weight": weight}, layout.trained / "network.safetensors")
         model = OnnxModel.load(layout.onnx, "cpu")
-        score = error(model, load_split(layout.prepared, "test"), card.classes)
+        score = error(model, load_split(layout.prepared, "test"), data_card.form, layout.root)
         reports = layout.reports
-        test = {"test_error": 100 * score.error, "images": score.images, "errors": score.errors}
+        test = {"test_error": 100 * score.error, "images": score.images}
+        test |= {"errors": int(score.errors.sum()), "metrics": [], "error_means": "wrong answers"}
         classes = [{"name": "0", "errors": 1}, {"name": "1", "errors": 2}]
         write_json(reports / "evaluation.json", {**test, "classes": classes})
         compared = [{"first": "whitened", "second": "folded", "batch": 1, "difference": 5e-7}]
@@ -136,9 +129,9 @@ class FinishedCheckout:
         write_json(reports / "train.json", trained)
         write_text(reports / "history.csv", HISTORY)
         write_text(reports / "conditioning.csv", CONDITIONING)
-        gate = error(model, load_split(layout.prepared, "gate"), card.classes)
+        gate = error(model, load_split(layout.prepared, "gate"), data_card.form, layout.root)
         weights = sha256_file(layout.trained / "network.safetensors")
-        return cls(layout, PARAMS, weights, gate.errors)
+        return cls(layout, PARAMS, weights, int(gate.errors.sum()))
 
     def with_margin(self, margin: float) -> Params:
         """Return the parameters with another gate margin."""

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from classifiers import classifier_spec
+
 from pipelines.core.config import Method
 from pipelines.training.network import NetworkSpec
 
@@ -57,7 +59,7 @@ class OwnCode:
     def spec(self, method: Method = "prong+", code: str = "") -> NetworkSpec:
         """A specification for images of 8 × 8 grey pixels and three classes."""
         classes = ("a", "b", "c")
-        return NetworkSpec(method, 8, 1, classes, (0.5,), (0.25,), 2, 8, self.value, code)
+        return classifier_spec(method, 8, 1, classes, (0.5,), (0.25,), 2, 8, self.value, code)
 
 
 def example() -> str:

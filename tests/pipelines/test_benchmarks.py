@@ -88,22 +88,22 @@ def test_what_is_taken_away_is_gone() -> None:
 def test_the_linear_model_is_ridge_regression(prepared: Path) -> None:
     """Against the primal solution, with an intercept by centring, on other axes."""
     train, test = load_split(prepared, "train"), load_split(prepared, "test")
-    rows = train.images.reshape(len(train.labels), -1) / 255
+    rows = train.inputs.reshape(len(train.targets), -1) / 255
     mean = rows.mean(axis=0)
     centred = rows - mean
     codes = -np.ones((len(rows), 10))
-    codes[np.arange(len(rows)), train.labels] = 1
+    codes[np.arange(len(rows)), train.targets] = 1
     ridge = 3.0 * (centred**2).sum() / len(rows)
     gram = centred.T @ centred + ridge * np.eye(rows.shape[1])
-    answers = (test.images.reshape(len(test.labels), -1) / 255 - mean) @ np.linalg.solve(
+    answers = (test.inputs.reshape(len(test.targets), -1) / 255 - mean) @ np.linalg.solve(
         gram, centred.T @ codes
     )
-    expected = float((answers.argmax(axis=1) != test.labels).mean())
+    expected = float((answers.argmax(axis=1) != test.targets).mean())
     assert simpler.linear(train, test) == expected
     assert expected < 0.4
     # It generalises from what it saw: shuffled labels teach it nothing.
-    draw = np.random.default_rng(0).permutation(train.labels)
-    assert simpler.linear(Split(train.images, draw, train.hashes), test) > 0.7
+    draw = np.random.default_rng(0).permutation(train.targets)
+    assert simpler.linear(Split(train.inputs, draw, train.hashes), test) > 0.7
 
 
 def test_simpler_models_are_listed(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ def test_no_simpler_model_is_as_good(train: TrainConfig, digits: Path) -> None:
 
 
 def test_an_older_model_is_worse_and_drift_costs(train: TrainConfig, digits: Path) -> None:
-    count = len(load_split(digits, "train").labels)
+    count = len(load_split(digits, "train").targets)
     share = np.random.default_rng(0).permutation(count) < count // 4
     old = trial(train, digits, split="test", keep=share)
     new = trial(train, digits, split="test")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import own_networks
 import pytest
+from classifiers import classifier_spec
 
 from pipelines.core import own_code
 from pipelines.core.config import Method
 from pipelines.core.errors import UserError
-from pipelines.training.network import NetworkSpec, build
+from pipelines.training.network import build
 from pipelines.verification.dry_run import DryRun, try_out
 
 DENSE = "layer = nn.Linear(64, 3)"
@@ -52,7 +53,7 @@ def _modules() -> Iterator[None]:
             [DENSE],
             r"answered the same images differently in evaluation mode",
         ),
-        (f"return self.layer({FLAT} - {FLAT}.mean(0))", [DENSE], r"the answer to an image depends"),
+        (f"return self.layer({FLAT} - {FLAT}.mean(0))", [DENSE], r"the answer to one example depends"),
         (f"return self.layer({FLAT}).detach()", [DENSE], r"no gradient can be computed: "),
         (
             f"return self.layer({FLAT})",
@@ -140,7 +141,7 @@ def test_a_network_of_which_little_is_whitened_is_told_once_and_not_warned_of(
 
 
 def test_the_zoos_networks_are_tried_without_an_export(tmp_path: Path) -> None:
-    spec = NetworkSpec("sgd", 8, 1, ("a", "b"), (0.5,), (0.25,), 2, 4, "mlp")
+    spec = classifier_spec("sgd", 8, 1, ("a", "b"), (0.5,), (0.25,), 2, 4, "mlp")
     done = try_out(build(spec), spec, 20, tmp_path)
     assert list(done.lines()) == ["network mlp, 290 parameters"]
 
@@ -148,7 +149,9 @@ def test_the_zoos_networks_are_tried_without_an_export(tmp_path: Path) -> None:
 def test_the_documentations_example_says_what_stands_there(tmp_path: Path) -> None:
     code = own_networks.make(tmp_path, own_networks.example())
     hash_of = own_code.own_hash(code.value, tmp_path, "train.network")
-    spec = replace(code.spec("prong+", hash_of), size=28, width=32, classes=tuple("0123456789"))
+    digits = tuple("0123456789")
+    spec = replace(code.spec("prong+", hash_of), width=32, output_shape=(10,))
+    spec = replace(spec, form=replace(spec.form, size=28, classes=digits))
     done = replace(try_out(build(spec, tmp_path), spec, 20, tmp_path), network="network:build")
     said = "\n".join(f"  train: {line}" for line in done.lines())
     assert f"```\n{said}\n```" in own_networks.DOCS.read_text(encoding="utf-8")

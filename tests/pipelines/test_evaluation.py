@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from classifiers import classifier_spec
 from safetensors.numpy import load_file, save_file
 
 from pipelines.core.config import EvaluateConfig, Params
@@ -16,7 +17,7 @@ from pipelines.core.files import read_json, write_json
 from pipelines.data.prepared import load_card, load_split
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.training import network
-from pipelines.training.network import NetworkSpec, load
+from pipelines.training.network import load
 
 if TYPE_CHECKING:
     from networks import Trained
@@ -31,13 +32,13 @@ def test_the_figures_are_those_of_the_network_on_the_test_split(
     assert read_json(tmp_path / "evaluation.json") == result
     split, classes = load_split(prepared, "test"), load_card(prepared).classes
     with torch.inference_mode():
-        logits = load(trained("prong"))[1](torch.from_numpy(split.images)).double().numpy()
+        logits = load(trained("prong"))[1](torch.from_numpy(split.inputs)).double().numpy()
     answers = logits.argmax(1)
-    errors = int((answers != split.labels).sum())
+    errors = int((answers != split.targets).sum())
     assert 0 < errors < len(answers) == result["images"]
     assert result["errors"] == errors
     assert result["test_error"] == pytest.approx(100 * errors / len(answers), abs=1e-3)
-    loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(answers)), split.labels]
+    loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(answers)), split.targets]
     assert result["loss"] == pytest.approx(loss.mean(), abs=1e-4)
     assert sum(row["images"] for row in result["classes"]) == len(answers)
     assert sum(row["errors"] for row in result["classes"]) == errors
@@ -46,7 +47,7 @@ def test_the_figures_are_those_of_the_network_on_the_test_split(
     with (tmp_path / "predictions.csv").open(encoding="utf-8", newline="") as file:
         rows = [(row["actual"], row["predicted"]) for row in csv.DictReader(file)]
     names = np.array(classes)
-    assert rows == list(zip(names[split.labels], names[answers], strict=True))
+    assert rows == list(zip(names[split.targets], names[answers], strict=True))
 
     hardest = read_json(tmp_path / "hardest.json")
     assert len(hardest) == small.evaluate.hardest
@@ -71,21 +72,22 @@ def test_the_batch_does_not_matter(
 def many_classes(prepared: Path, tmp_path: Path, count: int) -> tuple[Path, Path]:
     """Real digits, each image its own class, and an untrained network for them."""
     split = load_split(prepared, "train")
-    chosen = np.arange(count) % len(split.labels)
+    chosen = np.arange(count) % len(split.targets)
     classes = tuple(f"class {at:04}, “quoted”" for at in range(count))
     out = tmp_path / "prepared"
     out.mkdir()
     card = read_json(prepared / "card.json")
     counts = {name: dict.fromkeys(classes, 0) for name in card["counts"]}
     counts["test"] = dict.fromkeys(classes, 1)
-    write_json(out / "card.json", card | {"classes": classes, "counts": counts})
+    form = card["form"] | {"classes": classes}
+    write_json(out / "card.json", card | {"form": form, "counts": counts})
     hashes = np.stack([np.full(32, 0, np.uint8) for _ in range(count)])
     hashes[:, 0], hashes[:, 1] = np.arange(count) // 256, np.arange(count) % 256
-    images = np.ascontiguousarray(split.images[chosen])
+    images = np.ascontiguousarray(split.inputs[chosen])
     save_file(
-        {"images": images, "labels": np.arange(count), "hashes": hashes}, out / "test.safetensors"
+        {"inputs": images, "targets": np.arange(count), "hashes": hashes}, out / "test.safetensors"
     )
-    spec = NetworkSpec("sgd", 28, 1, classes, (0.1,), (0.3,), 2, 4)
+    spec = classifier_spec("sgd", 28, 1, classes, (0.1,), (0.3,), 2, 4)
     torch.manual_seed(0)
     network.save(tmp_path / "trained", spec, network.build(spec).state_dict())
     return tmp_path / "trained", out
@@ -104,7 +106,7 @@ def test_a_class_without_test_images_has_no_error(
 ) -> None:
     trained, data = many_classes(prepared, tmp_path, 3)
     card = read_json(data / "card.json")
-    name = card["classes"][2]
+    name = card["form"]["classes"][2]
     card["counts"]["test"][name] = 0
     write_json(data / "card.json", card)
     tensors = {key: value[:2].copy() for key, value in load_file(data / "test.safetensors").items()}
@@ -121,11 +123,11 @@ def test_what_cannot_be_scored_is_refused_and_nothing_is_written(
     with pytest.raises(UserError, match=r"differ in classes \(10 and 3\).*rerun train"):
         evaluate(trained("sgd"), data, small.evaluate, reports)
     card = read_json(data / "card.json")
-    card["counts"]["test"] = dict.fromkeys(card["classes"], 0)
+    card["counts"]["test"] = dict.fromkeys(card["form"]["classes"], 0)
     write_json(data / "card.json", card)
     tensors = {key: value[:0].copy() for key, value in load_file(data / "test.safetensors").items()}
     save_file(tensors, data / "test.safetensors")
-    with pytest.raises(UserError, match="the test split has no images"):
+    with pytest.raises(UserError, match="the test split is empty"):
         evaluate(other, data, small.evaluate, reports)
     spec, broken = load(trained("sgd"))
     state = {name: torch.full_like(value, torch.nan) for name, value in broken.state_dict().items()}

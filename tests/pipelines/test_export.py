@@ -58,15 +58,13 @@ def test_one_file_with_raw_images_in_and_two_answers_out(exported: Path, prepare
     model = OnnxModel.load(exported, "cpu")
     card = load_card(prepared)
     assert model.card.classes == card.classes
-    assert model.card.mean == card.mean
+    assert model.card.form.mean == card.form.mean
     assert model.card.data_hash == card.data_hash
     split = load_split(prepared, "test")
-    logits = torch.from_numpy(model.logits(split.images))
-    torch.testing.assert_close(
-        torch.from_numpy(model.probabilities(split.images)), logits.softmax(1)
-    )
+    logits = torch.from_numpy(model.raw(split.inputs))
+    torch.testing.assert_close(torch.from_numpy(model.answers(split.inputs)), logits.softmax(1))
     # Trained briefly, it knows something: the pixels went in as they do in training.
-    assert (logits.argmax(1).numpy() == split.labels).mean() > 0.5
+    assert (logits.argmax(1).numpy() == split.targets).mean() > 0.5
     assert [file.name for file in exported.parent.iterdir()] == ["model.onnx"]
 
 
@@ -154,7 +152,7 @@ def test_folding_leaves_plain_layers_and_the_function(
     trained: Trained, prepared: Path, method: Method
 ) -> None:
     _, network = load(trained(method))
-    images = torch.from_numpy(load_split(prepared, "test").images[:16])
+    images = torch.from_numpy(load_split(prepared, "test").inputs[:16])
     plain = folded(network)
     assert not [layer for layer in prong.coverage(plain) if layer.whitened]
     assert [layer for layer in prong.coverage(network) if layer.whitened]
@@ -169,7 +167,7 @@ def test_a_network_of_other_data_is_refused(
     other = tmp_path / "prepared"
     other.mkdir()
     card = read_json(prepared / "card.json")
-    card["size"] = 20
+    card["form"]["size"] = 20
     write_json(other / "card.json", card)
     with pytest.raises(UserError, match=r"differ in size \(28 and 20\).*rerun train"):
         export(trained("sgd"), other, small, ROOT, tmp_path / "m.onnx")

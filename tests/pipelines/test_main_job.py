@@ -92,7 +92,7 @@ def test_the_second_run_has_nothing_to_do(checkout: Checkout, first: Done) -> No
 def test_the_champion_answers(checkout: Checkout, first: Done, tmp_path: Path) -> None:
     split = load_split(checkout.root / "data/prepared", "test")
     for number in range(3):
-        Image.fromarray(split.images[number, 0]).save(tmp_path / f"{number}.png")
+        Image.fromarray(split.inputs[number, 0]).save(tmp_path / f"{number}.png")
     done = checkout.prong("predict", "--json", *(str(tmp_path / f"{n}.png") for n in range(3)))
     assert done.code == 0, done.err
     said = json.loads(done.out)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ def files(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
     """Test digits as PNG files."""
     folder = tmp_path_factory.mktemp("images")
     paths = []
-    for at, image in enumerate(load_split(prepared, "test").images[:8]):
+    for at, image in enumerate(load_split(prepared, "test").inputs[:8]):
         paths.append(folder / f"{at}.png")
         Image.fromarray(image[0]).save(paths[-1])
     return paths
@@ -39,9 +40,9 @@ def files(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
 def test_files_are_answered_as_the_arrays_are(
     model: OnnxModel, files: list[Path], prepared: Path
 ) -> None:
-    arrays = load_split(prepared, "test").images[: len(files)]
-    probabilities = model.probabilities(arrays)
-    found = predict(model, files)
+    arrays = load_split(prepared, "test").inputs[: len(files)]
+    probabilities = model.answers(arrays)
+    found = predict(model, files, checkout=ROOT)
     assert [p.path for p in found] == files
     for prediction, row in zip(found, probabilities, strict=True):
         assert prediction.label == model.card.classes[row.argmax()]
@@ -53,13 +54,13 @@ def test_files_are_answered_as_the_arrays_are(
 
 def test_an_image_of_another_size_and_colour_is_answered(model: OnnxModel, tmp_path: Path) -> None:
     Image.new("RGBA", (301, 77), (9, 200, 3, 128)).save(tmp_path / "wide.webp")
-    (found,) = predict(model, [tmp_path / "wide.webp"], top=99)
+    (found,) = predict(model, [tmp_path / "wide.webp"], top=99, checkout=ROOT)
     assert sum(p for _, p in found.top) == pytest.approx(1, abs=1e-5)
     assert {name for name, _ in found.top} == set(model.card.classes)
 
 
 def test_no_images_give_no_predictions(model: OnnxModel) -> None:
-    assert predict(model, []) == []
+    assert predict(model, [], checkout=ROOT) == []
 
 
 @pytest.mark.parametrize("kind", ["text", "truncated", "absent", "folder"])
@@ -75,33 +76,34 @@ def test_an_unreadable_image_is_named(
         case "folder":
             bad.mkdir()
     with pytest.raises(UserError, match=r"bad\.png"):
-        predict(model, [files[0], bad])
+        predict(model, [files[0], bad], checkout=ROOT)
 
 
 def test_the_score_counts_wrong_answers_by_name(model: OnnxModel, prepared: Path) -> None:
-    split, classes = load_split(prepared, "gate"), load_card(prepared).classes
-    score = error(model, split, classes)
-    answers = model.logits(split.images).argmax(1)
-    assert score.wrong.tolist() == (answers != split.labels).tolist()
-    assert (score.errors, score.images) == (score.wrong.sum(), len(split.labels))
-    assert score.error == score.errors / score.images
+    split, form = load_split(prepared, "gate"), load_card(prepared).form
+    score = error(model, split, form, ROOT)
+    answers = model.raw(split.inputs).argmax(1)
+    assert score.errors.tolist() == (answers != split.targets).tolist()
+    assert score.images == len(split.targets)
+    assert score.error == score.errors.sum() / score.images
 
     # The same images under classes in another order: the names decide, not the positions.
-    turned = (*classes[1:], classes[0])
-    labels = (split.labels - 1) % len(classes)
-    again = error(model, Split(split.images, labels, split.hashes), turned)
-    assert again.wrong.tolist() == score.wrong.tolist()
+    turned = replace(form, classes=(*form.classes[1:], form.classes[0]))
+    labels = (split.targets - 1) % len(form.classes)
+    again = error(model, replace(split, targets=labels), turned, ROOT)
+    assert again.errors.tolist() == score.errors.tolist()
 
 
 def test_on_a_class_it_never_saw_a_model_is_wrong(model: OnnxModel, prepared: Path) -> None:
-    split, classes = load_split(prepared, "gate"), load_card(prepared).classes
-    labels = np.full_like(split.labels, len(classes))
-    score = error(model, Split(split.images, labels, split.hashes), (*classes, "new"))
+    split, form = load_split(prepared, "gate"), load_card(prepared).form
+    labels = np.full_like(split.targets, len(form.classes))
+    more = replace(form, classes=(*form.classes, "new"))
+    score = error(model, replace(split, targets=labels), more, ROOT)
     assert score.error == 1
 
 
 def test_images_that_do_not_fit_are_refused(model: OnnxModel, prepared: Path) -> None:
-    split, classes = load_split(prepared, "gate"), load_card(prepared).classes
-    smaller = Split(split.images[:, :, :20, :20], split.labels, split.hashes)
+    split, form = load_split(prepared, "gate"), load_card(prepared).form
+    smaller = Split(split.inputs[:, :, :20, :20], split.targets, split.hashes)
     with pytest.raises(UserError, match="the model takes uint8"):
-        error(model, smaller, classes)
+        error(model, smaller, form, ROOT)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from classifiers import classifier_metadata
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ def card(**changes: object) -> OnnxMetadata:
         "params_hash": digest,
         "code_hash": digest,
     }
-    return OnnxMetadata(**(values | changes))  # type: ignore[arg-type]
+    return classifier_metadata(**(values | changes))  # type: ignore[arg-type]
 
 
 def linear_model() -> ModelProto:
@@ -81,11 +82,11 @@ def test_answers_are_the_models_whatever_the_batch(tmp_path: Path, count: int) -
     model = OnnxModel.load(write(tmp_path / "m.onnx"), "cpu")
     asked = images(count)
     expected = asked.reshape(count, SIZE * SIZE).astype(np.float32) @ WEIGHT
-    logits = model.logits(asked)
+    logits = model.raw(asked)
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-2)
-    np.testing.assert_allclose(model.logits(asked, batch=3), logits, rtol=1e-5, atol=1e-2)
-    probabilities = model.probabilities(asked)
+    np.testing.assert_allclose(model.raw(asked, batch=3), logits, rtol=1e-5, atol=1e-2)
+    probabilities = model.answers(asked)
     assert probabilities.shape == (count, len(CLASSES))
     np.testing.assert_allclose(probabilities.sum(axis=1), np.ones(count), rtol=1e-5)
 
@@ -153,12 +154,12 @@ def broken_graph(model: ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop_metadata, "metadata missing: classes"),
+        (drop_metadata, "metadata missing: format"),
         (metadata(size="5"), "its metadata asks for"),
         (metadata(size="0"), "size = 0"),
         (metadata(size="1e9"), "size"),
         (metadata(size='"4"'), "size"),
-        (metadata(channels="2"), "channels = 2"),
+        (metadata(channels="2"), "one finite number per channel"),
         (metadata(classes="cat"), "not JSON"),
         (metadata(classes="[]"), "at least one"),
         (metadata(classes='["a", "a", "b"]'), "twice"),
@@ -166,7 +167,8 @@ def broken_graph(model: ModelProto) -> None:
         (metadata(mean="[0.5, 0.5]"), "one finite number per channel"),
         (metadata(mean="[NaN]"), "mean"),
         (metadata(data_hash="../x"), "data_hash"),
-        (metadata(format="2"), "format 2"),
+        (metadata(format="2"), "metadata missing: form, outputs"),
+        (metadata(format="3"), "format 3 is unknown; known: 1, 2"),
         (metadata(layout="NHWC"), "NHWC"),
         (metadata(commit="abc"), "metadata unknown: commit"),
         (twice, "twice"),
@@ -220,7 +222,7 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: str) -> None:
 def test_wrong_type_or_shape_is_refused(tmp_path: Path, asked: NDArray[np.uint8]) -> None:
     model = OnnxModel.load(write(tmp_path / "m.onnx"), "cpu")
     with pytest.raises(UserError, match=r"the model takes uint8 \[n, 1, 4, 4\]"):
-        model.logits(asked)
+        model.raw(asked)
 
 
 def test_an_answer_that_is_not_finite_is_refused(tmp_path: Path) -> None:
@@ -269,8 +271,8 @@ def test_cuda_agrees_with_the_cpu(tmp_path: Path) -> None:
     asked = images(64)
     cuda = OnnxModel.load(path, "cuda")
     assert cuda.provider == "cuda"
-    expected = OnnxModel.load(path, "cpu").logits(asked)
-    np.testing.assert_allclose(cuda.logits(asked), expected, rtol=1e-4, atol=1e-2)
+    expected = OnnxModel.load(path, "cpu").raw(asked)
+    np.testing.assert_allclose(cuda.raw(asked), expected, rtol=1e-4, atol=1e-2)
 
 
 def test_metadata_is_plain_text_that_other_tools_can_read(tmp_path: Path) -> None:

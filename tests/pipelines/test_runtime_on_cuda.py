@@ -44,7 +44,7 @@ def released(exported: Exported) -> Path:
 
 @pytest.fixture(scope="module")
 def images(prepared: Path) -> NDArray[np.uint8]:
-    found = load_split(prepared, "train").images
+    found = load_split(prepared, "train").inputs
     return found[np.arange(BATCHES[-1]) % len(found)]
 
 
@@ -71,9 +71,9 @@ def test_it_agrees_with_torch_on_the_same_device(
         pixels = torch.from_numpy(images[:batch]).to(provider)
         expected = network(pixels).cpu().numpy()
     model = OnnxModel.load(released, provider)
-    assert _apart(model.logits(images[:batch], batch=batch), expected) <= LIMIT
+    assert _apart(model.raw(images[:batch], batch=batch), expected) <= LIMIT
     shares = torch.from_numpy(expected).softmax(1).numpy()
-    assert np.abs(model.probabilities(images[:batch], batch=batch) - shares).max() <= LIMIT
+    assert np.abs(model.answers(images[:batch], batch=batch) - shares).max() <= LIMIT
 
 
 @pytest.mark.parametrize("batch", BATCHES)
@@ -81,6 +81,6 @@ def test_it_agrees_with_torch_on_the_same_device(
 def test_it_agrees_with_the_cpu(
     released: Path, images: NDArray[np.uint8], provider: Provider, batch: int
 ) -> None:
-    expected = OnnxModel.load(released, "cpu").logits(images, batch=BATCHES[-1])
-    found = OnnxModel.load(released, provider).logits(images, batch=batch)
+    expected = OnnxModel.load(released, "cpu").raw(images, batch=BATCHES[-1])
+    found = OnnxModel.load(released, provider).raw(images, batch=batch)
     assert _apart(found, expected) <= LIMIT

@@ -29,7 +29,7 @@ def onnx(exported: Exported) -> Path:
 def test_every_layer_is_shown_and_the_fold_changes_none(
     trained: Trained, prepared: Path, onnx: Path, tmp_path: Path
 ) -> None:
-    pixels = load_split(prepared, "test").images[0]
+    pixels = load_split(prepared, "test").inputs[0]
     image = tmp_path / "digit.png"
     Image.fromarray(pixels[0]).save(image)
     found = trace(trained("prong+"), onnx, image)

@@ -115,7 +115,7 @@ def test_a_label_may_differ_only_between_tied_logits() -> None:
         "first": answer([*clear, [50.0, 50.001, 0.0], [5.0, 6.0, 0.0]]),
         "second": answer([*clear, [50.001, 50.0, 0.0], [6.0, 5.0, 0.0]]),
     }
-    found = compare(networks, IMAGES, limit=1e-4)
+    found = compare(networks, IMAGES, limit=1e-4, labels=True)
     assert [c.batch for c in found] == list(BATCHES)
     small_batch = found[0]
     assert (small_batch.ties, small_batch.labels) == (4, 4)
@@ -124,7 +124,7 @@ def test_a_label_may_differ_only_between_tied_logits() -> None:
 
 def test_an_answer_that_is_not_a_number_is_over_every_limit() -> None:
     networks = {"first": answer([[1.0, 0.0]]), "second": answer([[float("nan"), 0.0]])}
-    found = compare(networks, IMAGES, limit=1e-4)
+    found = compare(networks, IMAGES, limit=1e-4, labels=True)
     assert not any(c.difference <= 1e9 for c in found)
 
 
@@ -135,6 +135,6 @@ def test_few_images_are_repeated_up_to_the_batch() -> None:
         seen.append((len(images), batch))
         return np.ones((len(images), 2), np.float32)
 
-    found = compare({"first": network, "second": network}, IMAGES[:5], limit=1e-4)
+    found = compare({"first": network, "second": network}, IMAGES[:5], limit=1e-4, labels=True)
     assert seen[::2] == [(5, 1), (5, 2), (7, 7), (256, 256)]
     assert {c.images for c in found} == {5}

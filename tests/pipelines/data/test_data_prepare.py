@@ -36,17 +36,17 @@ def where(directory: Path) -> dict[str, str]:
 
 def test_digits_are_prepared_whole(digits: Path) -> None:
     card = load_card(digits)
-    assert (card.size, card.channels, card.classes) == (28, 1, tuple("0123456789"))
+    assert (card.form.size, card.form.channels, card.classes) == (28, 1, tuple("0123456789"))
     assert card.total() == 5000
     splits = {name: load_split(digits, name) for name in SPLITS}
     for name, share in (("train", 0.70), ("validation", 0.05), ("gate", 0.10), ("test", 0.15)):
         split = splits[name]
-        assert len(split.hashes) == card.total(name) == len(split.images) == len(split.labels)
+        assert len(split.hashes) == card.total(name) == len(split.inputs) == len(split.targets)
         assert abs(len(split.hashes) / 5000 - share) < 0.02
         assert list(split.hashes) == sorted(set(split.hashes))
-    pixels = splits["train"].images / 255
-    assert card.mean == pytest.approx([pixels.mean()])
-    assert card.deviation == pytest.approx([pixels.std()])
+    pixels = splits["train"].inputs / 255
+    assert card.form.mean == pytest.approx([pixels.mean()])
+    assert card.form.deviation == pytest.approx([pixels.std()])
     assert not card.warnings
     text = describe(card)
     assert "digits: 5000 images of 10 classes, 28 × 28 grey" in text
@@ -81,7 +81,7 @@ def test_another_size_or_seed(
     fill(tmp_path / "pictures", ("cat", "dog"), 60)
     first = run(config(), tmp_path, "a")
     larger = run(config(size=40), tmp_path, "b")
-    assert (first.size, larger.size) == (32, 40)
+    assert (first.form.size, larger.form.size) == (32, 40)
     assert where(tmp_path / "a") == where(tmp_path / "b")  # the split does not hang on the size
     run(config(seed=1), tmp_path, "c")
     assert where(tmp_path / "a") != where(tmp_path / "c")
@@ -195,8 +195,8 @@ def test_a_class_that_train_lacks_is_a_warning(tmp_path: Path, shared: Path) -> 
     assert card.total() == 1000
     missing = 1000 - card.total("train")
     assert card.warnings[0].startswith(f"{missing} classes (n0")
-    assert np.isfinite([*card.mean, *card.deviation]).all()
-    assert min(card.deviation) > 0.1
+    assert np.isfinite([*card.form.mean, *card.form.deviation]).all()
+    assert min(card.form.deviation) > 0.1
     assert str(tmp_path) not in (tmp_path / "prepared/card.json").read_text()
 
 
@@ -212,7 +212,7 @@ def test_an_empty_split_is_named_and_nothing_is_written(
     tmp_path: Path, config: Configured, fill: Callable[..., Path]
 ) -> None:
     fill(tmp_path / "pictures", ("cat", "dog"), 2)
-    with pytest.raises(UserError, match=r"the split \w+ is empty \(4 images in all\)"):
+    with pytest.raises(UserError, match=r"the split \w+ is empty \(4 examples in all\)"):
         run(config(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures"]
 

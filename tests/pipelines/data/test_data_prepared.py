@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from classifiers import classifier_form
 
 from pipelines.core.errors import UserError
 from pipelines.data import schema
@@ -41,27 +42,27 @@ def sound() -> dict[str, Split]:
 
 
 def check(splits: dict[str, Split], classes: str = "ab") -> tuple[str, ...]:
-    return schema.check(splits, size=4, channels=1, classes=classes)
+    return schema.check(splits, classifier_form(classes, 4, 1, (0.5,), (0.1,)))
 
 
 def test_the_schema_check_passes_what_is_sound_and_warns_of_a_class_absent() -> None:
     assert check(sound()) == ()
-    assert check(sound(), "abc") == ("1 class (c) without an image in train",)
+    assert check(sound(), "abc") == ("1 class (c) without an example in train",)
 
 
 def test_the_schema_check_finds_what_is_wrong() -> None:
     good = split([0, 1])
     for bad, message in (
-        (dataclasses.replace(good, images=good.images.astype(np.float32)), "must be uint8"),
-        (split([0, 1], size=5), r"must be \[2, 1, 4, 4\], not \[2, 1, 5, 5\]"),
-        (dataclasses.replace(good, labels=good.labels.astype(np.int32)), r"must be int64 \[2\]"),
-        (dataclasses.replace(good, labels=good.labels[:1]), r"must be int64 \[2\]"),
+        (dataclasses.replace(good, inputs=good.inputs.astype(np.float32)), "inputs must be uint8"),
+        (split([0, 1], size=5), r"uint8 \[2, 1, 4, 4\], not uint8 \[2, 1, 5, 5\]"),
+        (dataclasses.replace(good, targets=good.targets.astype(np.int32)), r"must be int64 \[2\], not int32 \[2\]"),
+        (dataclasses.replace(good, targets=good.targets[:1]), r"must be int64 \[2\]"),
         (split([0, 2]), "label 2 is not a class; allowed: 0 to 1"),
         (split([-1, 1]), "label -1 is not a class"),
         (dataclasses.replace(good, hashes=good.hashes[::-1]), "order of their content hash"),
         (split([]), "the split train is empty"),
-        (split([1, 1]), r"images of one class only \(b\)"),
-        (split([0, 1], first=10), f"image {10:064x} is in both train and validation"),
+        (split([1, 1]), r"examples of one class only \(b\)"),
+        (split([0, 1], first=10), f"example {10:064x} is in both train and validation"),
     ):
         with pytest.raises(UserError, match=message):
             check({**sound(), "train": bad})
@@ -91,9 +92,9 @@ def test_what_is_read_back_is_checked(digits: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"gate\.safetensors: corrupt or truncated"):
             load_split(directory, "gate")
     save_split(directory, "gate", load_split(directory, "test"))
-    with pytest.raises(UserError, match=r"images per class are not those of card\.json"):
+    with pytest.raises(UserError, match=r"examples per class are not those of card\.json"):
         load_split(directory, "gate")
-    save_split(directory, "gate", dataclasses.replace(whole, labels=whole.labels + 9))
+    save_split(directory, "gate", dataclasses.replace(whole, targets=whole.targets + 9))
     with pytest.raises(UserError, match=r"gate\.safetensors: label .* is not a class"):
         load_split(directory, "gate")
     path.unlink()
@@ -104,11 +105,12 @@ def test_what_is_read_back_is_checked(digits: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": "big"}, "size"),
-        ({"classes": ["0"]}, "disagree"),
-        ({"mean": [0.1, 0.2]}, "disagree"),
-        ({"deviation": [0.0]}, "disagree"),
-        ({"mean": [float("nan")]}, "disagree|mean"),
+        ({"form.size": "big"}, "size"),
+        ({"form.classes": ["0"]}, "disagree"),
+        ({"form.mean": [0.1, 0.2]}, "one finite number per channel"),
+        ({"form.deviation": [0.0]}, "deviations above 0"),
+        ({"form.mean": [float("nan")]}, "one finite number|mean"),
+        ({"form.bits": 7}, "bits = 7"),
         ({"counts": {}}, "disagree"),
     ],
 )
@@ -117,7 +119,10 @@ def test_a_wrong_card_is_refused(
 ) -> None:
     directory = copied(digits, tmp_path)
     path = directory / "card.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    card = json.loads(path.read_text())
+    for name, value in change.items():
+        (card["form"] if "." in name else card)[name.rpartition(".")[2]] = value
+    path.write_text(json.dumps(card))
     with pytest.raises(UserError, match=rf"card\.json: not a data card: .*({message})"):
         load_card(directory)
     path.write_text("{")

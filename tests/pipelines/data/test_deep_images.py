@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.core.config import DataConfig, TaskConfig
+from pipelines.core.config import DataConfig
 from pipelines.core.errors import UserError
 from pipelines.data import added, sources
 from pipelines.data.images import content_hash, decode, fit, pixels
@@ -192,9 +192,8 @@ def test_a_folder_of_arrays_and_more_of_them(tmp_path: Path, config: Configured)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(npy(noise(9, 8, 6, seed=number)))
     given = config(channels=6, bits=16, size=8)
-    task = TaskConfig("auto")
     places = {"root": tmp_path, "downloads": tmp_path / "down", "out": tmp_path / "out"}
-    card = prepare(given, task, **places)
+    card = prepare(given, **places)
     assert (card.form.channels, card.form.bits, card.total()) == (6, 16, 80)
     made = decode(tmp_path / "pictures/a/0.npy", size=8, channels=6, bits=16)
     splits = [load_split(tmp_path / "out", name) for name in ("train", "test", "gate")]
@@ -206,10 +205,10 @@ def test_a_folder_of_arrays_and_more_of_them(tmp_path: Path, config: Configured)
     known = sources.read(given, root=tmp_path, downloads=tmp_path)
     place = added.place(tmp_path, given)
     assert added.take_in(tmp_path / "more", known, place, new_class=False).added == {"a": 1}
-    assert prepare(given, task, **places).total() == 81
+    assert prepare(given, **places).total() == 81
     (tmp_path / "pictures/a/0.npy").write_bytes(npy(noise(9, 8, 5)))
     with pytest.raises(UserError, match=r"a/0\.npy: an array uint16 \[9, 8, 5\], not of 6 chann"):
-        prepare(given, task, **places)
+        prepare(given, **places)
 
 
 def test_known_sets_have_their_own_channels(tmp_path: Path, config: Configured) -> None:

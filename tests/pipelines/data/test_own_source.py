@@ -12,7 +12,7 @@ import numpy as np
 import own_networks
 import pytest
 
-from pipelines.core.config import DataConfig, TaskConfig
+from pipelines.core.config import DataConfig
 from pipelines.core.errors import UserError
 from pipelines.data import own_source
 from pipelines.data.prepare import prepare
@@ -54,7 +54,7 @@ def run(tmp_path: Path, config: Configured) -> Callable[..., Card]:
         (tmp_path / "params.yaml").touch()
         return prepare(
             config(source=f"{name}:examples", **changes),
-            TaskConfig(task),
+            task=task,
             root=tmp_path,
             downloads=tmp_path / "down",
             out=tmp_path / "out",

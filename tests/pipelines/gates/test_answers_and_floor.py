@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
+from classifiers import classifier_form
 
 from pipelines.gates import agreement, quality
-from pipelines.gates.measuring import Answers, Asked, batch_differences, softmax_differences
+from pipelines.gates.finding import Finding
+from pipelines.gates.measuring import Answers, Asked, answer_differences, batch_differences
+from pipelines.tasks.classification import Classification
 
 
 def test_probabilities_and_labels_follow_from_the_logits() -> None:
@@ -14,6 +19,16 @@ def test_probabilities_and_labels_follow_from_the_logits() -> None:
     assert not agreement.answers(0.0, 0, 1, 500, 1e-4).passed
     assert agreement.answers(0.0, 5, 0, 500, 1e-4).passed  # equal but for rounding
     assert not agreement.answers(0.0, 6, 0, 500, 1e-4).passed
+
+
+TASK = Classification(classifier_form("ab", 4, 1, (0.5,), (0.1,)))
+
+
+def floor(wrong: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Finding:
+    task = Classification(classifier_form(names, 4, 1, (0.5,), (0.1,)))
+    nothing = np.zeros((len(labels), 0))
+    trivial, told = task.trivial(labels, nothing), task.trivial_told(labels)
+    return quality.floor(task, wrong.astype(np.float64), trivial, told)
 
 
 def answered(logits: list[list[float]], shares: list[list[float]] | None = None) -> Answers:
@@ -27,24 +42,24 @@ def answered(logits: list[list[float]], shares: list[list[float]] | None = None)
 def test_differences_are_found_in_either_output_and_at_any_batch() -> None:
     alone = answered([[3.0, 1.0], [0.0, 4.0]])
     asked = {1: (alone, alone), 3: (alone, alone)}
-    assert softmax_differences(Asked(alone, asked)) == (pytest.approx(0, abs=1e-6), 0, 0, 6)
+    assert answer_differences(Asked(alone, asked), TASK) == (pytest.approx(0, abs=1e-6), 0, 0, 6)
     assert batch_differences(Asked(alone, asked)) == {1: 0.0, 3: 0.0}
     turned = answered([[-3.0, -1.0], [0.0, -4.0]])
     found = Asked(alone, {**asked, 3: (turned, alone)})
     assert batch_differences(found) == {1: 0.0, 3: 2.0}
-    assert softmax_differences(found)[2] == 0  # turned as a whole: of one mind
+    assert answer_differences(found, TASK)[2] == 0  # turned as a whole: of one mind
     other = answered([[3.0, 1.0], [0.0, 4.0]], [[0.1, 0.9], [0.9, 0.1]])
     found = Asked(alone, {**asked, 3: (other, alone)})
     assert batch_differences(found)[3] == pytest.approx(0.88, abs=0.01)
-    assert softmax_differences(found)[2] == 2
+    assert answer_differences(found, TASK)[2] == 2
     # So close that the outputs round apart, and just not so close.
     near = answered([[1.0, 1.0]], [[0.5, np.nextafter(np.float32(0.5), np.float32(1))]])
-    assert softmax_differences(Asked(near, {}))[1:] == (1, 0, 1)
+    assert answer_differences(Asked(near, {}), TASK)[1:] == (1, 0, 1)
     apart = answered([[1.0, 1.0]], [[0.49999, 0.50001]])
-    assert softmax_differences(Asked(apart, {}))[1:] == (0, 1, 1)
+    assert answer_differences(Asked(apart, {}), TASK)[1:] == (0, 1, 1)
     for value in (np.nan, np.inf):
         broken = answered([[value, 1.0]], [[0.5, 0.5]])
-        assert np.isnan(softmax_differences(Asked(broken, {}))[0])
+        assert np.isnan(answer_differences(Asked(broken, {}), TASK)[0])
         assert not batch_differences(Asked(broken, {2: (broken, broken)}))[2] <= 1e-4
 
 
@@ -52,22 +67,22 @@ def test_no_version_passes_that_answers_like_the_shares_of_the_classes() -> None
     labels = np.repeat([0, 1, 2], [60, 30, 10])
     names = ["a", "b", "c"]
     always = labels != 0
-    same = quality.floor(always, labels, names)
+    same = floor(always, labels, names)
     assert (same.verdict, same.limit) == ("fail", 0.0)
     assert "40 of 100 wrong, always 'a' 40" in same.reason
     # One image better is chance, twelve are not.
     for better, passes in ((1, False), (12, True)):
         wrong_now = always.copy()
         wrong_now[60 : 60 + better] = False
-        assert quality.floor(wrong_now, labels, names).passed == passes
+        assert floor(wrong_now, labels, names).passed == passes
     # Of as many errors, but on other images.
-    assert not quality.floor(np.arange(100) < 40, labels, names).passed
-    assert quality.floor(np.zeros(100, np.bool_), labels, names).passed
+    assert not floor(np.arange(100) < 40, labels, names).passed
+    assert floor(np.zeros(100, np.bool_), labels, names).passed
 
 
 def test_too_few_gate_images_for_a_floor_are_said_to_be_too_few() -> None:
     labels = np.array([0] * 38 + [1] * 2)
-    found = quality.floor(np.zeros(40, np.bool_), labels, ["a", "b"])
+    found = floor(np.zeros(40, np.bool_), labels, ["a", "b"])
     assert found.verdict == "fail"
     assert "raise data.gate" in found.reason
 
@@ -79,5 +94,5 @@ def test_chance_passes_the_floor_at_most_once_in_twenty(images: int) -> None:
     passed, tries = 0, 2000
     for _ in range(tries):
         labels = (draw.random(images) < 0.5).astype(np.int64)
-        passed += quality.floor(draw.random(images) < 0.5, labels, ["a", "b"]).passed
+        passed += floor(draw.random(images) < 0.5, labels, ["a", "b"]).passed
     assert passed / tries <= 0.05

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from classifiers import classifier_metadata, classifier_spec
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -13,7 +14,8 @@ from pipelines.export.to_onnx import onnx_bytes
 from pipelines.gates.measuring import batches
 from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.operators import ALLOWED, not_allowed
-from pipelines.training.network import NetworkSpec, build
+from pipelines.tasks.classification import Classification
+from pipelines.training.network import build
 
 SHA = "a" * 64
 SCHEMAS = {
@@ -25,7 +27,7 @@ SCHEMAS = {
 
 
 def card(size: int) -> OnnxMetadata:
-    return OnnxMetadata(("a", "b", "c"), size, 3, (0.5,) * 3, (0.1,) * 3, SHA, SHA, SHA)
+    return classifier_metadata(("a", "b", "c"), size, 3, (0.5,) * 3, (0.1,) * 3, SHA, SHA, SHA)
 
 
 class Mixed(nn.Module):
@@ -51,10 +53,10 @@ class Mixed(nn.Module):
 @pytest.mark.parametrize("name", ["mixed", "the main job's"])
 def test_exports_of_classifiers_hold_nothing_else(name: str) -> None:
     if name == "mixed":
-        content = onnx_bytes(Mixed().eval(), card(8), 20)
+        content = onnx_bytes(Mixed().eval(), Classification(card(8).form), card(8), 20)
     else:
-        spec = NetworkSpec("bn", 28, 3, ("a", "b", "c"), (0.5,) * 3, (0.1,) * 3, 2, 4)
-        content = onnx_bytes(build(spec).eval(), card(28), 18)
+        spec = classifier_spec("bn", 28, 3, ("a", "b", "c"), (0.5,) * 3, (0.1,) * 3, 2, 4)
+        content = onnx_bytes(build(spec).eval(), Classification(spec.form), card(28), 18)
     assert not_allowed(onnx.load_model_from_string(content)) == []
 
 

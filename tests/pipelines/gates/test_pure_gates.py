@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from classifiers import classifier_form, classifier_metadata
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,23 +14,52 @@ from pipelines.gates import agreement, contents, provenance, quality, running
 from pipelines.gates.finding import Finding
 from pipelines.gates.provenance import KNOWN, PRESENT, StoredFile
 from pipelines.systems.onnx.metadata import OnnxMetadata
+from pipelines.tasks.classification import Classification
 from pipelines.tasks.interval import upper_bound
+from pipelines.tasks.task import Part
 
 SHA = "a" * 64
 MADE_FROM = {**dict.fromkeys(KNOWN, "x"), **dict.fromkeys(PRESENT, "unknown"), "onnx_sha256": SHA}
 
 
-def wrong(*positions: int, of: int = 519) -> quality.Wrong:
-    found = np.zeros(of, np.bool_)
-    found[list(positions)] = True
+def wrong(*positions: int, of: int = 519) -> quality.Errors:
+    found = np.zeros(of)
+    found[list(positions)] = 1.0
     return found
+
+
+TASK = Classification(classifier_form("ab", 4, 1, (0.5,), (0.1,)))
+
+
+def champion(
+    new: quality.Errors, old: quality.Errors | None, best: float | None, margin: float
+) -> Finding:
+    return quality.champion(TASK, new, old, best, margin)
+
+
+def floor(new: quality.Errors, labels: np.ndarray, names: Sequence[str]) -> Finding:
+    task = Classification(classifier_form(names, 4, 1, (0.5,), (0.1,)))
+    nothing = np.zeros((len(labels), 0))
+    trivial, told = task.trivial(labels, nothing), task.trivial_told(labels)
+    return quality.floor(task, new, trivial, told)
+
+
+def classes(
+    new: quality.Errors,
+    old: quality.Errors | None,
+    labels: np.ndarray,
+    names: Sequence[str],
+    margin: float,
+) -> Finding:
+    parts = [Part(name, labels == at) for at, name in enumerate(names)]
+    return quality.classes(TASK, new, old, parts, margin)
 
 
 # champion
 
 
 def test_the_first_champion_has_nothing_to_beat() -> None:
-    found = quality.champion(wrong(1, 2), None, None, 0.02)
+    found = champion(wrong(1, 2), None, None, 0.02)
     assert (found.passed, found.figures["error"], found.figures["images"]) == (True, 2 / 519, 519)
     assert "champion_error" not in found.figures
 
@@ -37,28 +68,28 @@ def test_the_first_champion_has_nothing_to_beat() -> None:
 def test_the_bound_of_the_paired_difference_decides(lost: int, won: int, both: int) -> None:
     new = wrong(*range(lost), *range(200, 200 + both))
     old = wrong(*range(100, 100 + won), *range(200, 200 + both))
-    found = quality.champion(new, old, None, 0.02)
+    found = champion(new, old, None, 0.02)
     bound = upper_bound(lost, won, 519)
     assert found.passed == (bound <= 0.02)
     assert found.figure == pytest.approx(bound)
 
 
 def test_the_best_champion_ever_holds_as_well() -> None:
-    at_margin = quality.champion(wrong(1, 2, of=100), wrong(1, 2, of=100), 0.0, 0.05)
+    at_margin = champion(wrong(1, 2, of=100), wrong(1, 2, of=100), 0.0, 0.05)
     assert at_margin.passed
-    beyond = quality.champion(wrong(*range(6), of=100), wrong(*range(6), of=100), 0.0, 0.05)
+    beyond = champion(wrong(*range(6), of=100), wrong(*range(6), of=100), 0.0, 0.05)
     assert (beyond.verdict, beyond.figure) == ("fail", pytest.approx(0.06))
     assert "best champion ever" in beyond.reason
     # As equal as can be to a champion that had slid, it is not let through.
-    assert not quality.champion(wrong(*range(30)), None, 0.0, 0.02).passed
+    assert not champion(wrong(*range(30)), None, 0.0, 0.02).passed
 
 
 def test_too_few_images_are_said_to_be_too_few() -> None:
-    found = quality.champion(wrong(of=40), wrong(of=40), None, 0.02)
+    found = champion(wrong(of=40), wrong(of=40), None, 0.02)
     assert found.verdict == "fail"
     assert "takes 180" in found.reason
-    assert "gates.margin" in quality.champion(wrong(), wrong(), None, 0.0).reason
-    assert quality.champion(wrong(of=180), wrong(of=180), None, 0.02).passed
+    assert "gates.margin" in champion(wrong(), wrong(), None, 0.0).reason
+    assert champion(wrong(of=180), wrong(of=180), None, 0.02).passed
 
 
 def test_a_slow_slide_is_stopped() -> None:
@@ -67,13 +98,13 @@ def test_a_slow_slide_is_stopped() -> None:
     while True:
         candidate = wrong(*range(int(champions[-1].sum()) + 10), of=n)
         best = min(float(made.mean()) for made in champions)
-        if not quality.champion(candidate, champions[-1], best, margin).passed:
+        if not champion(candidate, champions[-1], best, margin).passed:
             break
         champions.append(candidate)
     # Without the ratchet it would go on for ever; it ends one margin below the best ever.
     assert len(champions) - 1 == 10
     assert champions[-1].mean() - champions[0].mean() == pytest.approx(margin)
-    assert quality.champion(candidate, champions[-1], None, margin).passed
+    assert champion(candidate, champions[-1], None, margin).passed
 
 
 # classes
@@ -85,16 +116,16 @@ LABELS_OF_519 = np.arange(519) % 10
 
 def test_a_class_may_lose_its_margin_and_not_an_image_more() -> None:
     none = wrong(of=500)
-    at = quality.classes(wrong(*range(5), of=500), none, LABELS, NAMES, 0.1)
+    at = classes(wrong(*range(5), of=500), none, LABELS, NAMES, 0.1)
     assert (at.passed, at.figure) == (True, pytest.approx(0.1))
-    beyond = quality.classes(wrong(*range(100, 106), of=500), none, LABELS, NAMES, 0.1)
+    beyond = classes(wrong(*range(100, 106), of=500), none, LABELS, NAMES, 0.1)
     assert (beyond.verdict, beyond.figure) == ("fail", pytest.approx(0.12))
     assert "2: 6 of 50" in beyond.reason
 
 
 def test_what_a_class_wins_makes_up_for_what_it_loses() -> None:
     new, old = wrong(*range(6), of=500), wrong(*range(40, 43), of=500)
-    assert quality.classes(new, old, LABELS, NAMES, 0.1).passed
+    assert classes(new, old, LABELS, NAMES, 0.1).passed
 
 
 @pytest.mark.parametrize(
@@ -106,13 +137,13 @@ def test_one_image_of_several_is_not_evidence_and_a_whole_class_is(
 ) -> None:
     labels = np.array([0] * 50 + [1] * images)
     new = wrong(*range(50, 50 + lost), of=50 + images)
-    found = quality.classes(new, wrong(of=50 + images), labels, ["many", "few"], 0.1)
+    found = classes(new, wrong(of=50 + images), labels, ["many", "few"], 0.1)
     assert found.passed == passes
 
 
 def test_a_class_without_an_image_is_said_and_does_not_block() -> None:
     none = wrong(of=500)
-    found = quality.classes(none, none, LABELS, [*NAMES, "ten", "eleven"], 0.1)
+    found = classes(none, none, LABELS, [*NAMES, "ten", "eleven"], 0.1)
     assert found.passed
     assert "2 of 12 classes have no gate image" in found.reason
 
@@ -209,7 +240,7 @@ def card(**changes: Any) -> OnnxMetadata:
         "classes": ("a", "b"), "size": 4, "channels": 1, "mean": (0.5,), "deviation": (0.1,),
         "data_hash": SHA, "params_hash": SHA, "code_hash": SHA, **changes,
     }  # fmt: skip
-    return OnnxMetadata(**values)
+    return classifier_metadata(**values)
 
 
 def test_operators_schema_and_weights() -> None:
@@ -302,8 +333,8 @@ def test_every_finding_names_its_gate() -> None:
             agreement.parity(0.0, None, 1.0),
             agreement.batch({2: 0.0}, 1.0),
             agreement.skew(0.0, 1, 0.0, 1, True, 1.0),
-            quality.champion(wrong(), None, None, 0.1),
-            quality.classes(wrong(), None, LABELS, NAMES, 0.1),
+            champion(wrong(), None, None, 0.1),
+            classes(wrong(), None, LABELS, NAMES, 0.1),
             running.runtime(1, True, ""),
             running.inputs({}),
             running.extremes({}),
@@ -312,7 +343,7 @@ def test_every_finding_names_its_gate() -> None:
             Finding("shift", "pass", None, None, ""),
             contents.operators([]),
             agreement.answers(0.0, 0, 0, 1, 1.0),
-            quality.floor(wrong(), LABELS_OF_519, NAMES),
+            floor(wrong(), LABELS_OF_519, NAMES),
         )
     }
     assert names >= set(GATES)

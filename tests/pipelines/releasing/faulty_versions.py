@@ -37,9 +37,11 @@ def register(made: FinishedCheckout, change: Change, *, rescore: bool = True) ->
     made.layout.onnx.write_bytes(model.SerializeToString())
     if rescore:
         loaded = OnnxModel.load(made.layout.onnx, "cpu")
-        score = error(loaded, load_split(made.layout.prepared, "test"), loaded.card.classes)
+        split = load_split(made.layout.prepared, "test")
+        score = error(loaded, split, loaded.form, made.layout.root)
         path = made.layout.reports / "evaluation.json"
-        figures = {"test_error": 100 * score.error, "images": score.images, "errors": score.errors}
+        wrong = int(score.errors.sum())
+        figures = {"test_error": 100 * score.error, "images": score.images, "errors": wrong}
         write_json(path, {**read_json(path), **figures})
     return release.register(made.layout, made.params, None).version
 

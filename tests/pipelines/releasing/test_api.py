@@ -57,7 +57,7 @@ def test_promote_predict_look_back_and_forth(project: api.Project, tmp_path: Pat
     assert project.promote().version == 2  # the challenger
     live = project.champion()
     assert (live.version, live.statement.version, live.warnings) == (2, 2, ())
-    digit = load_split(project.layout.prepared, "test").images[0, 0]
+    digit = load_split(project.layout.prepared, "test").inputs[0, 0]
     image = tmp_path / "digit.png"
     Image.fromarray(digit).save(image)
     (answer,) = project.predict([str(image)], provider="cpu", top=2)

@@ -252,9 +252,9 @@ def forget_images(made: FinishedCheckout, positions: list[int]) -> Callable[[Any
     from pipelines.data.prepared import load_split
 
     split = load_split(made.layout.prepared, "gate")
-    known = split.images[positions].reshape(len(positions), -1).astype(np.float32)
+    known = split.inputs[positions].reshape(len(positions), -1).astype(np.float32)
     push = np.zeros((len(positions), 10), np.float32)
-    push[np.arange(len(positions)), (split.labels[positions] + 1) % 10] = 1e9
+    push[np.arange(len(positions)), (split.targets[positions] + 1) % 10] = 1e9
     nodes = [
         helper.make_node("MatMul", ["flat", "known"], ["likeness"]),
         helper.make_node("Sub", ["likeness", "own"], ["short"]),

@@ -172,7 +172,7 @@ def test_an_empty_gate_split_blocks_and_says_what_to_raise(checkout: Make) -> No
     from pipelines.data.prepared import load_split, save_split
 
     split = load_split(made.layout.prepared, "gate")
-    empty = replace(split, images=split.images[:0], labels=split.labels[:0], hashes=())
+    empty = replace(split, inputs=split.inputs[:0], targets=split.targets[:0], hashes=())
     save_split(made.layout.prepared, "gate", empty)
     path = made.layout.prepared / "card.json"
     card = read_json(path)
@@ -294,9 +294,7 @@ def test_where_the_weights_are_at_hand_parity_is_measured_again(
 
     made = checkout()
     card = load_card(made.layout.prepared)
-    spec = NetworkSpec(
-        "prong+", card.size, card.channels, card.classes, card.mean, card.deviation, 2, 4
-    )
+    spec = NetworkSpec(card.form, (len(card.classes),), "prong+", 2, 4)
     torch.manual_seed(0)
     (made.layout.trained / "network.safetensors").unlink()
     save(made.layout.trained, spec, build(spec).state_dict())

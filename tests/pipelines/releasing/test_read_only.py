@@ -33,7 +33,7 @@ def closed(moved: Layout) -> Iterator[Layout]:
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(SOURCE / name, moved.root / name)
     version_files.champion_file(moved, MODEL)
-    image = load_split(moved.prepared, "test").images[0, 0]
+    image = load_split(moved.prepared, "test").inputs[0, 0]
     Image.fromarray(image).save(moved.root / "image.png")
     everything = [moved.root, *moved.root.rglob("*")]
     for path in everything:

@@ -66,9 +66,7 @@ def test_mlflow_itself_loads_the_version_with_signature_and_example(checkout: Ma
     assert loaded.metadata.signature.inputs.to_dict()[0]["name"] == "images"
     example = loaded.input_example
     answer = loaded.predict(example)
-    expected = OnnxModel.load(made.layout.onnx, "cpu").logits(
-        np.asarray(example["images"], np.uint8)
-    )
+    expected = OnnxModel.load(made.layout.onnx, "cpu").raw(np.asarray(example["images"], np.uint8))
     np.testing.assert_allclose(answer["logits"], expected, rtol=1e-5)
 
 

@@ -156,10 +156,10 @@ def register_foreign(made: FinishedCheckout, weight: np.ndarray, card: OnnxMetad
     prepared = made.layout.prepared
     split = load_file(prepared / "test.safetensors")
     before = {name: (prepared / name).read_bytes() for name in ("test.safetensors", "card.json")}
-    images = split["images"][:, :, : card.size, : card.size]
-    save_file({**split, "images": np.ascontiguousarray(images)}, prepared / "test.safetensors")
+    images = split["inputs"][:, :, : card.form.size, : card.form.size]
+    save_file({**split, "inputs": np.ascontiguousarray(images)}, prepared / "test.safetensors")
     said = json.loads(before["card.json"])
-    write_json(prepared / "card.json", {**said, "size": card.size})
+    write_json(prepared / "card.json", {**said, "form": said["form"] | {"size": card.form.size}})
     write_model(made.layout.onnx, weight, card)
     try:
         release.register(made.layout, made.params, None)

@@ -56,7 +56,7 @@ def test_a_team_releases_from_postgresql_and_s3(
     number, path = version_files.champion_file(made.layout, MODEL)
     assert number == 1
     image = tmp_path / "image.png"
-    Image.fromarray(load_split(made.layout.prepared, "test").images[0, 0]).save(image)
+    Image.fromarray(load_split(made.layout.prepared, "test").inputs[0, 0]).save(image)
     (answer,) = predict(OnnxModel.load(path, "cpu"), [image])
     assert 0 < answer.probability <= 1
     (row, _) = registry.list_versions(made.layout, MODEL)

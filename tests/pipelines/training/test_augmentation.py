@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pipelines.core import params_file
-from pipelines.core.config import TaskConfig, TrainConfig
+from pipelines.core.config import TrainConfig
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json
 from pipelines.core.fingerprints import code_hash, own_code_of
@@ -52,7 +52,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shipped = params_file.load(ROOT / "params.yaml").data
     config = replace(shipped, source="own_pictures_to_vary:examples")
     with own_networks.own_modules():
-        prepare(config, TaskConfig("auto"), root=folder, downloads=folder, out=folder / "prepared")
+        prepare(config, root=folder, downloads=folder, out=folder / "prepared")
     return folder / "prepared"
 
 

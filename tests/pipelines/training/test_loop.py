@@ -51,7 +51,7 @@ def test_a_saved_network_is_the_trained_one(
     network.save(tmp_path, loop.spec, loop.network.state_dict())
     spec, loaded = network.load(tmp_path)
     assert spec == loop.spec
-    images = loop.images[:8]
+    images = loop.inputs[:8]
     with torch.no_grad():
         assert torch.equal(loaded(images), loop.network.eval()(images))
 

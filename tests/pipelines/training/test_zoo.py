@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from classifiers import classifier_spec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -14,11 +15,11 @@ from torch import nn
 import prong
 from pipelines.core.config import NETWORKS, Method
 from pipelines.core.errors import UserError
-from pipelines.export.to_onnx import folded, onnx_bytes
-from pipelines.systems.onnx.metadata import OnnxMetadata
+from pipelines.export.to_onnx import folded, metadata, onnx_bytes
 from pipelines.systems.onnx.model_file import parse
 from pipelines.systems.onnx.operators import not_allowed
 from pipelines.systems.onnx.runtime import OnnxModel
+from pipelines.tasks.classification import Classification
 from pipelines.training.network import NetworkSpec, build, plain
 from pipelines.training.zoo.by_name import ZOO
 
@@ -30,14 +31,14 @@ def spec(
 ) -> NetworkSpec:
     names = tuple(f"class {n}" for n in range(classes))
     mean, deviation = (0.4, 0.5, 0.6)[:channels], (0.2, 0.25, 0.3)[:channels]
-    return NetworkSpec(method, size, channels, names, mean, deviation, 2, 8, name)
+    return classifier_spec(method, size, channels, names, mean, deviation, 2, 8, name)
 
 
 def moved(asked: NetworkSpec) -> tuple[nn.Module, torch.Tensor]:
     """A network away from its start, statistics and Φ too, in evaluation mode; and raw images."""
     torch.manual_seed(0)
     network = build(asked)
-    shape = (6, asked.channels, asked.size, asked.size)
+    shape = (6, asked.form.channels, asked.form.size, asked.form.size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
     natural = None
@@ -72,15 +73,13 @@ def fold_is_exact(asked: NetworkSpec) -> tuple[nn.Module, torch.Tensor, torch.Te
 
 def onnx_is_exact(asked: NetworkSpec, folder: Path) -> None:
     simple, images, answer = fold_is_exact(asked)
-    card = OnnxMetadata(
-        asked.classes, asked.size, asked.channels, asked.mean, asked.deviation, SHA, SHA, SHA
-    )
-    content = onnx_bytes(simple, card, 20)
+    card = metadata(asked, Classification(asked.form), SHA, SHA, SHA)
+    content = onnx_bytes(simple, Classification(asked.form), card, 20)
     assert not_allowed(parse(content)) == []
     path = folder / "model.onnx"
     path.write_bytes(content)
     for batch in (1, 4):
-        found = OnnxModel.load(path, "cpu").logits(images.numpy(), batch=batch)
+        found = OnnxModel.load(path, "cpu").raw(images.numpy(), batch=batch)
         assert apart(answer, torch.from_numpy(np.asarray(found))) < 1e-4
 
 
