@@ -126,9 +126,11 @@ def values(opened: Image.Image, channels: int, bits: int) -> NDArray[Any]:
     """
     if channels not in (1, 3):
         return deep_images.every_channel(opened, channels, bits)
-    deep = deep_images.grey(opened) if bits == 16 else None
+    deep = None
+    if bits == 16 or (opened.mode, opened.format) == ("I", "PPM"):  # a PGM of 16 bits
+        deep = deep_images.grey(opened)
     if deep is not None:
-        return np.repeat(deep, channels, axis=2)
+        return np.repeat(deep_images.with_bits(deep, bits), channels, axis=2)
     opened.load()
     plain = _plain(deep_images.upright(opened), "L" if channels == 1 else "RGB")
     array = np.asarray(plain, dtype=np.uint8).reshape(plain.height, plain.width, channels)

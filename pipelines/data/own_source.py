@@ -86,7 +86,7 @@ class _Function:
 
     def __init__(self, config: DataConfig, root: Path) -> None:
         self.said = f"{KEY} = {config.source!r}"
-        self._config = replace(config, path=str(root / Path(config.path).expanduser()))
+        self._config = replace(config, path=str(root / config.path))
         self._root = root
         self._call = own_code.load(config.source, root, KEY)
         self._iterator: Iterator[Any] = iter(())

@@ -38,7 +38,8 @@ def prepare(
     """Write `out`: a safetensors file for each split, `card.json`, `examples.png` and a sample.
 
     Equal examples and parameters give equal bytes; names and order of the files do not matter. The
-    sample is one example of the test split: `sample.png`, or `sample.csv` of a table.
+    sample is one example of the test split: `sample.png`, `sample.npy` of images that no PNG holds
+    (16 bits, or neither 1 nor 3 channels), or `sample.csv` of a table.
 
     Args:
         config: `data` of `params.yaml`.
@@ -73,9 +74,18 @@ def prepare(
         for part in SPLITS:
             save_split(directory, part, splits[part])
         cards.picture(splits["train"], card.classes).save(directory / PICTURE)
-        cards.image(splits["test"].inputs[0]).save(directory / SAMPLE)
+        _save_sample(directory, splits["test"].inputs[0])
         write_json(directory / CARD, card_values(card))
     return card
+
+
+def _save_sample(directory: Path, pixels: NDArray[Any]) -> None:
+    """Write one image [channels, size, size] as a file that is decoded to the same."""
+    if pixels.dtype == np.uint8 and len(pixels) in (1, 3):
+        cards.image(pixels).save(directory / SAMPLE)
+    else:
+        array = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        np.save((directory / SAMPLE).with_suffix(".npy"), array, allow_pickle=False)
 
 
 def card_values(card: Card) -> dict[str, object]:

@@ -118,7 +118,7 @@ def _read(config: DataConfig, *, root: Path, downloads: Path) -> Collection:
             return cifar10(path, size, sha256=archive.sha256)
         case _:
             return folder.read(
-                root / Path(config.path).expanduser(),
+                root / config.path,
                 where=config.path,
                 sha256=config.sha256,
                 size=size,
