@@ -15,8 +15,11 @@ from pipelines.core.files import sha256_json
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _NOT_RECORDED = {"recorded": False}  # for a section that does not describe a model
 
-Source = Literal["digits", "mnist", "cifar10", "images", "table"]
 Method = Literal["sgd", "bn", "rmsprop", "adam", "adamw", "muon", "prong", "prong+"]
+SOURCES = ("digits", "mnist", "cifar10", "images", "table")
+"""The sources that `data.source` may name, besides a function of the user's own."""
+MOST_CHANNELS = 64
+"""Most channels of an image."""
 TASK_NAMES = ("auto", "classification", "reconstruction", "regression")
 """The tasks that `task.name` may name; auto: what the data suggest."""
 NETWORKS = ("cnn", "mlp", "vgg", "resnet", "inception", "autoencoder", "vit")
@@ -46,6 +49,27 @@ def _network(value: str) -> str:
     return value
 
 
+def _source(value: str) -> str:
+    """Check the form of `data.source`; whether a function exists is seen when it is called."""
+    if value not in SOURCES and not re.fullmatch(_OWN, value):
+        allowed = ", ".join(f"'{name}'" for name in SOURCES)
+        raise ValueError(
+            f"{value!r} is no source; allowed: {allowed}, or module:function in a file of the "
+            "checkout"
+        )
+    return value
+
+
+def _augmentation(value: str) -> str:
+    """Check the form of `train.augment_by`."""
+    if value and not re.fullmatch(_OWN, value):
+        raise ValueError(
+            f"{value!r} is no function; allowed: '' (train.augment and train.flip), or "
+            "module:function in a file of the checkout"
+        )
+    return value
+
+
 def _task(value: str) -> str:
     """Check the form of `task.name`; whether a class exists is seen when it is used."""
     if value not in TASK_NAMES and not re.fullmatch(_OWN, value):
@@ -60,11 +84,13 @@ def _task(value: str) -> str:
 class DataConfig:
     """What the data are and how they are split."""
 
-    source: Source
+    source: Annotated[str, AfterValidator(_source)]
     path: Annotated[str, Field(min_length=1)]
     mirror: str
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
     size: Annotated[int, Field(ge=0, le=1024)]
+    channels: Annotated[int, Field(ge=0, le=MOST_CHANNELS)]
+    bits: Literal[8, 16]
     limit: Count
     seed: Seed
     validation: Share
@@ -112,6 +138,7 @@ class TrainConfig:
     cooldown: Annotated[float, Field(ge=0, le=1)]
     augment: Annotated[int, Field(ge=0, le=16)]
     flip: bool
+    augment_by: Annotated[str, AfterValidator(_augmentation)]
     width: Annotated[int, Field(ge=1, le=1024)]
     hidden: Annotated[int, Field(ge=1, le=65536)]
     period: Positive
@@ -239,7 +266,8 @@ class Params:
             return self.registry.model
         name: str = self.data.source
         if name in ("images", "table"):
-            name = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.data.path).name.split(".")[0]).strip("-")
+            name = Path(self.data.path).name.split(".")[0]
+        name = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")  # of a function: module-function
         return f"prong-{name or self.data.source}"[:LONGEST_NAME]
 
     def hash(self, *sections: str) -> str:

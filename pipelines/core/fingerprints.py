@@ -53,8 +53,15 @@ def code_hash(root: Path, own: Mapping[str, str] | None = None) -> str:
 
 
 def own_code_of(params: Params) -> dict[str, str]:
-    """Return the settings that name own code: key → `module:function`."""
-    named = {"train.network": params.train.network, "task.name": params.task.name}
+    """Return the settings that name own code: key → `module:function`.
+
+    Not among them is `data.source`: what its function yields is in the data's hash.
+    """
+    named = {
+        "train.network": params.train.network,
+        "train.augment_by": params.train.augment_by,
+        "task.name": params.task.name,
+    }
     return {key: value for key, value in named.items() if is_own(value)}
 
 

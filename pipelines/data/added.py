@@ -77,6 +77,8 @@ def place(root: Path, config: DataConfig) -> Path:
     if name == "images":
         stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(config.path).name.split(".")[0]).strip("-")
         name = f"images-{stem}" if stem else "images"
+    else:
+        name = re.sub(r"[^A-Za-z0-9]+", "-", name)  # of a function: module-function
     return root / "data/added" / name
 
 
@@ -161,6 +163,8 @@ def join(source: Collection, folder: Path) -> Collection:
         UserError: If a version is missing, or an image is damaged.
     """
     found = batches(folder)
+    if found and not source.classes:
+        raise UserError(f"{folder}: added images have classes, and the data have none")
     recorded = read_record(folder.parent).versions.get(folder.name, 0)
     if len(found) < recorded:
         raise UserError(
@@ -173,7 +177,8 @@ def join(source: Collection, folder: Path) -> Collection:
             raise UserError(f"{batch.folder}: a version without images; it must add some")
         channels, size = source.images.shape[1:3]
         files = ((str(path), encoded(path)) for path in paths)
-        images, hashes = from_files(files, len(paths), size, channels)
+        bits = 8 * source.images.dtype.itemsize
+        images, hashes = from_files(files, len(paths), size, channels, bits)
         for path, content in zip(paths, hashes, strict=True):
             if content != path.stem:
                 raise UserError(
@@ -227,7 +232,9 @@ def take_in(given: Path, known: Collection, folder: Path, *, new_class: bool) ->
             f"{given / classes[0]}: {classes[0]!r} is not a class of the data; allowed: "
             f"{', '.join(known.classes[:20])}, or --new-class"
         )
-    channels = known.images.shape[1]
+    if not known.classes:
+        raise UserError("prong data add: the data have no classes, so no labelled image is one")
+    channels, bits = known.images.shape[1], 8 * known.images.dtype.itemsize
     contents: dict[Path, str] = {}
 
     def read() -> Iterator[tuple[str, Encoded]]:
@@ -238,7 +245,7 @@ def take_in(given: Path, known: Collection, folder: Path, *, new_class: bool) ->
             yield str(path), content
 
     # Size 1: only the content hashes are needed, and whether each image can be decoded.
-    _, hashes = from_files(read(), len(paths), 1, channels)
+    _, hashes = from_files(read(), len(paths), 1, channels, bits)
     fresh, repeated = _sift(given, paths, hashes, known)
     counts = dict(sorted(Counter(path.parent.name for path in fresh).items()))
     if fresh:

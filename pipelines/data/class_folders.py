@@ -95,7 +95,7 @@ def layout(
     parents = [path.parent for path in used]
     split_of = {parent: _split(parent / "x")[1] for parent in dict.fromkeys(parents)}
     splits = [split_of[parent] for parent in parents]
-    official, validation, missing = official_splits(splits, classes, where)
+    official, validation, missing = official_splits(splits, classes, f"data.path = {where!r}")
     empty = _empty(split_of, folders)
     notes = (*notes, *merged, *missing, *empty, *left_out, *_other_images(ignored))
     return FolderLayout(images, classes, official, validation, ignored, notes)
@@ -137,14 +137,14 @@ def one_spelling(classes: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ..
 
 
 def official_splits(
-    splits: Sequence[str | None], classes: Sequence[str], where: str
+    splits: Sequence[str | None], classes: Sequence[str], said: str
 ) -> tuple[tuple[bool, ...] | None, tuple[bool, ...] | None, tuple[str, ...]]:
     """Return which images are in an official test and validation set, and notes.
 
     Args:
         splits: `train`, `validation`, `test` or None (not said) of each image.
         classes: The class of each image.
-        where: The source, for messages.
+        said: What a message begins with, such as `data.path = 'pictures'`.
 
     Returns:
         Of each image whether it is in the official test set, the same for the validation set,
@@ -165,7 +165,7 @@ def official_splits(
         alone = sorted(held[name] - held["train"])
         if alone:
             raise UserError(
-                f"data.path = {where!r}: the classes of the splits disagree: {name} has "
+                f"{said}: the classes of the splits disagree: {name} has "
                 f"{listed(alone, 'class', 'classes')} that train lacks; train has "
                 f"{listed(sorted(held['train']), 'class', 'classes')}"
             )

@@ -1,4 +1,4 @@
-"""The images of a source, as uint8 of one size, before the split."""
+"""The images of a source, in one size, before the split."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +34,8 @@ class Collection:
 
     Attributes:
         classes: Class names; the position is the label.
-        images: [n, channels, size, size].
-        labels: Positions in `classes`, [n].
+        images: uint8 or uint16 [n, channels, size, size].
+        labels: Positions in `classes`, [n]; without classes, 0.
         hashes: Hex sha256 of each image's content at its own size.
         official: Whether each image is in the source's official test set; None if there is none.
         names: Name of each image for messages.
@@ -43,10 +44,13 @@ class Collection:
         validation: Whether each image is in the source's official validation set; None if there
             is none.
         notes: What a user should know of how the source was read.
+        values: Numbers that are to be predicted, finite, float64 [n, values]; None where there are
+            labels, or nothing.
+        value_names: Their names.
     """
 
     classes: tuple[str, ...]
-    images: NDArray[np.uint8]
+    images: NDArray[Any]
     labels: NDArray[np.int64]
     hashes: tuple[str, ...]
     official: NDArray[np.bool_] | None
@@ -55,22 +59,33 @@ class Collection:
     files: Mapping[str, str]
     validation: NDArray[np.bool_] | None = None
     notes: tuple[str, ...] = ()
+    values: NDArray[np.float64] | None = None
+    value_names: tuple[str, ...] = ()
 
 
-def reserve(n: int, channels: int, size: int) -> NDArray[np.uint8]:
+def reserve(n: int, channels: int, size: int, bits: int = 8) -> NDArray[Any]:
     """Return memory for `n` images.
 
     Raises:
         UserError: If that is more than half of the machine's memory.
     """
-    need = n * channels * size * size
+    check_memory(n, channels, size, bits)
+    return np.empty((n, channels, size, size), dtype=np.uint8 if bits == 8 else np.uint16)
+
+
+def check_memory(n: int, channels: int, size: int, bits: int = 8) -> None:
+    """Check that `n` images fit into half of the machine's memory.
+
+    Raises:
+        UserError: If they do not.
+    """
+    need = n * channels * size * size * bits // 8
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 2 * need > have:  # a split is copied when it is written
         raise UserError(
             f"data.size = {size}: {n} images of that size need {need / 2**30:.1f} GiB of memory "
             f"twice, and the machine has {have / 2**30:.1f}; use a smaller size or fewer images"
         )
-    return np.empty((n, channels, size, size), dtype=np.uint8)
 
 
 def from_arrays(arrays: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
@@ -95,8 +110,8 @@ def from_arrays(arrays: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8]
 
 
 def from_files(
-    files: Iterable[tuple[str, Encoded]], n: int, size: int, channels: int
-) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    files: Iterable[tuple[str, Encoded]], n: int, size: int, channels: int, bits: int = 8
+) -> tuple[NDArray[Any], tuple[str, ...]]:
     """Decode and fit encoded images, several at a time.
 
     Args:
@@ -104,7 +119,8 @@ def from_files(
             advance.
         n: Number of images.
         size: Edge of the result, pixels.
-        channels: 1 or 3.
+        channels: As for `pipelines.data.images.pixels`.
+        bits: 8 or 16, of each value.
 
     Returns:
         The images, [n, channels, size, size], and their content hashes.
@@ -112,7 +128,7 @@ def from_files(
     Raises:
         UserError: Naming all images that cannot be decoded, the first `NAMED` of them.
     """
-    images, hashes = reserve(n, channels, size), [""] * n
+    images, hashes = reserve(n, channels, size, bits), [""] * n
     bad: dict[int, str] = {}  # row → what is wrong with it
 
     def work(start: int, chunk: list[tuple[str, Encoded]]) -> int:
@@ -120,7 +136,7 @@ def from_files(
             try:
                 if isinstance(content, UserError):
                     raise content
-                image = pixels(content, channels=channels, name=name)
+                image = pixels(content, channels=channels, bits=bits, name=name)
             except UserError as error:
                 bad[row] = str(error)
                 continue

@@ -47,7 +47,24 @@ class Listing:
     again: list[str] = field(default_factory=list)
 
 
-def read(path: Path, *, where: str, sha256: str, size: int, channels: int) -> Collection:
+@dataclass(frozen=True)
+class Shape:
+    """What every image becomes.
+
+    Attributes:
+        size: Edge of the square, pixels.
+        channels: As for `pipelines.data.images.pixels`.
+        bits: 8 or 16, of each value.
+    """
+
+    size: int
+    channels: int
+    bits: int
+
+
+def read(
+    path: Path, *, where: str, sha256: str, size: int, channels: int, bits: int = 8
+) -> Collection:
     """Read a folder, tar, zip or CSV of images.
 
     Args:
@@ -55,12 +72,14 @@ def read(path: Path, *, where: str, sha256: str, size: int, channels: int) -> Co
         where: The user's name for it, for messages.
         sha256: The hash that a file must have; empty: any.
         size: Edge of the images, pixels.
-        channels: 1 or 3.
+        channels: As for `pipelines.data.images.pixels`.
+        bits: 8 or 16, of each value.
 
     Raises:
         UserError: If there is no such folder or file, or it has another layout or hash, or contains
             an unreadable image.
     """
+    shape = Shape(size, channels, bits)
     if path.is_dir():
         if sha256:
             raise UserError(
@@ -70,8 +89,8 @@ def read(path: Path, *, where: str, sha256: str, size: int, channels: int) -> Co
         found = listing(path)
         table = find(path, found.names, where)
         if table is not None:
-            return _read_labels(table, where, size, channels, found)
-        return _read_folder(path, where, size, channels, found)
+            return _read_labels(table, where, shape, found)
+        return _read_folder(path, where, shape, found)
     if not path.is_file():
         raise UserError(f"data.path = {where!r}: no such folder, tar, zip or CSV: {path}")
     try:
@@ -81,8 +100,8 @@ def read(path: Path, *, where: str, sha256: str, size: int, channels: int) -> Co
     if sha256 and digest != sha256:
         raise UserError(f"{path}: sha256 is {digest}, expected {sha256} (data.sha256)")
     if path.suffix.lower() in TABLES:
-        return _read_labels(path, where, size, channels, None)
-    return _read_archive(path, where, digest, size, channels)
+        return _read_labels(path, where, shape, None)
+    return _read_archive(path, where, digest, shape)
 
 
 def listing(folder: Path) -> Listing:
@@ -136,12 +155,11 @@ def _collect(
     found: FolderLayout,
     names: Sequence[str],
     files: Iterator[tuple[str, Encoded]],
-    size: int,
-    channels: int,
+    shape: Shape,
     sources: dict[str, str],
 ) -> Collection:
     """Decode the images; reading `files` may fill `sources`."""
-    images, hashes = from_files(files, len(found.images), size, channels)
+    images, hashes = from_files(files, len(found.images), shape.size, shape.channels, shape.bits)
     classes = tuple(sorted(set(found.classes)))
     numbers = {name: number for number, name in enumerate(classes)}
     return Collection(
@@ -171,23 +189,21 @@ def _contents(
     files[f"{root.name}: {len(digests)} images"] = sha256_json(sorted(digests))
 
 
-def _read_folder(folder: Path, where: str, size: int, channels: int, around: Listing) -> Collection:
+def _read_folder(folder: Path, where: str, shape: Shape, around: Listing) -> Collection:
     names = around.names
     found = layout(names, where, around.folders, _notes(around))
     files: dict[str, str] = {}
     chosen = [names[at] for at in found.images]
-    return _collect(
-        found, names, _contents(folder, chosen, found.classes, files), size, channels, files
-    )
+    return _collect(found, names, _contents(folder, chosen, found.classes, files), shape, files)
 
 
-def _read_labels(
-    path: Path, where: str, size: int, channels: int, around: Listing | None
-) -> Collection:
+def _read_labels(path: Path, where: str, shape: Shape, around: Listing | None) -> Collection:
     """Read the images of a CSV; `around` is what lies beside it, if that is part of the data."""
     labels = parse(path, where)
     check_classes(labels.classes, where)
-    official, validation, missing = official_splits(labels.splits, labels.classes, where)
+    official, validation, missing = official_splits(
+        labels.splits, labels.classes, f"data.path = {where!r}"
+    )
     found = FolderLayout(
         images=tuple(range(len(labels.paths))),
         classes=labels.classes,
@@ -198,7 +214,7 @@ def _read_labels(
     )
     files: dict[str, str] = {path.name: sha256_file(path)}
     contents = _contents(path.parent, labels.paths, labels.classes, files)
-    return _collect(found, labels.paths, contents, size, channels, files)
+    return _collect(found, labels.paths, contents, shape, files)
 
 
 def _beside(path: Path, labels: Labels, around: Listing | None) -> list[str]:
@@ -213,9 +229,9 @@ def _beside(path: Path, labels: Labels, around: Listing | None) -> list[str]:
     return notes
 
 
-def _read_archive(path: Path, where: str, sha256: str, size: int, channels: int) -> Collection:
+def _read_archive(path: Path, where: str, sha256: str, shape: Shape) -> Collection:
     said = f"data.path = {where!r}"
     names, folders = archives.names(path, said)
     found = layout(names, where, folders)
     files = archives.contents(path, said, set(found.images))
-    return _collect(found, names, files, size, channels, {path.name: sha256})
+    return _collect(found, names, files, shape, {path.name: sha256})

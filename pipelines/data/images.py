@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from pipelines.core.errors import UserError
+from pipelines.data import arrays, deep_images
+from pipelines.data.arrays import MAX_PIXELS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 EXTENSIONS = frozenset(
@@ -35,50 +37,57 @@ EXTENSIONS = frozenset(
         ".pgm",
         ".pbm",
         ".pnm",
+        ".npy",
     }
 )
-MAX_PIXELS = 64_000_000
-"""Most pixels of an image: more than any camera's, and too few to exhaust memory."""
 MAX_BYTES = 256 * 2**20
 """Most bytes of an encoded image."""
 
 
 def decode(
-    image: bytes | Path, *, size: int, channels: int, name: str | None = None
-) -> NDArray[np.uint8]:
+    image: bytes | Path, *, size: int, channels: int, bits: int = 8, name: str | None = None
+) -> NDArray[Any]:
     """Return an encoded image as the network's input.
 
     Args:
-        image: The bytes of a file of one of `FORMATS`, or its path.
+        image: The bytes of a file of one of `FORMATS` or of a `.npy` file, or its path.
         size: Edge of the square result, pixels.
-        channels: 1 (grey) or 3 (RGB).
+        channels: As for `pixels`.
+        bits: As for `pixels`.
         name: What to call the image in an error; default: its path.
 
     Returns:
-        Values 0 to 255, [channels, size, size].
+        uint8, or uint16 with 16 bits, [channels, size, size].
 
     Raises:
-        UserError: Naming the image, if it is not one, is truncated, or is too large.
+        UserError: Naming the image, if it is not one, is truncated, is too large, or has another
+            number of channels.
     """
-    return fit(pixels(image, channels=channels, name=name), size)
+    return fit(pixels(image, channels=channels, bits=bits, name=name), size)
 
 
-def pixels(image: bytes | Path, *, channels: int, name: str | None = None) -> NDArray[np.uint8]:
-    """Return an image at its own size, upright, in grey or RGB.
+def pixels(
+    image: bytes | Path, *, channels: int, bits: int = 8, name: str | None = None
+) -> NDArray[Any]:
+    """Return an image at its own size, upright.
 
-    The EXIF orientation is applied. An animation gives its first frame. Transparent pixels become
-    white. Of 16-bit values, the upper eight bits are kept.
+    The EXIF orientation is applied. With 1 or 3 channels, an animation gives its first frame, and
+    transparent pixels become white. With 8 bits, the upper eight of 16 are kept; with 16 bits,
+    values of 8 bits are multiplied by 257, so that white stays white. An array in a `.npy` file
+    is taken as it is.
 
     Args:
-        image: The bytes of a file of one of `FORMATS`, or its path.
-        channels: 1 (grey, ITU-R 601 luma) or 3 (RGB).
+        image: The bytes of a file of one of `FORMATS` or of a `.npy` file, or its path.
+        channels: 1 (grey, ITU-R 601 luma), 3 (RGB), or another number, which the image must have.
+        bits: 8 or 16, of each value of the result.
         name: What to call the image in an error; default: its path.
 
     Returns:
-        Values 0 to 255, [height, width, channels].
+        uint8, or uint16 with 16 bits, [height, width, channels].
 
     Raises:
-        UserError: Naming the image, if it is not one, is truncated, or is too large.
+        UserError: Naming the image, if it is not one, is truncated, is too large, or has another
+            number of channels.
     """
     if isinstance(image, Path):
         name = name or str(image)
@@ -90,11 +99,12 @@ def pixels(image: bytes | Path, *, channels: int, name: str | None = None) -> ND
         raise UserError(f"{name}: larger than {MAX_BYTES >> 20} MiB")
     too_many = f"{name}: more than {MAX_PIXELS // 10**6} million pixels"
     try:
+        if image.startswith(arrays.MAGIC):
+            return arrays.read_file(image, channels, bits)
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise UserError(too_many)
-            opened.load()
-            plain = _plain(_upright(opened), "L" if channels == 1 else "RGB")
+            return values(opened, channels, bits)
     except UserError as error:
         raise UserError(str(error) if name in str(error) else f"{name}: {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -105,8 +115,26 @@ def pixels(image: bytes | Path, *, channels: int, name: str | None = None) -> ND
         raise
     except Exception as error:  # on corrupt bytes Pillow's decoders raise almost anything
         raise UserError(f"{name}: corrupt or truncated image: {error}") from None
-    array = np.asarray(plain, dtype=np.uint8)
-    return np.ascontiguousarray(array.reshape(plain.height, plain.width, channels))
+
+
+def values(opened: Image.Image, channels: int, bits: int) -> NDArray[Any]:
+    """Return the values of an image of Pillow; arguments and result as those of `pixels`.
+
+    Raises:
+        UserError: If it cannot have so many channels or bits; the message does not name it.
+        Exception: Almost any, if the image is corrupt.
+    """
+    if channels not in (1, 3):
+        return deep_images.every_channel(opened, channels, bits)
+    deep = None
+    if bits == 16 or (opened.mode, opened.format) == ("I", "PPM"):  # a PGM of 16 bits
+        deep = deep_images.grey(opened)
+    if deep is not None:
+        return np.repeat(deep_images.with_bits(deep, bits), channels, axis=2)
+    opened.load()
+    plain = _plain(deep_images.upright(opened), "L" if channels == 1 else "RGB")
+    array = np.asarray(plain, dtype=np.uint8).reshape(plain.height, plain.width, channels)
+    return deep_images.with_bits(np.ascontiguousarray(array), bits)
 
 
 def load(path: Path, name: str | None = None) -> bytes:
@@ -128,14 +156,14 @@ def load(path: Path, name: str | None = None) -> bytes:
         raise UserError(f"{name}: cannot be read: {error.strerror}") from None
 
 
-def fit(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def fit(image: NDArray[Any], size: int) -> NDArray[Any]:
     """Return the central square of an image, resized.
 
     This equals resizing the shorter side to `size` and cropping the centre. It is one step, so that
     a strip of 1 × 60,000 pixels needs little memory.
 
     Args:
-        image: [height, width, channels], with one or three channels.
+        image: uint8 or uint16 [height, width, channels].
         size: Edge of the result, pixels.
 
     Returns:
@@ -145,38 +173,42 @@ def fit(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     if (height, width) != (size, size):
         edge = min(height, width)
         left, top = (width - edge) // 2, (height - edge) // 2
-        source = Image.fromarray(image[:, :, 0] if channels == 1 else image)
-        # Pillow's filters widen with the reduction; this avoids aliasing.
-        resized = source.resize(
-            (size, size), Image.Resampling.BICUBIC, box=(left, top, left + edge, top + edge)
-        )
-        image = np.asarray(resized, dtype=np.uint8).reshape(size, size, channels)
+        box = (left, top, left + edge, top + edge)
+        if image.dtype == np.uint8 and channels == 3:
+            image = _resized(image, size, box)
+        else:
+            every = [_resized(image[:, :, at], size, box) for at in range(channels)]
+            image = np.stack(every, axis=2)
     return np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
-def content_hash(image: NDArray[np.uint8]) -> bytes:
+def _resized(image: NDArray[Any], size: int, box: tuple[int, int, int, int]) -> NDArray[Any]:
+    """Return a part of an image of 8 bits, or of one channel [height, width] of 16, resized."""
+    deep = image.dtype == np.uint16
+    source = Image.fromarray(image.astype(np.float32) if deep else image)
+    # Pillow's filters widen with the reduction; this avoids aliasing.
+    resized = source.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    values: NDArray[Any] = np.asarray(resized)
+    return np.rint(values).clip(0, 65535).astype(np.uint16) if deep else values
+
+
+def content_hash(image: NDArray[Any]) -> bytes:
     """Return the sha256 (32 bytes) of an image's shape and pixels, [height, width, channels].
 
     It is computed at the image's own size, so that it, and the split that it decides, do not depend
     on `data.size`.
     """
     shape = ",".join(str(n) for n in image.shape)
+    if image.dtype.itemsize == 2:
+        shape, image = f"{shape},16 bits", image.astype("<u2", copy=False)
     return hashlib.sha256(f"{shape}:".encode() + np.ascontiguousarray(image).tobytes()).digest()
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; Pillow has already done so on loading a TIFF."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF raises almost anything; the pixels may still be good
-        return image
 
 
 def _plain(image: Image.Image, mode: str) -> Image.Image:
     """Return `image` in mode L or RGB."""
     if image.mode.startswith("I;16"):
-        values: NDArray[Any] = np.asarray(image)
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert(mode)
+        upper = deep_images.with_bits(np.asarray(image), 8)
+        return Image.fromarray(upper).convert(mode)
     if image.mode in ("I", "F"):
         raise UserError(f"32-bit pixels (mode {image.mode}); allowed: 8 or 16 bits per channel")
     if image.has_transparency_data:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.core.config import DataConfig
+from pipelines.core.errors import UserError
 from pipelines.core.files import atomic_directory, write_json
 from pipelines.data import card as cards
 from pipelines.data import schema, sources, table, table_card
@@ -26,7 +30,7 @@ from pipelines.data.prepared import (
 )
 from pipelines.data.splits import Selection, Shares, assign, select
 from pipelines.tasks.by_name import task_of
-from pipelines.tasks.form import CLASSIFICATION, Form
+from pipelines.tasks.form import CLASSIFICATION, RECONSTRUCTION, REGRESSION, Form, Value
 
 
 def prepare(
@@ -35,7 +39,8 @@ def prepare(
     """Write `out`: a safetensors file for each split, `card.json`, `examples.png` and a sample.
 
     Equal examples and parameters give equal bytes; names and order of the files do not matter. The
-    sample is one example of the test split: `sample.png`, or `sample.csv` of a table.
+    sample is one example of the test split: `sample.png`, `sample.npy` of images that no PNG holds
+    (16 bits, or neither 1 nor 3 channels), or `sample.csv` of a table.
 
     Args:
         config: `data` of `params.yaml`.
@@ -53,12 +58,12 @@ def prepare(
     """
     if config.source == "table":
         return _table(config, task, root, out)
-    name = CLASSIFICATION if task == "auto" else task
-    collection = sources.read(config, root=root, downloads=downloads)
+    collection = sources.read(config, root=root, downloads=downloads, task=task)
+    name = _suggested(collection) if task == "auto" else task
     official, validation = collection.official, collection.validation
     selection = select(
         collection.hashes,
-        collection.labels.tolist(),
+        _answers(collection).tolist(),
         [False] * len(collection.hashes) if official is None else official.tolist(),
         config.limit,
         None if validation is None else validation.tolist(),
@@ -72,7 +77,7 @@ def prepare(
         for part in SPLITS:
             save_split(directory, part, splits[part])
         cards.picture(splits["train"], card.classes).save(directory / PICTURE)
-        cards.image(splits["test"].inputs[0]).save(directory / SAMPLE)
+        _save_sample(directory, splits["test"].inputs[0])
         write_json(directory / CARD, card_values(card))
     return card
 
@@ -110,6 +115,15 @@ def _table(config: DataConfig, task: str, root: Path, out: Path) -> Card:
     return card
 
 
+def _save_sample(directory: Path, pixels: NDArray[Any]) -> None:
+    """Write one image [channels, size, size] as a file that is decoded to the same."""
+    if pixels.dtype == np.uint8 and len(pixels) in (1, 3):
+        cards.image(pixels).save(directory / SAMPLE)
+    else:
+        array = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        np.save((directory / SAMPLE).with_suffix(".npy"), array, allow_pickle=False)
+
+
 def card_values(card: Card) -> dict[str, object]:
     """Return a card as plain values for JSON."""
     return asdict(card)
@@ -122,7 +136,8 @@ def _rows(
     shares = Shares(config.validation, config.gate, config.test)
     official, validation, hashes = collection.official, collection.validation, collection.hashes
     rows: dict[str, list[int]] = {name: [] for name in SPLITS}
-    for row in sorted(kept.tolist(), key=lambda row: (hashes[row], collection.labels[row])):
+    answers = _answers(collection)
+    for row in sorted(kept.tolist(), key=lambda row: (hashes[row], answers[row])):
         own = None if official is None else bool(official[row])
         held = None if validation is None else bool(validation[row])
         split = assign(config.seed, hashes[row], shares, official=own, validation=held)
@@ -130,10 +145,49 @@ def _rows(
     return rows
 
 
+def _suggested(collection: Collection) -> str:
+    """Return the task that targets of this kind are for."""
+    if collection.values is not None:
+        return REGRESSION
+    return CLASSIFICATION if collection.classes else RECONSTRUCTION
+
+
+def _answers(collection: Collection) -> NDArray[np.int64]:
+    """Return a number for each row that tells different targets apart."""
+    if collection.values is None:
+        return collection.labels
+    _, numbers = np.unique(collection.values, axis=0, return_inverse=True)
+    return numbers.reshape(-1)
+
+
 def _take(collection: Collection, rows: list[int]) -> Split:
     index = np.array(rows, dtype=np.int64)
     hashes = tuple(collection.hashes[row] for row in rows)
-    return Split(collection.images[index], collection.labels[index], hashes)
+    targets: NDArray[Any] = np.empty((len(rows), 0))  # nothing is to be predicted
+    if collection.classes:
+        targets = collection.labels[index]
+    elif collection.values is not None:
+        targets = collection.values[index]
+    return Split(collection.images[index], targets, hashes)
+
+
+def _values(names: Sequence[str], targets: NDArray[np.float64]) -> tuple[Value, ...]:
+    """Return the numbers to predict, with exact sums, so that no order or machine matters.
+
+    Raises:
+        UserError: If one is the same in all examples.
+    """
+    found = []
+    for name, column in zip(names, targets.T.tolist(), strict=True):
+        mean = math.fsum(column) / len(column)
+        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in column) / len(column))
+        if not deviation > 0:
+            raise UserError(
+                f"data: {name} is {column[0]:g} in every example of the split train; nothing can "
+                "be learnt of it"
+            )
+        found.append(Value(name, mean, deviation))
+    return tuple(found)
 
 
 def _form(collection: Collection, train: Split, task: str) -> Form:
@@ -150,8 +204,9 @@ def _form(collection: Collection, train: Split, task: str) -> Form:
     )
     if not len(train.inputs):  # the check of all splits says so
         return form
+    values = _values(collection.value_names, train.targets) if collection.value_names else ()
     mean, deviation = cards.statistics(train.inputs)
-    return replace(form, mean=mean, deviation=deviation)
+    return replace(form, mean=mean, deviation=deviation, values=values)
 
 
 def _card(

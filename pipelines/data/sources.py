@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 
 from pipelines.core.config import DataConfig
 from pipelines.core.errors import UserError
-from pipelines.data import added, archives
+from pipelines.core.own_code import is_own
+from pipelines.data import added, archives, own_source
 from pipelines.data import image_folder as folder
 from pipelines.data.collection import Collection, from_arrays
 from pipelines.data.download import Remote, fetch, gunzip
+from pipelines.tasks.form import CLASSIFICATION
 
 SIZES = {"digits": 28, "mnist": 28, "cifar10": 32, "images": 32}
 """Edge length in pixels if `data.size` is 0."""
 CHANNELS = {"digits": 1, "mnist": 1, "cifar10": 3, "images": 3}
+"""Channels if `data.channels` is 0; only those of `images` can be others."""
 
 _DIGITS = "809ec085d551285cf9efad12c42a6aead98c62f96eb9936cc5b778870773e50d"
 
@@ -68,25 +71,39 @@ _CIFAR10_RECORD = 1 + 3 * 32 * 32
 _CIFAR10_MOST = 10_000
 
 
-def read(config: DataConfig, *, root: Path, downloads: Path) -> Collection:
+def read(
+    config: DataConfig, *, root: Path, downloads: Path, task: str = CLASSIFICATION
+) -> Collection:
     """Read all images of the configured source and those added to it, fitted to `data.size`.
 
     Args:
         config: `data` of `params.yaml`.
         root: The directory that relative paths start from.
         downloads: Folder for downloaded files.
+        task: `task.name`: what an own function of `data.source` must yield.
 
     Raises:
         UserError: If the source is absent, corrupt, or has another layout.
         Unavailable: If a host does not answer.
     """
-    return added.join(_read(config, root=root, downloads=downloads), added.place(root, config))
+    if is_own(config.source):
+        found = own_source.read(config, root=root, task=task)
+    else:
+        found = _read(config, root=root, downloads=downloads)
+    return added.join(found, added.place(root, config))
 
 
 def _read(config: DataConfig, *, root: Path, downloads: Path) -> Collection:
     if config.source == "table":
         raise UserError(f"data.source = {config.source!r}: holds no images")
     size = config.size or SIZES[config.source]
+    channels = config.channels or CHANNELS[config.source]
+    if config.source != "images" and (channels, config.bits) != (CHANNELS[config.source], 8):
+        raise UserError(
+            f"data.source = {config.source}: its images have {CHANNELS[config.source]} channels of "
+            f"8 bits, not data.channels = {config.channels} and data.bits = {config.bits}; allowed "
+            "there: 0 and 8"
+        )
     if config.sha256 and config.source in ("digits", "mnist"):
         raise UserError(
             f"data.sha256 = {config.sha256!r}: must be '' for data.source = {config.source}, "
@@ -101,13 +118,14 @@ def _read(config: DataConfig, *, root: Path, downloads: Path) -> Collection:
             archive = replace(CIFAR10, sha256=config.sha256 or CIFAR10.sha256)
             path = fetch(archive, mirror=config.mirror, root=root, downloads=downloads)
             return cifar10(path, size, sha256=archive.sha256)
-        case "images":
+        case _:
             return folder.read(
-                root / Path(config.path).expanduser(),
+                root / config.path,
                 where=config.path,
                 sha256=config.sha256,
                 size=size,
-                channels=CHANNELS["images"],
+                channels=channels,
+                bits=config.bits,
             )
 
 

@@ -56,7 +56,9 @@ def add(layout: Layout, params: Params, folder: Path, *, new_class: bool) -> Int
             f"{params.data.path} instead: a row's cells decide its split, so no other row moves"
         )
     with locked(layout.state / "data.lock"):
-        known = sources.read(params.data, root=layout.root, downloads=layout.downloads)
+        known = sources.read(
+            params.data, root=layout.root, downloads=layout.downloads, task=params.task.name
+        )
         place = added.place(layout.root, params.data)
         found = added.take_in(folder, known, place, new_class=new_class)
         added.write_record(layout.added, dvc_store.keep(layout.root, layout.added))

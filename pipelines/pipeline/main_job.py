@@ -176,6 +176,7 @@ def check_data(layout: Layout, params: Params) -> None:
         raise UserError(
             f"data.path = {params.data.path!r}: {path} does not exist; "
             "allowed: a folder, tar, zip, CSV or Parquet file (relative to the checkout)"
+            f"{'; write the home folder out, not as ~' * params.data.path.startswith('~')}"
         )
     data = path.resolve()
     for made in (layout.prepared, layout.onnx.parent, layout.reports, layout.added):

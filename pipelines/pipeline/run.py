@@ -75,7 +75,13 @@ def run_job(
     for change in params_file.edit(layout.params, list(assignments)):
         watcher.changed(change)
     params = params_file.load(layout.params)
-    own_hash(params.train.network, layout.root, "train.network")  # before anything long runs
+    named = {
+        "data.source": params.data.source,
+        "train.network": params.train.network,
+        "train.augment_by": params.train.augment_by,
+    }
+    for key, value in named.items():
+        own_hash(value, layout.root, key)  # what cannot be read says so before anything long runs
 
     watcher.said("starting Prefect …")
     with prefect_api(layout) as wait:

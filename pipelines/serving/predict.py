@@ -95,7 +95,9 @@ def _read(
         return
     for start in range(0, len(files), _BATCH):
         paths = list(files[start : start + _BATCH])
-        decoded = [decode(path, size=form.size, channels=form.channels) for path in paths]
+        decoded = [
+            decode(path, size=form.size, channels=form.channels, bits=form.bits) for path in paths
+        ]
         yield paths, [str(path) for path in paths], np.stack(decoded)
 
 

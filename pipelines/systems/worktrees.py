@@ -164,8 +164,11 @@ def _fill(home: Layout, tree: Layout, params: Params) -> None:
     path = params.data.path
     if params.data.source == "images" and path.lower().endswith((".csv", ".tsv")):
         path = str(Path(path).parent)  # the images that it lists lie beside it
-    for name in dict.fromkeys((path, params.data.mirror, added, f"{added}.json")):
-        if name and "://" not in name and not Path(name).expanduser().is_absolute():
+    mirror = str(Path(params.data.mirror).expanduser()) if params.data.mirror else ""
+    if "://" in params.data.mirror:
+        mirror = ""
+    for name in dict.fromkeys((path, mirror, added, f"{added}.json")):
+        if name and not Path(name).is_absolute():
             _bring(home.root, tree.root, name)
     dvc_store.share(home.root, tree.root, params.store.remote)
 

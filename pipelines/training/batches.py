@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipelines.training.augmentation import Augmentation
+
 
 def _generator(*key: int) -> torch.Generator:
     generator = torch.Generator()
@@ -46,7 +48,8 @@ def shifted(images: Tensor, pixels: int, flip: bool, generator: torch.Generator)
     count, _, height, width = images.shape
     if flip:
         mirrored = torch.rand(count, generator=generator) < 0.5
-        images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
+        reverse = torch.arange(width - 1, -1, -1)  # not flip: torch lacks it for uint16
+        images = torch.where(mirrored.view(-1, 1, 1, 1), images[..., reverse], images)
     if pixels:
         offsets = torch.randint(0, 2 * pixels + 1, (2, count, 1, 1), generator=generator)
         padded = functional.pad(images.float(), (pixels,) * 4, mode="replicate").to(images.dtype)
@@ -69,6 +72,7 @@ def epoch(
     rank: int = 0,
     ranks: int = 1,
     first: int = 0,
+    vary: Augmentation | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Yield a rank's share of the batches of one epoch.
 
@@ -85,6 +89,8 @@ def epoch(
         rank: This rank.
         ranks: Number of ranks.
         first: Batches of the epoch to skip.
+        vary: Called with the images of the global batch and a generator that depends on seed, epoch
+            and step; takes the place of `augment` and `flip`.
 
     Yields:
         Inputs and targets of this rank, and the size of the global batch.
@@ -95,7 +101,9 @@ def epoch(
         chosen = order[step * batch : (step + 1) * batch]
         generator = _generator(seed, number, step + 1)
         varied = inputs[chosen]
-        if varied.ndim == 4:
+        if vary is not None:
+            varied = vary(varied, generator)
+        elif varied.ndim == 4:
             varied = shifted(varied, augment, flip, generator)
         part = slice_of(len(chosen), rank, ranks)
         yield varied[part], targets[chosen][part], len(chosen)

@@ -21,6 +21,7 @@ from pipelines.data.prepared import load_card, load_split
 from pipelines.tasks.by_name import task_of
 from pipelines.training import batches, methods, network
 from pipelines.training import resumed_state as state
+from pipelines.training.augmentation import augmentation
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.events import EventWriter, conditioning_rows
 from pipelines.training.learning_rate import Waterfall
@@ -91,6 +92,7 @@ class Loop:
         self.config, self.ranks, self.emit, self.after_step = config, ranks, emit, after_step
         card = load_card(prepared)
         self.spec = network.describe(config, card, prepared)
+        self.vary = augmentation(config, prepared)
         self.task = task_of(card.form, prepared)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
         self.network = network.build(self.spec, prepared).to(ranks.device)
@@ -136,6 +138,7 @@ class Loop:
             batch=config.batch,
             augment=config.augment,
             flip=config.flip,
+            vary=self.vary,
             seed=config.seed,
             number=number,
             rank=ranks.rank,

@@ -48,6 +48,8 @@ class NetworkSpec:
         hidden: `train.hidden`, as the network uses it.
         network: `train.network`.
         code: Hash of the user's own code that makes the network; empty for a name of the zoo.
+        augmentation: Hash of the user's own code that varied the images in training; empty without
+            any. It names what the weights come from; the network itself has nothing of it.
         task_code: Hash of the user's own code of the task; empty for one that is built in.
     """
 
@@ -58,6 +60,7 @@ class NetworkSpec:
     hidden: int
     network: str = "cnn"
     code: str = ""
+    augmentation: str = ""
     task_code: str = ""
 
     @property
@@ -134,9 +137,12 @@ def describe(config: TrainConfig, card: Card, checkout: Path) -> NetworkSpec:
     Raises:
         UserError: If own code is named and its file is absent or cannot be read.
     """
-    code = ""
+    code = augmentation = ""
     if own_code.is_own(config.network):
         code = own_code.own_hash(config.network, Layout.find(checkout).root, KEY)
+    if config.augment_by:
+        root = Layout.find(checkout).root
+        augmentation = own_code.own_hash(config.augment_by, root, "train.augment_by")
     return NetworkSpec(
         form=card.form,
         output_shape=task_of(card.form, checkout).output_shape,
@@ -145,6 +151,7 @@ def describe(config: TrainConfig, card: Card, checkout: Path) -> NetworkSpec:
         hidden=config.hidden,
         network=config.network,
         code=code,
+        augmentation=augmentation,
         task_code=task_code(card.form.task, checkout),
     )
 

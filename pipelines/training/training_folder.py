@@ -41,7 +41,10 @@ def name(config: TrainConfig, data_hash: str, root: Path) -> str:
     """
     settings = {k: v for k, v in asdict(config).items() if k not in _ANEW}
     code = sha256_sources([root / "prong", root / "pipelines/training"], root)
-    own = own_hash(config.network, root, "train.network")
+    own = [
+        own_hash(config.network, root, "train.network"),
+        own_hash(config.augment_by, root, "train.augment_by"),
+    ]
     return sha256_json([data_hash, settings, code, own, torch.__version__])[:16]
 
 

@@ -34,6 +34,7 @@ from pipelines.systems.onnx.runtime import OnnxModel
 from pipelines.tasks.by_name import task_of
 from pipelines.tasks.examples import examples
 from pipelines.tasks.form import CLASSIFICATION
+from pipelines.training import augmentation
 from pipelines.training.network import BODY, NetworkSpec, build, describe
 from pipelines.training.zoo.by_name import KEY, ZOO
 
@@ -74,7 +75,7 @@ class DryRun:
 
 
 def dry_run(layout: Layout, params: Params) -> DryRun:
-    """Try the network that is to be trained, untrained, on the CPU.
+    """Try the network that is to be trained, untrained, on the CPU, and own augmentation.
 
     Args:
         layout: The checkout, whose data are prepared.
@@ -82,8 +83,10 @@ def dry_run(layout: Layout, params: Params) -> DryRun:
 
     Raises:
         UserError: If the network cannot be made, takes or returns other shapes, answers one example
-            in different ways, has nothing to whiten, or cannot be exported as it must be.
+            in different ways, has nothing to whiten, or cannot be exported as it must be; or if
+            `train.augment_by` cannot be relied on.
     """
+    augmentation.try_out(params.train, layout.prepared)
     spec = describe(params.train, load_card(layout.prepared), layout.root)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.train.seed)

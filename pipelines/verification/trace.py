@@ -150,7 +150,7 @@ def read_example(path: Path, form: Form) -> NDArray[Any]:
         UserError: If the file cannot be read as one.
     """
     if form.kind == "images":
-        pixels = decode(path, size=form.size, channels=form.channels)
+        pixels = decode(path, size=form.size, channels=form.channels, bits=form.bits)
         return pixels[None].copy()
     rows: NDArray[Any] = read_rows(path, form)[0]
     return rows[:1]

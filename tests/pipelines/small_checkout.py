@@ -119,7 +119,7 @@ def make(root: Path) -> Checkout:
     for name in ("prong", "pipelines"):
         shutil.copytree(SOURCE / name, root / name, ignore=bytecode)
     (root / ".dvc").mkdir()
-    for name in ("raw", "added", "code"):
+    for name in ("raw", "added", "code/prepare", "code/train"):
         (root / "data" / name).mkdir(parents=True)
     for name in (
         "dvc.yaml",
@@ -130,7 +130,8 @@ def make(root: Path) -> Checkout:
         ".dvc/.gitignore",
         "data/raw/.gitkeep",
         "data/added/.gitkeep",
-        "data/code/.gitkeep",
+        "data/code/prepare/.gitkeep",
+        "data/code/train/.gitkeep",
         "pyproject.toml",
     ):
         shutil.copy(SOURCE / name, root / name)

@@ -32,6 +32,8 @@ def config() -> Callable[..., DataConfig]:
             "mirror": "",
             "sha256": "",
             "size": 0,
+            "channels": 0,
+            "bits": 8,
             "limit": 0,
             "seed": 0,
             "validation": 0.05,
@@ -47,7 +49,7 @@ def config() -> Callable[..., DataConfig]:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All 5,000 digits, prepared."""
     root = tmp_path_factory.mktemp("digits")
-    config = DataConfig("digits", "data/raw", "", "", 0, 0, 0, 0.05, 0.10, 0.15)
+    config = DataConfig("digits", "data/raw", "", "", 0, 0, 8, 0, 0, 0.05, 0.10, 0.15)
     prepare(config, root=root, downloads=root / "down", out=root / "prepared")
     return root / "prepared"
 

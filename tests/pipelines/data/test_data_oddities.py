@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipelines.core.config import DataConfig
 from pipelines.core.errors import UserError
-from pipelines.data import image_folder
+from pipelines.data import image_folder, sources
 from pipelines.data.card import describe
 from pipelines.data.collection import Collection
 from pipelines.data.images import decode
@@ -134,7 +134,7 @@ def test_classes_of_one_image_or_that_differ_in_case_are_told(
     (root / "rare").mkdir()
     (root / "rare/1.png").write_bytes(picture(99_999))
     warnings = run().warnings
-    assert "1 class (rare) with one image only" in warnings
+    assert "1 class (rare) with one example only" in warnings
     assert "2 classes (Cat, cat) with names that differ in case only" in warnings
 
 
@@ -206,3 +206,13 @@ def test_the_smallest_and_a_large_image(tmp_path: Path) -> None:
     assert (decode(encoded(Image.new("1", (1, 1), 1), "PNG"), size=4, channels=3) == 255).all()
     large = encoded(Image.new("L", (8000, 6000), 7), "PNG")
     assert (decode(large, size=4, channels=1) == 7).all()
+
+
+@pytest.mark.parametrize("name", ["~", "~root", "a b", "it's", '"x"', "-r"])
+def test_a_path_is_taken_literally(
+    tmp_path: Path, fill: Callable[..., Path], config: Callable[..., DataConfig], name: str
+) -> None:
+    fill(tmp_path / name / "in it", ("cat", "dog"), 2)
+    given = config(path=f"{name}/in it", size=8)
+    found = sources.read(given, root=tmp_path, downloads=tmp_path)
+    assert found.classes == ("cat", "dog")

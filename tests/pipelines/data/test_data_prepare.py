@@ -177,7 +177,18 @@ def _plain() -> bytes:
 
 def test_a_class_that_train_lacks_is_a_warning(tmp_path: Path, shared: Path) -> None:
     config = DataConfig(
-        "images", str(shared / "imagenet-sample/images.tar"), "", "", 16, 0, 0, 0.05, 0.10, 0.15
+        "images",
+        str(shared / "imagenet-sample/images.tar"),
+        "",
+        "",
+        16,
+        0,
+        8,
+        0,
+        0,
+        0.05,
+        0.10,
+        0.15,
     )
     card = run(config, tmp_path)
     assert len(card.classes) == 1000
