@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,18 +10,82 @@ from pipelines.core.config import Params
 from pipelines.core.files import sha256_json, sha256_sources
 from pipelines.core.own_code import is_own, own_hash
 
-SOURCES = (
-    "prong",
-    "pipelines/core/files.py",
-    "pipelines/core/fingerprints.py",
-    "pipelines/core/own_code.py",
-    "pipelines/data",
-    "pipelines/export",
-    "pipelines/systems/onnx/metadata.py",
-    "pipelines/systems/onnx/serialise.py",
-    "pipelines/training",
-)
-"""The sources that determine a model's bytes; a test compares them with the stages' imports."""
+STAGE_SOURCES: dict[str, tuple[str, ...]] = {
+    "prepare": (
+        "pipelines/core/files.py",
+        "pipelines/data",
+    ),
+    "train": (
+        "pipelines/core/files.py",
+        "pipelines/core/fingerprints.py",
+        "pipelines/core/own_code.py",
+        "pipelines/data/prepared.py",
+        "pipelines/training",
+        "prong",
+    ),
+    "evaluate": (
+        "pipelines/core/files.py",
+        "pipelines/core/own_code.py",
+        "pipelines/data/prepared.py",
+        "pipelines/evaluation",
+        "pipelines/systems/onnx/metadata.py",
+        "pipelines/training/network.py",
+        "pipelines/training/signature.py",
+        "pipelines/training/zoo",
+        "prong",
+    ),
+    "export": (
+        "pipelines/core/files.py",
+        "pipelines/core/fingerprints.py",
+        "pipelines/core/own_code.py",
+        "pipelines/data",
+        "pipelines/export",
+        "pipelines/systems/onnx/metadata.py",
+        "pipelines/systems/onnx/serialise.py",
+        "pipelines/training",
+        "prong",
+    ),
+    "verify": (
+        "pipelines/core/files.py",
+        "pipelines/core/fingerprints.py",
+        "pipelines/core/own_code.py",
+        "pipelines/data/prepared.py",
+        "pipelines/export",
+        "pipelines/systems/onnx",
+        "pipelines/training/network.py",
+        "pipelines/training/signature.py",
+        "pipelines/training/zoo",
+        "pipelines/verification",
+        "prong",
+    ),
+}
+"""Stage → files and packages of the source that can change what it makes; a test compares them with
+its imports. Those of `export` determine a model's bytes: its file holds their hash."""
+OWN_CODE: dict[str, tuple[str, ...]] = {"train": ("train.network",)}
+"""Stage → settings of `params.yaml` that may name a function of the user's own."""
+PACKAGES = ("pipelines", "prong")
+
+
+def source_root(root: Path) -> Path:
+    """Return the folder whose sources are at work: a checkout with them, else the installation.
+
+    Args:
+        root: A project, or a checkout of this package itself.
+    """
+    if all((root / name / "__init__.py").is_file() for name in PACKAGES):
+        return root
+    return Path(__file__).resolve().parents[2]
+
+
+def package_hash(root: Path, sources: Sequence[str] = STAGE_SOURCES["export"]) -> str:
+    """Return the hash of the package's sources, without the user's own code.
+
+    Args:
+        root: The project; `source_root` says whose sources count.
+        sources: Which: files and packages, relative to that folder.
+    """
+    base = source_root(root)
+    return sha256_sources([base / name for name in sources], base)
 
 
 def params_hash(params: Params) -> str:
@@ -38,13 +103,13 @@ def code_hash(root: Path, network: str = "cnn") -> str:
     """Return the hash of the sources that determine a model's bytes.
 
     Args:
-        root: The checkout.
-        network: `train.network`; a function of the checkout counts with all that it imports there.
+        root: The project.
+        network: `train.network`; a function of the project counts with all that it imports there.
 
     Raises:
         UserError: If the function's file is absent or cannot be read.
     """
-    sources = sha256_sources([root / name for name in SOURCES], root)
+    sources = package_hash(root)
     if not is_own(network):
         return sources
     return sha256_json([sources, own_hash(network, root, "train.network")])
