@@ -32,7 +32,8 @@ def init(
     print(f"  {'  '.join(done.written)}")
     print("go on with (README.md says more)")
     if done.root != Path.cwd():
-        print(f"  cd {shown(os.path.relpath(done.root))}")
+        inside = done.root.is_relative_to(Path.cwd())
+        print(f"  cd {shown(os.path.relpath(done.root) if inside else done.root)}")
     print('  git add -A && git commit -m "Start"')
     print("  prong run")
     print("  prong predict IMAGE")

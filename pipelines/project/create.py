@@ -95,7 +95,7 @@ def _texts(root: Path, name: str, template: Template) -> dict[str, str]:
             title=root.name or "project",
             template=name,
             summary=template.summary,
-            image=template.image,
+            asked=template.asked,
             notes="\n\n".join(template.notes),
         )
     )

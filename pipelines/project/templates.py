@@ -11,14 +11,14 @@ class Template:
 
     Attributes:
         summary: What it trains, for the README and `--help`.
-        image: What `prong predict` is asked about, as the README shows it.
+        asked: What `prong predict` is asked about, as the README shows it.
         notes: Paragraphs of the README: what to do before the first run, and after.
         settings: Edits of this project's own `params.yaml`, as `prong run --set` takes them.
         files: Further files → their text.
     """
 
     summary: str
-    image: str
+    asked: str
     notes: tuple[str, ...]
     settings: tuple[str, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
@@ -27,12 +27,12 @@ class Template:
 TEMPLATES: dict[str, Template] = {
     "digits": Template(
         summary="a classifier of handwritten digits, whose images come with the package",
-        image="an-image.png",
+        asked="data/prepared/sample.png",
         notes=("It runs as it is: 5,000 digits of MNIST, without a download.",),
     ),
     "images": Template(
         summary="a classifier of your own images",
-        image="an-image.png",
+        asked="data/prepared/sample.png",
         notes=(
             "Before the first run, put the images into `data/raw`, one folder for each class: "
             "`data/raw/cat/1.png`. Or name another folder, a tar, a zip or a CSV of paths and "
@@ -44,7 +44,7 @@ TEMPLATES: dict[str, Template] = {
     ),
     "table": Template(
         summary="a model of a table",
-        image="data/raw/table.csv",
+        asked="data/raw/table.csv",
         notes=(
             "Before the first run, put the table into `data/raw/table.csv`. Its last column is "
             "predicted from the others; `data.target` names another one.",
@@ -58,7 +58,7 @@ TEMPLATES: dict[str, Template] = {
     ),
     "autoencoder": Template(
         summary="an autoencoder of handwritten digits, whose images come with the package",
-        image="an-image.png",
+        asked="data/prepared/sample.png",
         notes=("It runs as it is: 5,000 digits of MNIST, without a download.",),
         settings=(
             "data.source=digits",
