@@ -66,6 +66,8 @@ def create(folder: Path, template: str) -> Created:
     if shutil.which("git") is None:
         raise UserError("git is missing; a project needs it: apt-get install git")
     root = folder.expanduser().resolve()
+    if not next(place for place in (root, *root.parents) if place.exists()).is_dir():
+        raise UserError(f"{root}: it, or a folder above it, is a file")
     texts = _texts(root, template, TEMPLATES[template])
     if wrong := [said for name, text in texts.items() if (said := _in_the_way(root, name, text))]:
         raise UserError(
@@ -139,7 +141,7 @@ def _in_the_way(root: Path, name: str, text: str) -> str:
     path = root / name
     for folder in path.relative_to(root).parents:
         if (root / folder).exists() and not (root / folder).is_dir():
-            return f"{folder} (not a folder)" if folder != Path() else "the folder itself is a file"
+            return f"{folder} (not a folder)"
     if not path.is_file():
         return f"{name} (not a file)" if path.exists() or path.is_symlink() else ""
     return name if name != _IGNORED and _content(path) != text else ""

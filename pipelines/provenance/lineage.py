@@ -96,8 +96,8 @@ def lineage(layout: Layout, params: Params) -> dict[str, str]:
     Returns:
         `git_commit`, `git_dirty`, hashes (`dvc_lock_sha256`, `data_hash`, `params_hash`,
         `code_hash`, `package_hash`, `training_hash`, `onnx_sha256`), `python` and package
-        versions, `platform`, and of the training `device`, `gpu`, `cuda`, `driver`, `seed`, `world_size`, `method`;
-        `unknown` where it cannot be known.
+        versions, `platform`, and of the training `device`, `gpu`, `cuda`, `driver`, `seed`,
+        `world_size`, `method`; `unknown` where it cannot be known.
 
     Raises:
         UserError: If the data card or the ONNX file is absent, or a report is damaged.

@@ -172,10 +172,8 @@ def _same_package(root: Path, made: dict[str, str], name: str) -> None:
         return
     here, then = package_hash(root), made.get("package_hash")
     if then is None:  # registered before this was recorded
-        here, then = (
-            code_hash(root, load(root / "params.yaml").train.network),
-            made.get("code_hash", UNKNOWN),
-        )
+        here = code_hash(root, load(root / "params.yaml").train.network)
+        then = made.get("code_hash", UNKNOWN)
     if here == then:
         return
     was, now = made.get("prong", UNKNOWN), versions()["prong"]

@@ -1,0 +1,131 @@
+"""The wheel: what is in it, what it needs, and a project made and run by it alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from email.parser import Parser
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli
+
+ROOT = Path(__file__).parents[1]
+NOT_SOURCE = shutil.ignore_patterns("__pycache__", "*.pyc")
+
+
+def _run(*command: object, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    hidden = ("PYTHONPATH", "VIRTUAL_ENV")
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**kept, **more},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from a copy: a build leaves folders behind."""
+    source, out = tmp_path_factory.mktemp("source") / "prong", tmp_path_factory.mktemp("wheels")
+    for name in ("prong", "pipelines"):
+        shutil.copytree(ROOT / name, source / name, ignore=NOT_SOURCE)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    words = ("wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", out)
+    done = _run(sys.executable, "-m", "pip", *words, cwd=source)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (found,) = out.glob("*.whl")
+    return found
+
+
+def test_the_wheel_holds_every_file_of_both_packages(wheel: Path) -> None:
+    wanted = {
+        path.relative_to(ROOT).as_posix()
+        for room in ("prong", "pipelines")
+        for path in (ROOT / room).rglob("*")
+        if path.is_file() and path.suffix not in (".pyc", ".toml")
+    }
+    with zipfile.ZipFile(wheel) as opened:
+        held = set(opened.namelist())
+        assert {"pipelines/py.typed", "pipelines/pipeline/templates/report.html"} <= wanted
+        assert wanted - held == set()
+        assert {name for name in held - wanted if ".dist-info/" not in name} == set()
+        # What is a link in the checkout is a file in the wheel, and the checkout's own.
+        for name in ("dvc.yaml", "params.yaml"):
+            assert opened.read(f"pipelines/project/files/{name}") == (ROOT / name).read_bytes()
+
+
+def _needs(wheel: Path) -> dict[str, list[str]]:
+    """Return extra → the names of what it installs; an empty name for the package alone."""
+    with zipfile.ZipFile(wheel) as opened:
+        (name,) = [item for item in opened.namelist() if item.endswith(".dist-info/METADATA")]
+        told = Parser().parsestr(opened.read(name).decode())
+    found: dict[str, list[str]] = {"": []}
+    for line in told.get_all("Requires-Dist", []):
+        asked, _, extra = line.partition('; extra == "')
+        found.setdefault(extra.rstrip('"'), []).append(asked)
+    return found
+
+
+def test_the_package_alone_needs_torch_and_each_extra_what_is_below_it(wheel: Path) -> None:
+    found = _needs(wheel)
+    assert [line.split("<")[0].split(">")[0] for line in found[""]] == ["torch"]
+    assert set(found) == {"", "serve", "pipeline", "benchmarks", "loops", "dev"}
+    assert "prong[serve]" in found["pipeline"]
+    assert "prong[loops,pipeline]" in found["dev"]
+    assert not [name for name in found["serve"] if name.startswith(("dvc", "prefect", "mlxtend"))]
+
+
+def test_the_command_knows_by_name_what_the_extras_install(wheel: Path) -> None:
+    found = _needs(wheel)
+    wanted = {
+        line.split(">")[0].split("<")[0].lower().replace(".", "-")
+        for line in (*found["serve"], *found["pipeline"])
+        if not line.startswith("prong")
+    }
+    known = {
+        top: {name.lower().replace(".", "-") for name in names}
+        for top, names in packages_distributions().items()
+    }
+    assert wanted <= set().union(*(known[top] for top in cli.NEEDED))
+    assert [top for top in cli.NEEDED if not known[top] & wanted] == []
+
+
+def test_without_the_pipelines_packages_the_command_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "prong").symlink_to(ROOT / "prong")
+    (tmp_path / "pipelines").symlink_to(ROOT / "pipelines")
+    program = (
+        f"import sys; sys.path.append({str(tmp_path)!r}); sys.argv = ['prong', '--help'];"
+        "from pipelines.cli import main; main()"
+    )
+    # Neither installed packages nor this checkout are seen.
+    done = _run(sys.executable, "-I", "-S", "-c", program, cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("this command needs it: pip install 'prong[pipeline]'")
+    assert done.stdout == ""
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel; its packages are those of the tests' own."""
+    place = tmp_path_factory.mktemp("environment") / "v"
+    assert _run(sys.executable, "-m", "venv", "--without-pip", place, cwd=ROOT).returncode == 0
+    (packages,) = place.glob("lib/python3*/site-packages")
+    # A folder named by a .pth is searched, but its own .pth files (this checkout) are not read.
+    (packages / "shared.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    words = ("--python", place / "bin/python", "install", "--no-deps", "--no-index", "-q", wheel)
+    done = _run(sys.executable, "-m", "pip", *words, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place
