@@ -17,6 +17,10 @@ import pytest
 from pipelines import cli
 
 ROOT = Path(__file__).parents[1]
+FILES = (
+    *("pyproject.toml", "README.md", "LICENSE", "dvc.yaml", "params.yaml"),
+    *(".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"),
+)
 NOT_SOURCE = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
@@ -39,9 +43,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the wheel from a copy: a build leaves folders behind."""
     source, out = tmp_path_factory.mktemp("source") / "prong", tmp_path_factory.mktemp("wheels")
     for name in ("prong", "pipelines"):
-        shutil.copytree(ROOT / name, source / name, ignore=NOT_SOURCE)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=NOT_SOURCE)
+    (source / ".dvc").mkdir()
+    for name in FILES:
+        shutil.copy(ROOT / name, source / name)
     words = ("wheel", ".", "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", out)
     done = _run(sys.executable, "-m", "pip", *words, cwd=source)
     assert done.returncode == 0, done.stdout + done.stderr

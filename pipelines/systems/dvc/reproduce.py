@@ -163,12 +163,11 @@ def _md5(path: Path) -> str:
 
 def damaged_outputs(repo: Repo, stage: str) -> list[Path]:
     """Return the outputs of a stage that are absent or differ from what `dvc.lock` says."""
-    found = []
-    for out in _outputs(repo, stage):
-        path = Path(out.fs_path)
-        if not path.exists() or out.hash_info.value != _md5(path):
-            found.append(path)
-    return found
+    return [
+        path
+        for out in _outputs(repo, stage)
+        if not (path := Path(out.fs_path)).exists() or out.hash_info.value != _md5(path)
+    ]
 
 
 def up_to_date(root: Path, stage: str) -> bool:
@@ -269,8 +268,9 @@ def restore(root: Path, path: str, *, cache_of: Path) -> str | None:
     Returns:
         None, or why it could not be done.
     """
-    cache, no_git = str(caches(cache_of)[0]), not (root / ".git").exists()
-    config: dict[str, Any] = {"cache": {"dir": cache}, "core": {"no_scm": no_git}}
+    cache = str(caches(cache_of)[0].parents[1])  # DVC adds files/md5 itself
+    config: dict[str, Any] = {"cache": {"dir": cache}}
+    config["core"] = {"no_scm": not (root / ".git").exists()}
     try:
         with Repo(str(root), config=config) as repo:
             repo.checkout([str(root / path)], force=True)
