@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from git_commands import commit_all
 
 from pipelines import cli
+from pipelines.core import params_file
 
 ROOT = Path(__file__).parents[1]
 FILES = (
@@ -134,3 +137,73 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = _run(sys.executable, "-m", "pip", *words, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     return place
+
+
+SMALL = ("data.limit=400", "train.epochs=3", "train.width=4", "train.hidden=16", "train.batch=16",
+         "train.warmup=2", "verify.images=64", "gates.margin=0.1", "gates.latency=4")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def project(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("away") / "project"
+    done = _prong(installed, root.parent, "init", "project")
+    assert done.returncode == 0, done.stderr
+    params_file.edit(root / "params.yaml", list(SMALL))
+    return root
+
+
+def _prong(installed: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Call the installed command, by its path: no environment is active."""
+    return _run(installed / "bin/prong", *words, cwd=cwd, PATH="/usr/local/bin:/usr/bin:/bin",
+                OMP_NUM_THREADS="1")  # fmt: skip
+
+
+def _outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(re.findall(r"^  (\w+)\s+(ran|cached|restored)\s", done.stdout, re.MULTILINE))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_project_is_run_by_the_installed_package_alone(installed: Path, project: Path) -> None:
+    done = _prong(installed, project, "run")  # before the first commit
+    assert set(_outcomes(done).values()) == {"ran"}
+    assert "the first champion" in done.stdout
+    assert set(_outcomes(_prong(installed, project, "run")).values()) == {"cached"}
+    done = _prong(installed, project, "predict", "data/prepared/sample.png")
+    assert re.match(r"data/prepared/sample\.png  \d ", done.stdout), done.stderr
+    for words in (("models",), ("history",), ("status",), ("doctor",), ("lineage", "1")):
+        done = _prong(installed, project, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = _prong(installed, project, "rebuild", "1")
+    assert done.returncode == 2
+    assert "its commit is unknown" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_version_is_rebuilt_by_the_package_that_made_it_and_by_no_other(
+    installed: Path, project: Path
+) -> None:
+    commit_all(project, "start")
+    done = _prong(installed, project, "run", "--set", "train.seed=1")
+    assert _outcomes(done)["train"] == "ran"
+    done = _prong(installed, project, "rebuild", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the same bytes" in done.stdout
+    (source,) = installed.glob("lib/python3*/site-packages/pipelines/evaluation/evaluate.py")
+    source.write_text(f"{source.read_text()}# another release\n")
+    found = _outcomes(_prong(installed, project, "run"))
+    assert found.pop("evaluate") == "ran"
+    assert set(found.values()) == {"cached"}
+    (source,) = installed.glob("lib/python3*/site-packages/prong/convert.py")
+    text = source.read_text()
+    source.write_text(f"{text}# another release\n")
+    try:
+        done = _prong(installed, project, "rebuild", "2")
+        assert done.returncode == 2
+        assert re.search(r"version 2: prong 0\S+ with the code \w{12} made it, and prong 0\S+ with "
+                         r"the code \w{12} is installed", done.stderr)  # fmt: skip
+        assert _outcomes(_prong(installed, project, "run"))["train"] == "ran"
+    finally:
+        source.write_text(text)
