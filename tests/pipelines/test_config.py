@@ -161,10 +161,11 @@ def test_the_hash_covers_the_named_sections_only(params: Path) -> None:
 def test_hashes_stay_those_of_the_registries_that_exist() -> None:
     """Change a hash here only together with a value or a key of params.yaml."""
     shipped = params_file.load(ROOT / "params.yaml")
-    assert shipped.hash() == "5d8f0b3df92c6a647fc9a89c482828fe1a093e04a99793a59842d27062a37e34"
+    assert shipped.hash() == "ed96b4a2165d887c07a50e11f29f58546d3c01d2529da5934978e44c01a1d225"
     assert {name: shipped.hash(name)[:16] for name in shipped.recorded()} == {
-        "data": "aa61c5912f05fa11",
-        "train": "d6e3f921e301116f",
+        "data": "a967e98609bc7189",
+        "task": "0af25a8cbae92c79",
+        "train": "148633b4deabd2a9",
         "evaluate": "f0e20334849393c3",
         "export": "699a41742235a2b0",
         "verify": "831f0d74155dcbb4",
@@ -188,13 +189,17 @@ def test_text_that_is_not_unicode_is_a_user_error(params: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "name"),
+    ("source", "path", "name"),
     [
-        ("../shared/cifar10/train.tar.gz", "prong-train"),
-        ("data/raw/My Flowers", "prong-My-Flowers"),
-        ("data/raw/été", "prong-t"),
+        ("images", "../shared/cifar10/train.tar.gz", "prong-train"),
+        ("images", "data/raw/My Flowers", "prong-My-Flowers"),
+        ("images", "data/raw/été", "prong-t"),
+        ("table", "data/house prices.csv.gz", "prong-house-prices"),
+        ("table", "data/東京.csv", "prong-table"),
     ],
 )
-def test_the_registered_name_of_an_image_folder(params: Path, path: str, name: str) -> None:
-    params_file.edit(params, ["data.source=images", f"data.path={path}"])
+def test_the_registered_name_is_that_of_the_path(
+    params: Path, source: str, path: str, name: str
+) -> None:
+    params_file.edit(params, [f"data.source={source}", f"data.path={path}"])
     assert params_file.load(params).model_name == name
