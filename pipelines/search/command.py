@@ -71,7 +71,7 @@ def search_and_show(keys: Sequence[str], options: Options) -> None:
     from pipelines.training.methods import LEARNING_RATE
 
     wanted = Wanted(
-        space=parse(keys, params, {**LEARNING_RATE}),
+        space=parse(keys, params, {str(k): v for k, v in LEARNING_RATE.items()}),
         trials=options.trials,
         jobs=jobs,
         epochs=options.epochs or params.train.epochs,

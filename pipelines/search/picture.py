@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from pipelines.core.files import atomic_path
 from pipelines.core.paths import Layout
@@ -51,7 +51,7 @@ def draw(done: Searched, out: Path) -> bool:
     if not scored:
         return False
     count = 1 + len(done.space)
-    columns = min(count, _MOST_IN_A_ROW)
+    columns = 2 if count == 4 else min(count, _MOST_IN_A_ROW)
     rows = -(-count // columns)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(4.2 * columns, 3.2 * rows + 0.6), layout="constrained")
@@ -107,6 +107,8 @@ def _against(place: Any, done: Searched, scored: Sequence[Tried], key: str) -> N
         points = [(one, float(one.values[key])) for one in scored]
         if kind.log:
             place.set_xscale("log")
+            place.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            place.xaxis.set_minor_formatter(NullFormatter())
         place.set_xlim(*_margin(kind))
     _dots(place, scored, points)
     best = done.best
