@@ -50,12 +50,15 @@ def code_hash(root: Path, network: str = "cnn") -> str:
     return sha256_json([sources, own_hash(network, root, "train.network")])
 
 
-def training_hash(data_hash: str, params: Params, root: Path) -> str:
+def training_hash(data_hash: str, params: Params, root: Path, started_from: str = "") -> str:
     """Return the name of one training: equal data, parameters and code give equal names.
 
     Args:
         data_hash: Of the prepared images.
         params: `params_hash` says which of them count.
         root: The checkout with the code.
+        started_from: What the lineage says of where it started; it counts only where
+            `train.checkpoint_from` asks for a version.
     """
-    return sha256_json([data_hash, params_hash(params), code_hash(root, params.train.network)])
+    parts = [data_hash, params_hash(params), code_hash(root, params.train.network)]
+    return sha256_json([*parts, started_from] if params.train.checkpoint_from else parts)

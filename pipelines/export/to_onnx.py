@@ -21,6 +21,7 @@ from pipelines.data.prepared import load_card
 from pipelines.systems.onnx.metadata import INPUT, LARGEST_FILE, OUTPUTS, OnnxMetadata, require_fit
 from pipelines.systems.onnx.serialise import to_bytes
 from pipelines.training.network import load
+from pipelines.training.warm_start import write_plain_weights
 
 LARGEST_BATCH = 4096
 _EXAMPLE_BATCH = 2  # with one image the exporter would fix the batch size at one
@@ -52,8 +53,15 @@ def folded(network: nn.Module) -> nn.Module:
     return prong.fold(copy.deepcopy(network).double()).float().eval()
 
 
-def export(trained: Path, prepared: Path, params: Params, root: Path, out: Path) -> None:
-    """Write a trained network as one ONNX file.
+def export(
+    trained: Path,
+    prepared: Path,
+    params: Params,
+    root: Path,
+    out: Path,
+    weights: Path | None = None,
+) -> None:
+    """Write a trained network as one ONNX file, and its plain weights beside it.
 
     Input `images` is uint8 [batch, channels, size, size], normalised inside the graph; outputs
     `logits` and `probabilities` are float32 [batch, classes]. The metadata are an `OnnxMetadata`.
@@ -64,6 +72,8 @@ def export(trained: Path, prepared: Path, params: Params, root: Path, out: Path)
         params: For the opset and the hash of the parameters.
         root: The checkout whose sources are hashed.
         out: The file, replaced atomically.
+        weights: File of the plain weights, safetensors, from which another training can start;
+            the exporter folds batch normalisation away, so the ONNX file does not hold them all.
 
     Raises:
         UserError: If the network does not fit the data, or is too large for one ONNX file.
@@ -81,9 +91,12 @@ def export(trained: Path, prepared: Path, params: Params, root: Path, out: Path)
         params_hash=params_hash(params),
         code_hash=code_hash(root, spec.network),
     )
-    content = onnx_bytes(folded(network), card, params.export.opset)
+    plain = folded(network)
+    content = onnx_bytes(plain, card, params.export.opset)
     with atomic_path(out) as temporary:
         temporary.write_bytes(content)
+    if weights is not None:
+        write_plain_weights(plain, spec.classes, weights)
 
 
 def onnx_bytes(plain: nn.Module, card: OnnxMetadata, opset: int) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.data.card import describe
 from pipelines.data.prepared import SPLITS, Card
+from pipelines.training.start_files import parsed
 
 _WORST = 5
 
@@ -29,6 +30,14 @@ def _classes(card: Card, evaluation: Mapping[str, Any]) -> list[str]:
     if unseen:
         lines += ["", f"Without a test image: {', '.join(unseen[:20])}."]
     return lines
+
+
+def _start(started_from: str) -> list[str]:
+    version = parsed(started_from)
+    if version is None:
+        return []
+    number, sha256 = version
+    return [f"- It started from the weights of version {number} (sha256 `{sha256}`)."]
 
 
 def model_card(
@@ -60,6 +69,7 @@ def model_card(
         "",
         f"- A convolutional network, trained by `{made_from.get('method', 'unknown')}` and folded "
         "into plain layers.",
+        *_start(made_from.get("started_from", "")),
         f"- Input `images`: uint8 [batch, {card.channels}, {card.size}, {card.size}], {colour}, "
         "0 to 255; normalisation is part of the graph. Any batch size.",
         f"- Outputs `logits` and `probabilities`: float32 [batch, {len(card.classes)}].",

@@ -98,12 +98,14 @@ def _prepare(layout: Layout, params: Params) -> None:
     """Bring the prepared data up to date, as `prong run` does first."""
     from pipelines.pipeline import data_versions
     from pipelines.pipeline.main_job import check_data, unseen
+    from pipelines.registry.start_weights import bring
     from pipelines.systems.dvc import cache, reproduce
 
     check_data(layout, params)
     cache.share(layout.home, layout.root, params.store.remote)
     data_versions.restore_added(layout)
     reproduce.ensure(layout.root, "prepare", force="prepare" in unseen(params))
+    bring(layout, params)
 
 
 def _show(done: Searched) -> None:

@@ -67,9 +67,8 @@ def parse(asked: Sequence[str], params: Params, rates: Mapping[str, float]) -> d
             what is allowed.
     """
     if not asked:
-        raise UserError(
-            f"search: name what to search: {', '.join(f'{SECTION}.{k}' for k in _KEYS)}"
-        )
+        allowed = ", ".join(f"{SECTION}.{key}" for key in _KEYS)
+        raise UserError(f"search: name what to search; allowed: {allowed}")
     found: dict[str, Dimension | None] = {}
     for text in asked:
         name, equals, values = (part.strip() for part in text.partition("="))

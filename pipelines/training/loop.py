@@ -25,6 +25,7 @@ from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.events import EventWriter, conditioning_rows
 from pipelines.training.learning_rate import Waterfall
 from pipelines.training.parallel import TrainingRanks, unreduced
+from pipelines.training.warm_start import load_start
 from prong.refresh.saved_state import shared_moments
 
 LOG_EVERY = 10
@@ -92,7 +93,9 @@ class Loop:
         card = load_card(prepared)
         self.spec = network.describe(config, card, prepared)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
-        self.network = network.build(self.spec, prepared).to(ranks.device)
+        plain = network.build(self.spec, prepared)
+        self.start = load_start(config, plain, self.spec, prepared)
+        self.network = plain.to(ranks.device)
         self.optimizer = methods.optimizer(config, self.network)
         self.natural = methods.reparametrizer(config, self.network, self.optimizer)
         self.parallel = ranks.parallel(self.network, config)
@@ -151,7 +154,9 @@ class Loop:
         if self.step == 0 and self.natural is not None:
             self.after_step(self, "initialising")
             samples = (images for images, _, _ in self._epoch(0))
-            self._refreshed(self.natural.initialize(samples, init=self.config.init))
+            # Weights that were learnt are not drawn anew.
+            init = "preserve" if self.start and self.start.taken else self.config.init
+            self._refreshed(self.natural.initialize(samples, init=init))
             faults.point("train.initialised")
         if self.unscored:
             self._evaluate()

@@ -22,6 +22,7 @@ from pipelines.core.files import read_json, sha256_json, sha256_sources, write_j
 from pipelines.core.own_code import own_hash
 from pipelines.core.waiting import wait_until
 from pipelines.systems.locks import let_go, take, take_shared
+from pipelines.training.start_files import lineage_text
 
 PATIENCE = 30.0
 """Seconds to wait until the ranks of a killed attempt have ended."""
@@ -42,7 +43,8 @@ def name(config: TrainConfig, data_hash: str, root: Path) -> str:
     settings = {k: v for k, v in asdict(config).items() if k not in _ANEW}
     code = sha256_sources([root / "prong", root / "pipelines/training"], root)
     own = own_hash(config.network, root, "train.network")
-    return sha256_json([data_hash, settings, code, own, torch.__version__])[:16]
+    start = lineage_text(root, config.checkpoint_from)
+    return sha256_json([data_hash, settings, code, own, start, torch.__version__])[:16]
 
 
 @dataclass(frozen=True)
