@@ -25,7 +25,7 @@ from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.events import EventWriter, conditioning_rows
 from pipelines.training.learning_rate import Waterfall
 from pipelines.training.parallel import TrainingRanks, unreduced
-from pipelines.training.warm_start import load_start
+from pipelines.training.warm_start import started
 from prong.refresh.saved_state import shared_moments
 
 LOG_EVERY = 10
@@ -93,9 +93,8 @@ class Loop:
         card = load_card(prepared)
         self.spec = network.describe(config, card, prepared)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
-        plain = network.build(self.spec, prepared)
-        self.start = load_start(config, plain, self.spec, prepared)
-        self.network = plain.to(ranks.device)
+        made, self.start = started(config, self.spec, prepared)
+        self.network = made.to(ranks.device)
         self.optimizer = methods.optimizer(config, self.network)
         self.natural = methods.reparametrizer(config, self.network, self.optimizer)
         self.parallel = ranks.parallel(self.network, config)

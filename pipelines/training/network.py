@@ -147,7 +147,15 @@ def build(spec: NetworkSpec, checkout: Path | None = None) -> nn.Module:
     Raises:
         UserError: If the network cannot be made, or has nothing to train or to whiten.
     """
-    network = plain(spec, checkout)
+    return in_its_form(plain(spec, checkout), spec)
+
+
+def in_its_form(network: Network, spec: NetworkSpec) -> nn.Module:
+    """Return a plain network as it is trained: whitened if the method whitens.
+
+    Raises:
+        UserError: If it then has nothing to whiten.
+    """
     if not spec.whitened:
         return network
     reasons = {s.name.removeprefix(BODY): s.reason for s in prong.coverage(network)}

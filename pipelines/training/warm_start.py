@@ -58,22 +58,31 @@ def write_plain_weights(plain: nn.Module, classes: Sequence[str], path: Path) ->
         save_file(tensors, temporary, metadata={_ABOUT: about})  # one entry: their order is random
 
 
-def load_start(config: TrainConfig, network: nn.Module, spec: networks.NetworkSpec,
-               prepared: Path) -> Loaded | None:  # fmt: skip
-    """Load into a new plain network what `train.checkpoint_from` names.
+def started(
+    config: TrainConfig, spec: networks.NetworkSpec, prepared: Path
+) -> tuple[nn.Module, Loaded | None]:
+    """Return a network as it is trained, with the weights that `train.checkpoint_from` names.
 
     Args:
         config: The settings of the training.
-        network: As `pipelines.training.network.build` returned it; changed in place.
-        spec: Its specification.
+        spec: The network's specification.
         prepared: The prepared data, in the checkout that holds `data/start`.
 
     Returns:
-        What was loaded; None if nothing is asked for.
+        The network, whitened if the method whitens, and what was loaded; None if nothing is asked.
 
     Raises:
-        UserError: If the weights were not brought, are damaged, or do not fit.
+        UserError: If the network cannot be made, or the weights were not brought, are damaged, or
+            do not fit.
     """
+    plain = networks.plain(spec, prepared)
+    found = _load(config, plain, spec, prepared)  # before it is whitened
+    return networks.in_its_form(plain, spec), found
+
+
+def _load(
+    config: TrainConfig, network: nn.Module, spec: networks.NetworkSpec, prepared: Path
+) -> Loaded | None:
     if not config.checkpoint_from:
         return None
     root = Layout.find(prepared).root
@@ -167,11 +176,10 @@ def announced(config: TrainConfig, layout: Layout) -> Loaded | None:
     """Return what a training will start from, after it was tried on a network on the CPU.
 
     Raises:
-        UserError: As `load_start` does.
+        UserError: As `started` does.
     """
     if not config.checkpoint_from:
         return None
     spec = networks.describe(config, load_card(layout.prepared), layout.root)
     with torch.random.fork_rng(devices=[]):
-        network = networks.build(spec, layout.root)
-    return load_start(config, network, spec, layout.prepared)
+        return started(config, spec, layout.prepared)[1]
