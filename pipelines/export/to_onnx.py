@@ -20,8 +20,7 @@ from pipelines.core.fingerprints import code_hash, params_hash
 from pipelines.data.prepared import load_card
 from pipelines.systems.onnx.metadata import INPUT, LARGEST_FILE, OUTPUTS, OnnxMetadata, require_fit
 from pipelines.systems.onnx.serialise import to_bytes
-from pipelines.training.network import load
-from pipelines.training.warm_start import write_plain_weights
+from pipelines.training.network import load, save_plain
 
 LARGEST_BATCH = 4096
 _EXAMPLE_BATCH = 2  # with one image the exporter would fix the batch size at one
@@ -96,7 +95,7 @@ def export(
     with atomic_path(out) as temporary:
         temporary.write_bytes(content)
     if weights is not None:
-        write_plain_weights(plain, spec.classes, weights)
+        save_plain(plain, spec.classes, weights)
 
 
 def onnx_bytes(plain: nn.Module, card: OnnxMetadata, opset: int) -> bytes:

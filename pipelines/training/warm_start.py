@@ -13,12 +13,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipelines.core.config import TrainConfig
 from pipelines.core.errors import UserError
-from pipelines.core.files import atomic_path
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
 from pipelines.training import network as networks
@@ -26,7 +25,6 @@ from pipelines.training.start_files import KEY, NoStart, read, weights_file
 
 _DATAS_OWN = ("mean", "deviation")
 """Buffers that describe the data, not what was learnt from them."""
-_ABOUT = "prong"
 _SHOWN = 4
 
 
@@ -41,21 +39,6 @@ class Loaded:
 
     said: str
     taken: bool
-
-
-def write_plain_weights(plain: nn.Module, classes: Sequence[str], path: Path) -> None:
-    """Write the weights of a plain network, for trainings that start from it; equal in, equal out.
-
-    Args:
-        plain: A folded network, of `pipelines.training.network.Network`.
-        classes: Their names, in the order of the logits.
-        path: The file, safetensors, replaced atomically.
-    """
-    # A copy of each: two names may share one tensor, which safetensors refuses.
-    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in plain.state_dict().items()}
-    about = json.dumps({"classes": list(classes)}, ensure_ascii=False)
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_ABOUT: about})  # one entry: their order is random
 
 
 def started(
@@ -92,7 +75,7 @@ def _load(
     path, name = weights_file(root, start), f"version {start.version}"
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})[_ABOUT])
+            about = json.loads((file.metadata() or {})[networks.ABOUT])
         classes, weights = tuple(about["classes"]), load_file(path)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{KEY} = {start.asked!r}: {path} cannot be read: {error}") from None

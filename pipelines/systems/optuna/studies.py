@@ -119,7 +119,7 @@ class Study:
         path.parent.mkdir(parents=True, exist_ok=True)
         pruner: BasePruner = NopPruner()
         if stop_early:
-            pruner = MedianPruner(n_startup_trials=_UNJUDGED, n_warmup_steps=1)
+            pruner = MedianPruner(n_startup_trials=_UNJUDGED, n_warmup_steps=2)
         address = URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
         try:
             self._storage = RDBStorage(address)

@@ -19,7 +19,7 @@ from pipelines.training.loop import Loop
 from pipelines.training.parallel import TrainingRanks
 from pipelines.training.start_files import NoStart, Start, clear, lineage_text, parsed, put, read
 from pipelines.training.training_folder import name
-from pipelines.training.warm_start import fit, write_plain_weights
+from pipelines.training.warm_start import fit
 
 SHA = "a" * 64
 
@@ -44,7 +44,7 @@ def _trained(settings: TrainConfig, project: Path) -> Loop:
     loop.run()
     loop.network.eval()
     weights = project / "weights.safetensors"
-    write_plain_weights(folded(loop.network), loop.spec.classes, weights)
+    networks.save_plain(folded(loop.network), loop.spec.classes, weights)
     put(project, Start("champion", 3, SHA, sha256_file(weights)), weights)
     return loop
 
@@ -120,7 +120,7 @@ def test_the_file_of_weights_is_a_function_of_the_weights(
     spec = _loop(small, project).spec
     network = networks.build(spec)
     for file in ("one", "two"):
-        write_plain_weights(network, spec.classes, tmp_path / file)
+        networks.save_plain(network, spec.classes, tmp_path / file)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     assert set(load_file(tmp_path / "one")) == set(network.state_dict())
 
