@@ -57,7 +57,7 @@ def test_a_training_by_any_method_begins_with_the_function_that_it_starts_from(
     after = _loop(replace(small, method=then, checkpoint_from="champion", seed=9), project)
     assert after.start is not None
     assert after.start.said == "starts from the weights of version 3"
-    images = before.images[:64]
+    images = before.inputs[:64]
     with torch.no_grad():
         expected = before.network(images)
         assert torch.allclose(after.network.eval()(images), expected, rtol=1e-3, atol=1e-3)
@@ -90,7 +90,8 @@ def test_with_other_classes_the_last_layer_alone_is_new(small: TrainConfig, proj
     weights = {k: v.clone() for k, v in networks.build(spec).state_dict().items()}
     for others in (spec.form.classes[:7], spec.form.classes[::-1]):
         torch.manual_seed(2)
-        other = networks.build(replace(spec, classes=others))
+        form = replace(spec.form, classes=others)
+        other = networks.build(replace(spec, form=form, output_shape=(len(others),)))
         before = {k: v.clone() for k, v in other.state_dict().items()}
         fresh = fit(other, weights, spec.form.classes, others, "version 3")
         assert fresh.startswith("body.head.")
