@@ -99,7 +99,7 @@ def _params(layout: Layout) -> Iterator[Check]:
         return
     path = layout.root / params.data.path
     yield Check("params.yaml", f"valid; data from {params.data.source}")
-    if params.data.source == "images" or not path.exists():
+    if params.data.source in ("images", "table") or not path.exists():
         problem = None if path.exists() else f"data.path = {params.data.path!r} does not exist"
         yield Check("data.path", str(path), problem)
 

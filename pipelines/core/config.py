@@ -16,7 +16,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 _NOT_RECORDED = {"recorded": False}  # for a section that does not describe a model
 
 Method = Literal["sgd", "bn", "rmsprop", "adam", "adamw", "muon", "prong", "prong+"]
-SOURCES = ("digits", "mnist", "cifar10", "images")
+SOURCES = ("digits", "mnist", "cifar10", "images", "table")
 """The sources that `data.source` may name, besides a function of the user's own."""
 MOST_CHANNELS = 64
 """Most channels of an image."""
@@ -82,7 +82,7 @@ def _task(value: str) -> str:
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    """What the images are and how they are split."""
+    """What the data are and how they are split."""
 
     source: Annotated[str, AfterValidator(_source)]
     path: Annotated[str, Field(min_length=1)]
@@ -96,6 +96,9 @@ class DataConfig:
     validation: Share
     gate: Share
     test: Share
+    target: str = ""
+    leave_out: str = ""
+    categories: str = ""
 
     def __post_init__(self) -> None:
         total = self.validation + self.gate + self.test
@@ -262,10 +265,10 @@ class Params:
         if self.registry.model != "auto":
             return self.registry.model
         name: str = self.data.source
-        if name == "images":
+        if name in ("images", "table"):
             name = Path(self.data.path).name.split(".")[0]
         name = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")  # of a function: module-function
-        return f"prong-{name or 'images'}"[:LONGEST_NAME]
+        return f"prong-{name or self.data.source}"[:LONGEST_NAME]
 
     def hash(self, *sections: str) -> str:
         """Return the sha256 of sections (default: the recorded ones) as canonical JSON."""

@@ -15,11 +15,12 @@ from pipelines.core.config import DataConfig
 from pipelines.core.errors import UserError
 from pipelines.core.files import atomic_directory, write_json
 from pipelines.data import card as cards
-from pipelines.data import schema, sources
+from pipelines.data import schema, sources, table, table_card
 from pipelines.data.collection import Collection
 from pipelines.data.prepared import (
     CARD,
     PICTURE,
+    ROW,
     SAMPLE,
     SPLITS,
     Card,
@@ -55,6 +56,8 @@ def prepare(
         UserError: If the source, its layout, an example, or the prepared data is invalid.
         Unavailable: If a host does not answer.
     """
+    if config.source == "table":
+        return _table(config, task, root, out)
     collection = sources.read(config, root=root, downloads=downloads, task=task)
     name = _suggested(collection) if task == "auto" else task
     official, validation = collection.official, collection.validation
@@ -86,6 +89,39 @@ def _save_sample(directory: Path, pixels: NDArray[Any]) -> None:
     else:
         array = np.ascontiguousarray(pixels.transpose(1, 2, 0))
         np.save((directory / SAMPLE).with_suffix(".npy"), array, allow_pickle=False)
+
+
+def _table(config: DataConfig, task: str, root: Path, out: Path) -> Card:
+    made = table.load(config, task, root)
+    form = made.form
+    warnings = (*schema.check(made.splits, form), *made.notes)
+    task_of(form, root)  # the data must suit it
+    card = Card(
+        source=config.source,
+        form=form,
+        data_hash=cards.data_hash(made.splits, form),
+        counts={name: counted(made.splits[name], form) for name in SPLITS},
+        seed=config.seed,
+        shares={"validation": config.validation, "gate": config.gate, "test": config.test},
+        official_test="test" in made.official,
+        limit=config.limit,
+        duplicates=0,
+        conflicts=(),
+        constant=0,
+        ignored=made.ignored,
+        warnings=warnings,
+        files={Path(config.path).name: made.content},
+        official_validation="validation" in made.official,
+        leaks=made.leaks,
+    )
+    with atomic_directory(out) as directory:
+        for part in SPLITS:
+            save_split(directory, part, made.splits[part])
+        table_card.picture(made.splits["train"], form).save(directory / PICTURE)
+        sample = table_card.sample(made.splits["test"], form)
+        (directory / ROW).write_text(sample, encoding="utf-8")
+        write_json(directory / CARD, card_values(card))
+    return card
 
 
 def card_values(card: Card) -> dict[str, object]:

@@ -18,6 +18,8 @@ from pipelines.tasks.form import Form
 
 SPLITS = ("train", "validation", "gate", "test")
 CARD, PICTURE, SAMPLE = "card.json", "examples.png", "sample.png"
+ROW = "sample.csv"
+"""The sample of a table."""
 EXAMPLES = "examples"
 """What all examples are counted under, where there are no classes."""
 _TENSORS = {"inputs", "targets", "hashes"}

@@ -28,6 +28,9 @@ def check(splits: Mapping[str, Split], form: Form) -> tuple[str, ...]:
     """
     if set(splits) != set(SPLITS):
         raise UserError(f"data: splits must be {', '.join(SPLITS)}, not {', '.join(splits)}")
+    named, classify = form.classes, form.task == CLASSIFICATION
+    if len(set(named)) != len(named) or (classify and len(named) < 2):
+        raise UserError(f"data: at least two different classes are needed, found {list(named)}")
     total = sum(len(split.hashes) for split in splits.values())
     seen: dict[str, str] = {}
     for name in SPLITS:
@@ -48,11 +51,8 @@ def check(splits: Mapping[str, Split], form: Form) -> tuple[str, ...]:
 def _classes(splits: Mapping[str, Split], form: Form) -> tuple[str, ...]:
     """Check the classes, and return warnings."""
     classes = form.classes
-    needed = form.task == CLASSIFICATION
-    if len(set(classes)) != len(classes) or (needed and len(classes) < 2):
-        raise UserError(f"data: at least two different classes are needed, found {list(classes)}")
     present = np.bincount(splits["train"].targets, minlength=len(classes)) > 0
-    if needed and present.sum() < 2:
+    if form.task == CLASSIFICATION and present.sum() < 2:
         only = classes[int(np.argmax(present))]
         raise UserError(f"data: the split train holds examples of one class only ({only})")
     warnings = []

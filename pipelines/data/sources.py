@@ -94,6 +94,8 @@ def read(
 
 
 def _read(config: DataConfig, *, root: Path, downloads: Path) -> Collection:
+    if config.source == "table":
+        raise UserError(f"data.source = {config.source!r}: holds no images")
     size = config.size or SIZES[config.source]
     channels = config.channels or CHANNELS[config.source]
     if config.source != "images" and (channels, config.bits) != (CHANNELS[config.source], 8):

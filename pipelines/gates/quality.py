@@ -178,6 +178,8 @@ def robust(
         finite: Whether every answer was.
         margin: `gates.robustness`.
     """
+    if not errors:
+        return Finding(gate, "pass", None, margin, "there is nothing to disturb")
     shown = list(errors.items())
     if len(shown) > _SHOWN:
         shown = sorted(shown, key=lambda item: -item[1])[:_SHOWN]

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from pipelines.core import tables
 from pipelines.core.config import Params
+from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.data import added, sources
 from pipelines.data.added import Intake
@@ -49,6 +50,11 @@ def add(layout: Layout, params: Params, folder: Path, *, new_class: bool) -> Int
         UserError: If the images are not as they must be; the data then are as they were.
         Unavailable: If the source must be downloaded and no host answers.
     """
+    if params.data.source == "table":
+        raise UserError(
+            f"data.source = 'table': prong data add takes images; append rows to "
+            f"{params.data.path} instead: a row's cells decide its split, so no other row moves"
+        )
     with locked(layout.state / "data.lock"):
         known = sources.read(
             params.data, root=layout.root, downloads=layout.downloads, task=params.task.name

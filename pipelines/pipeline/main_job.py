@@ -175,7 +175,7 @@ def check_data(layout: Layout, params: Params) -> None:
     if not path.exists():
         raise UserError(
             f"data.path = {params.data.path!r}: {path} does not exist; "
-            "allowed: a folder, tar, zip or CSV (relative to the checkout)"
+            "allowed: a folder, tar, zip, CSV or Parquet file (relative to the checkout)"
             f"{'; write the home folder out, not as ~' * params.data.path.startswith('~')}"
         )
     data = path.resolve()
@@ -184,5 +184,5 @@ def check_data(layout: Layout, params: Params) -> None:
         if data.is_relative_to(place) or place.is_relative_to(data):
             raise UserError(
                 f"data.path = {params.data.path!r}: overlaps {made}, which the project fills; "
-                "allowed: a folder, tar, zip or CSV elsewhere, such as data/raw"
+                "allowed: a folder, tar, zip, CSV or Parquet file elsewhere, such as data/raw"
             )

@@ -33,6 +33,7 @@ class Column:
         deviation: Standard deviation of them, above 0; 1 for categories and for a constant column.
         gaps: Whether the training split has missing values; then "it is missing" is a feature.
         categories: Sorted; empty for numbers. The empty text is not among them: it is missing.
+        dates: Whether the table holds dates, which become numbers: days since 1970-01-01, UTC.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Column:
     deviation: float = 1.0
     gaps: bool = False
     categories: tuple[str, ...] = ()
+    dates: bool = False
 
     @property
     def features(self) -> int:

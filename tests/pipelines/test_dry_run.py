@@ -53,7 +53,11 @@ def _modules() -> Iterator[None]:
             [DENSE],
             r"answered the same images differently in evaluation mode",
         ),
-        (f"return self.layer({FLAT} - {FLAT}.mean(0))", [DENSE], r"the answer to one example depends"),
+        (
+            f"return self.layer({FLAT} - {FLAT}.mean(0))",
+            [DENSE],
+            r"the answer to one example depends",
+        ),
         (f"return self.layer({FLAT}).detach()", [DENSE], r"no gradient can be computed: "),
         (
             f"return self.layer({FLAT})",

@@ -126,7 +126,7 @@ def test_the_page_says_what_the_stages_found(layout: Layout) -> None:
     page = page_of(layout)
     evaluation = read_json(layout.reports / "evaluation.json")
     assert f"{evaluation['test_error']:.2f} %" in page.text
-    assert f"{evaluation['errors']} of {evaluation['images']} images wrong" in page.text
+    assert f"{evaluation['errors']} of {evaluation['images']} examples wrong" in page.text
     assert "prong-digits v3" in page.text
     assert "champion is v2" in page.text
     assert SUMMARY.reason in page.text  # escaped, so the angle brackets are text
@@ -209,7 +209,8 @@ def rename(layout: Layout, classes: Sequence[str], pairs: Sequence[tuple[str, st
     """Give the run other classes, as its stages would have left them."""
     card = read_json(layout.prepared / "card.json")
     counts = {split: dict.fromkeys(classes, 0) for split in card["counts"]}
-    write_json(layout.prepared / "card.json", card | {"classes": list(classes), "counts": counts})
+    form = card["form"] | {"classes": list(classes)}
+    write_json(layout.prepared / "card.json", card | {"form": form, "counts": counts})
     write_json(layout.reports / "hardest.json", [])
     with (layout.reports / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)

@@ -37,12 +37,12 @@ def test_every_layer_is_shown_and_the_fold_changes_none(
     leaves = [
         n.removeprefix("body.") for n, m in network.named_modules() if n and not any(m.children())
     ]
-    assert [step.layer for step in found.steps] == ["images", *leaves, "onnx"]
+    assert [step.layer for step in found.steps] == ["input", *leaves, "onnx"]
     assert max(step.difference for step in found.steps) < 1e-5
     with torch.no_grad():
         logits = network(torch.from_numpy(pixels[None]))[0].numpy()
-    np.testing.assert_allclose(list(found.logits.values()), logits, rtol=1e-6)
-    assert found.label == spec.classes[int(logits.argmax())]
+    np.testing.assert_allclose(list(found.raw.values()), logits, rtol=1e-6)
+    assert list(found.raw) == list(spec.form.classes)
     assert found.steps[0].mean == pytest.approx(pixels.mean())
     relu = next(step for step in found.steps if step.kind == "ReLU")
     assert 0 < relu.zeros < 1

@@ -75,7 +75,8 @@ def test_a_file_of_another_network_is_refused(
     trained: Trained, prepared: Path, onnx: Path, small: Params, tmp_path: Path
 ) -> None:
     spec, _ = load(trained("sgd"))
-    other = replace(spec, classes=(*spec.classes, "ten"))
+    form = replace(spec.form, classes=(*spec.form.classes, "ten"))
+    other = replace(spec, form=form, output_shape=(11,))
     network.save(tmp_path / "other", other, network.build(other).state_dict())
     with pytest.raises(UserError, match=r"differ in classes \(10 and 11\).*rerun export"):
         verify(tmp_path / "other", prepared, onnx, small.verify, tmp_path / "out.json")

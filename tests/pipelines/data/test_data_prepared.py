@@ -55,7 +55,10 @@ def test_the_schema_check_finds_what_is_wrong() -> None:
     for bad, message in (
         (dataclasses.replace(good, inputs=good.inputs.astype(np.float32)), "inputs must be uint8"),
         (split([0, 1], size=5), r"uint8 \[2, 1, 4, 4\], not uint8 \[2, 1, 5, 5\]"),
-        (dataclasses.replace(good, targets=good.targets.astype(np.int32)), r"must be int64 \[2\], not int32 \[2\]"),
+        (
+            dataclasses.replace(good, targets=good.targets.astype(np.int32)),
+            r"must be int64 \[2\], not int32 \[2\]",
+        ),
         (dataclasses.replace(good, targets=good.targets[:1]), r"must be int64 \[2\]"),
         (split([0, 2]), "label 2 is not a class; allowed: 0 to 1"),
         (split([-1, 1]), "label -1 is not a class"),

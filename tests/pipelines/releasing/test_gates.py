@@ -212,9 +212,9 @@ def test_the_champion_is_loaded_and_scored_once(
     loaded: list[Path] = []
     begin = Contender.__init__
 
-    def counted(self: Contender, path: Path, split: Split, card: Card) -> None:
+    def counted(self: Contender, path: Path, split: Split, card: Card, checkout: Path) -> None:
         loaded.append(path)
-        begin(self, path, split, card)
+        begin(self, path, split, card, checkout)
 
     monkeypatch.setattr(Contender, "__init__", counted)
     judged_here(made, 2, 1)
@@ -255,9 +255,9 @@ def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path
     from pipelines.evaluation.scoring import error
     from pipelines.systems.onnx.runtime import OnnxModel
 
-    split, classes = load_split(made.layout.prepared, "gate"), load_card(other).classes
+    split, form = load_split(made.layout.prepared, "gate"), load_card(other).form
     model = OnnxModel.load(stored(made.layout, 1), "cpu")
-    assert best(made) == error(model, split, classes).error
+    assert best(made) == error(model, split, form, made.layout.root).error
     # A champion whose file is gone sets no limit.
     assert best(made, []) is None
     assert second.gate_errors > made.gate_errors

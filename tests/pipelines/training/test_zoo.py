@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from pipelines.export.to_onnx import folded, metadata, onnx_bytes
 from pipelines.systems.onnx.model_file import parse
 from pipelines.systems.onnx.operators import not_allowed
 from pipelines.systems.onnx.runtime import OnnxModel
-from pipelines.tasks.classification import Classification
+from pipelines.tasks.by_name import task_of
+from pipelines.tasks.form import RECONSTRUCTION
+from pipelines.tasks.task import Task
 from pipelines.training.network import NetworkSpec, build, plain
 from pipelines.training.zoo.by_name import ZOO
 
@@ -31,7 +34,15 @@ def spec(
 ) -> NetworkSpec:
     names = tuple(f"class {n}" for n in range(classes))
     mean, deviation = (0.4, 0.5, 0.6)[:channels], (0.2, 0.25, 0.3)[:channels]
-    return classifier_spec(method, size, channels, names, mean, deviation, 2, 8, name)
+    found = classifier_spec(method, size, channels, names, mean, deviation, 2, 8, name)
+    if name != "autoencoder":
+        return found
+    form = replace(found.form, task=RECONSTRUCTION)
+    return replace(found, form=form, output_shape=form.input_shape)
+
+
+def task(asked: NetworkSpec) -> Task:
+    return task_of(asked.form, Path())
 
 
 def moved(asked: NetworkSpec) -> tuple[nn.Module, torch.Tensor]:
@@ -46,8 +57,8 @@ def moved(asked: NetworkSpec) -> tuple[nn.Module, torch.Tensor]:
         natural = prong.Reparametrizer(network, optimizer, period=2, samples=12, damping=0.1)
         natural.initialize([images, images], init="balanced")
     for _ in range(3):
-        labels = torch.arange(6) % len(asked.classes)
-        nn.functional.cross_entropy(network(images), labels).backward()
+        labels = torch.arange(6) % len(asked.form.classes)
+        task(asked).loss(network(images), labels, images).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         if natural is not None:
@@ -65,7 +76,7 @@ def fold_is_exact(asked: NetworkSpec) -> tuple[nn.Module, torch.Tensor, torch.Te
     assert not any(isinstance(module, prong.Whitened) for module in simple.modules())
     with torch.no_grad():
         answer = network(images)
-        assert answer.shape == (6, len(asked.classes))
+        assert answer.shape == (6, *task(asked).output_shape)
         assert apart(answer, simple(images)) < 1e-4
         assert apart(answer, network(images.float())) == 0
     return simple, images, answer
@@ -73,8 +84,8 @@ def fold_is_exact(asked: NetworkSpec) -> tuple[nn.Module, torch.Tensor, torch.Te
 
 def onnx_is_exact(asked: NetworkSpec, folder: Path) -> None:
     simple, images, answer = fold_is_exact(asked)
-    card = metadata(asked, Classification(asked.form), SHA, SHA, SHA)
-    content = onnx_bytes(simple, Classification(asked.form), card, 20)
+    card = metadata(asked, task(asked), SHA, SHA, SHA)
+    content = onnx_bytes(simple, task(asked), card, 20)
     assert not_allowed(parse(content)) == []
     path = folder / "model.onnx"
     path.write_bytes(content)
@@ -129,13 +140,22 @@ def test_a_network_has_batch_normalisation_where_the_method_asks_and_it_has_any(
         assert not normalised(method)
 
 
+def test_a_network_is_held_to_the_task() -> None:
+    for name in ("resnet", "mlp"):
+        asked = spec("autoencoder")
+        with pytest.raises(UserError, match=rf"'{name}': it does not return images.*autoencoder"):
+            build(replace(asked, network=name))
+    with pytest.raises(UserError, match=r"'autoencoder': it is for task.name = 'reconstruction'"):
+        build(replace(spec("cnn"), network="autoencoder"))
+
+
 @pytest.mark.parametrize("name", ["vgg", "resnet", "inception", "vit"])
 def test_images_that_are_too_small_are_named(name: str) -> None:
     with pytest.raises(UserError, match=rf"'{name}': images of 7 pixels.*8 or more.*cnn or mlp"):
         build(spec(name, size=7))
 
 
-@pytest.mark.parametrize("name", ["cnn", "mlp"])
+@pytest.mark.parametrize("name", ["cnn", "mlp", "autoencoder"])
 @pytest.mark.parametrize("size", [1, 3])
 def test_others_take_images_of_any_size(name: str, size: int) -> None:
     fold_is_exact(spec(name, size=size))
