@@ -82,15 +82,6 @@ def prepare(
     return card
 
 
-def _save_sample(directory: Path, pixels: NDArray[Any]) -> None:
-    """Write one image [channels, size, size] as a file that is decoded to the same."""
-    if pixels.dtype == np.uint8 and len(pixels) in (1, 3):
-        cards.image(pixels).save(directory / SAMPLE)
-    else:
-        array = np.ascontiguousarray(pixels.transpose(1, 2, 0))
-        np.save((directory / SAMPLE).with_suffix(".npy"), array, allow_pickle=False)
-
-
 def _table(config: DataConfig, task: str, root: Path, out: Path) -> Card:
     made = table.load(config, task, root)
     form = made.form
@@ -122,6 +113,15 @@ def _table(config: DataConfig, task: str, root: Path, out: Path) -> Card:
         (directory / ROW).write_text(sample, encoding="utf-8")
         write_json(directory / CARD, card_values(card))
     return card
+
+
+def _save_sample(directory: Path, pixels: NDArray[Any]) -> None:
+    """Write one image [channels, size, size] as a file that is decoded to the same."""
+    if pixels.dtype == np.uint8 and len(pixels) in (1, 3):
+        cards.image(pixels).save(directory / SAMPLE)
+    else:
+        array = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+        np.save((directory / SAMPLE).with_suffix(".npy"), array, allow_pickle=False)
 
 
 def card_values(card: Card) -> dict[str, object]:

@@ -61,7 +61,8 @@ class Classification(Task):
 
     def trivial(self, targets: Array, inputs: Array) -> NDArray[np.float64]:
         """Return the errors of always answering the most frequent class."""
-        return (targets != np.bincount(targets).argmax()).astype(np.float64)
+        found: NDArray[np.float64] = (targets != np.bincount(targets).argmax()) * 1.0
+        return found
 
     def trivial_told(self, targets: Array) -> str:
         """Return the most frequent class."""
