@@ -20,6 +20,7 @@ run: setup  ## run the main job: prepare … promote
 	@$(BIN)/prong run $(ARGS)
 
 repro: setup  ## the same artefacts by DVC alone
+	@$(BIN)/python -m pipelines.systems.dvc.stage_code
 	@$(BIN)/dvc repro $(ARGS)
 
 test: setup  ## the quick tests, about 6 minutes on 2 cores

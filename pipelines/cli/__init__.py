@@ -1,10 +1,32 @@
 """The commands of the command line."""
 
+import sys
+
+NEEDED = (
+    *("PIL", "mlflow", "model_signing", "numpy", "onnx", "onnxruntime", "pydantic", "OpenSSL"),
+    *("requests", "rich", "ruamel", "sqlalchemy", "typer"),
+    *("cyclonedx", "dvc", "dvc_s3", "fastapi", "jinja2", "matplotlib", "mlxtend", "onnxscript"),
+    *("prefect", "psycopg2", "safetensors"),
+)
+"""What the extras serve and pipeline install, as Python names it."""
+
 
 def main() -> None:
-    """Run the command `prong`; the installed script calls this function."""
-    from pipelines.cli import app
+    """Run the command `prong`; the installed script calls this function.
+
+    The package alone is the method for one's own training loop: it has no command.
+    """
     from pipelines.core.text import print_anything
 
     print_anything()
-    app.main()
+    try:
+        from pipelines.cli import app
+
+        app.main()
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in NEEDED:
+            raise
+        said = f"{missing} is not installed, and this command needs it"
+        print(f"error: {said}: pip install 'prong[pipeline]'", file=sys.stderr)
+        sys.exit(2)

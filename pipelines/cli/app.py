@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.cli import registry_commands
+from pipelines.cli import new_project, registry_commands
 from pipelines.cli.shared_arguments import AsJson, Name
 from pipelines.core.errors import Failed, UserError, disk_error
 from pipelines.core.text import print_anything, shown, shown_lines
@@ -46,6 +46,9 @@ def root(
     ] = False,
 ) -> None:
     """Train by natural gradient, verify, register, promote and serve: one pipeline."""
+
+
+app.command()(new_project.init)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from pipelines.core.errors import UserError, disk_error
 from pipelines.core.paths import Layout
 from pipelines.systems import git
 
-_PACKAGES = ("torch", "mlflow", "dvc", "prefect", "onnx", "onnxruntime-gpu", "numpy")
+_PACKAGES = ("prong", "torch", "mlflow", "dvc", "prefect", "onnx", "onnxruntime-gpu", "numpy")
 _LEAST_FREE = 2 * 2**30
 
 
@@ -46,7 +46,8 @@ def _python() -> Iterator[Check]:
         try:
             yield Check(package, version(package))
         except PackageNotFoundError:
-            yield Check(package, "absent", f"{package} is not installed; run make setup")
+            problem = f"{package} is not installed; pip install 'prong[pipeline]'"
+            yield Check(package, "absent", problem)
 
 
 def _machine() -> Iterator[Check]:
@@ -172,7 +173,7 @@ def findings(layout: Layout | None) -> Iterator[Check]:
     yield from _machine()
     yield from _runtime()
     if layout is None:
-        yield Check("checkout", str(Path.cwd()), "not inside a checkout of the project")
+        yield Check("checkout", str(Path.cwd()), "not inside a project: prong init makes one")
         return
     looks: tuple[Callable[[Layout], Iterator[Check]], ...]
     looks = (_git, _disk, _params, _stages, _registry, _prefect)

@@ -22,6 +22,8 @@ AFRESH = "PRONG_AFRESH"
 """Environment variable: not empty if the stage was forced: a finished training is then not used
 again. An interrupted training still continues."""
 
+PYTHON = "PRONG_PYTHON"
+"""Environment variable: the interpreter that `dvc.yaml` runs the stages with."""
 
 _QUIET = {
     "DO_NOT_TRACK": "true",

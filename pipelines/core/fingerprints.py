@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,20 +10,97 @@ from pipelines.core.config import Params
 from pipelines.core.files import sha256_json, sha256_sources
 from pipelines.core.own_code import is_own, own_hash
 
-SOURCES = (
-    "prong",
-    "pipelines/core/files.py",
-    "pipelines/core/fingerprints.py",
-    "pipelines/core/own_code.py",
-    "pipelines/data",
-    "pipelines/export",
-    "pipelines/systems/onnx/category_inputs.py",
-    "pipelines/systems/onnx/metadata.py",
-    "pipelines/systems/onnx/serialise.py",
-    "pipelines/tasks",
-    "pipelines/training",
-)
-"""The sources that determine a model's bytes; a test compares them with the stages' imports."""
+STAGE_SOURCES: dict[str, tuple[str, ...]] = {
+    "prepare": (
+        "pipelines/core/files.py",
+        "pipelines/core/own_code.py",
+        "pipelines/data",
+        "pipelines/tasks",
+    ),
+    "train": (
+        "pipelines/core/files.py",
+        "pipelines/core/fingerprints.py",
+        "pipelines/core/own_code.py",
+        "pipelines/data/prepared.py",
+        "pipelines/tasks",
+        "pipelines/training",
+        "prong",
+    ),
+    "evaluate": (
+        "pipelines/core/files.py",
+        "pipelines/core/own_code.py",
+        "pipelines/data/prepared.py",
+        "pipelines/evaluation",
+        "pipelines/systems/onnx/metadata.py",
+        "pipelines/tasks",
+        "pipelines/training/network.py",
+        "pipelines/training/row_features.py",
+        "pipelines/training/signature.py",
+        "pipelines/training/zoo",
+        "prong",
+    ),
+    "export": (
+        "pipelines/core/files.py",
+        "pipelines/core/fingerprints.py",
+        "pipelines/core/own_code.py",
+        "pipelines/data",
+        "pipelines/export",
+        "pipelines/systems/onnx/category_inputs.py",
+        "pipelines/systems/onnx/metadata.py",
+        "pipelines/systems/onnx/serialise.py",
+        "pipelines/tasks",
+        "pipelines/training",
+        "prong",
+    ),
+    "verify": (
+        "pipelines/core/files.py",
+        "pipelines/core/fingerprints.py",
+        "pipelines/core/own_code.py",
+        "pipelines/data/prepared.py",
+        "pipelines/export",
+        "pipelines/systems/onnx",
+        "pipelines/tasks",
+        "pipelines/training/network.py",
+        "pipelines/training/row_features.py",
+        "pipelines/training/signature.py",
+        "pipelines/training/zoo",
+        "pipelines/verification",
+        "prong",
+    ),
+}
+"""Stage → files and packages of the source that can change what it makes; a test compares them with
+its imports. Those of `export` determine a model's bytes: its file holds their hash."""
+OWN_CODE: dict[str, tuple[str, ...]] = {
+    "prepare": ("data.source", "task.name"),
+    "train": ("train.network", "train.augment_by", "task.name"),
+    "evaluate": ("task.name",),
+    "export": ("task.name",),
+    "verify": ("task.name",),
+}
+"""Stage → settings of `params.yaml` that may name a function of the user's own."""
+PACKAGES = ("pipelines", "prong")
+
+
+def source_root(root: Path) -> Path:
+    """Return the folder whose sources are at work: a checkout with them, else the installation.
+
+    Args:
+        root: A project, or a checkout of this package itself.
+    """
+    if all((root / name / "__init__.py").is_file() for name in PACKAGES):
+        return root
+    return Path(__file__).resolve().parents[2]
+
+
+def package_hash(root: Path, sources: Sequence[str] = STAGE_SOURCES["export"]) -> str:
+    """Return the hash of the package's sources, without the user's own code.
+
+    Args:
+        root: The project; `source_root` says whose sources count.
+        sources: Which: files and packages, relative to that folder.
+    """
+    base = source_root(root)
+    return sha256_sources([base / name for name in sources], base)
 
 
 def params_hash(params: Params) -> str:
@@ -41,13 +118,13 @@ def code_hash(root: Path, own: Mapping[str, str] | None = None) -> str:
     """Return the hash of the sources that determine a model's bytes.
 
     Args:
-        root: The checkout.
-        own: See `own_code_of`; each function counts with all that it imports in the checkout.
+        root: The project.
+        own: See `own_code_of`; each function counts with all that it imports in the project.
 
     Raises:
         UserError: If the file of such a function is absent or cannot be read.
     """
-    sources = sha256_sources([root / name for name in SOURCES], root)
+    sources = package_hash(root)
     hashes = [own_hash(value, root, key) for key, value in (own or {}).items()]
     return sha256_json([sources, *hashes]) if hashes else sources
 

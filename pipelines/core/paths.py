@@ -34,7 +34,7 @@ class Layout:
                 return cls(folder)
         raise UserError(
             f"{here}: no dvc.yaml and params.yaml here or in a directory above; "
-            "run prong inside a checkout of the project"
+            "run prong inside a project, or make one: prong init"
         )
 
     @property

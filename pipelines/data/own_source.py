@@ -63,7 +63,7 @@ def read(config: DataConfig, *, root: Path, task: str) -> Collection:
             "function yields is no file"
         )
     function = _Function(config, root)
-    taken = _Fitted(config, task, function.said)
+    taken = _Gathered(config, task, function.said)
     with closing(function.examples()) as stream, bar("Reading examples", None) as advance:
         start = list(itertools.islice(stream, _COMPARED))
         with closing(function.examples()) as again:
@@ -221,7 +221,7 @@ def _same(one: tuple[NDArray[Any], Example], other: tuple[NDArray[Any], Example]
     )
 
 
-class _Fitted:
+class _Gathered:
     """The examples so far, fitted."""
 
     def __init__(self, config: DataConfig, task: str, said: str) -> None:

@@ -29,7 +29,7 @@ from pipelines.data.prepared import (
     save_split,
 )
 from pipelines.data.splits import Selection, Shares, assign, select
-from pipelines.tasks.by_name import task_of
+from pipelines.tasks.named import task_of
 from pipelines.tasks.form import CLASSIFICATION, RECONSTRUCTION, REGRESSION, Form, Value
 
 

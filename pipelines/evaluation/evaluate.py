@@ -17,7 +17,7 @@ from pipelines.core.errors import UserError
 from pipelines.core.files import write_json, write_text
 from pipelines.data.prepared import Split, load_card, load_split
 from pipelines.systems.onnx.metadata import require_fit
-from pipelines.tasks.by_name import task_of
+from pipelines.tasks.named import task_of
 from pipelines.tasks.task import Task
 from pipelines.training.network import load
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipelines.core.errors import UserError
 from pipelines.data.prepared import Split
 from pipelines.systems.onnx.runtime import OnnxModel
-from pipelines.tasks.by_name import task_of
+from pipelines.tasks.named import task_of
 from pipelines.tasks.columns import recode
 from pipelines.tasks.form import RECONSTRUCTION, Form
 

@@ -27,7 +27,7 @@ from pipelines.systems.onnx.metadata import (
     require_fit,
 )
 from pipelines.systems.onnx.serialise import to_bytes
-from pipelines.tasks.by_name import task_of
+from pipelines.tasks.named import task_of
 from pipelines.tasks.form import Form
 from pipelines.tasks.task import Task
 from pipelines.training.network import NetworkSpec, load

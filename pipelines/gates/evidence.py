@@ -33,7 +33,7 @@ from pipelines.systems.onnx.model_file import (
 )
 from pipelines.systems.onnx.operators import not_allowed
 from pipelines.systems.onnx.runtime import OnnxModel, OutOfMemory
-from pipelines.tasks.by_name import task_of
+from pipelines.tasks.named import task_of
 from pipelines.tasks.task import Task
 
 T = TypeVar("T")

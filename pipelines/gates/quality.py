@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipelines.gates.finding import Finding, held_to, one_line
 from pipelines.tasks.interval import images_needed, upper_bound
-from pipelines.tasks.task import Part, Task
+from pipelines.tasks.task import Subset, Task
 
 Errors = NDArray[np.float64]
 """The error of each example: [n]; see `pipelines.tasks.task.Task`."""
@@ -112,7 +112,7 @@ def classes(
     task: Task,
     errors: Errors,
     champion_errors: Errors | None,
-    parts: Sequence[Part],
+    parts: Sequence[Subset],
     margin: float,
 ) -> Finding:
     """Does every class, or part of the data, keep its answers?

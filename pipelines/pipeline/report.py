@@ -16,7 +16,7 @@ from pipelines.data.card import describe
 from pipelines.data.prepared import SPLITS, Card, load_card
 from pipelines.gates.finding import Finding
 from pipelines.pipeline.panels import MATRIX_CLASSES, data_uri, panels, read_json_of, read_table_of
-from pipelines.tasks.by_name import task_of
+from pipelines.tasks.named import task_of
 
 _LAYERS = 12  # with charts of their own; the table lists all
 

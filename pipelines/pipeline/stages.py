@@ -21,6 +21,7 @@ from pipelines.core.files import write_json
 from pipelines.core.params_file import load
 from pipelines.core.paths import Layout
 from pipelines.core.text import print_anything, shown, shown_lines
+from pipelines.systems.dvc.stage_code import note_code
 from pipelines.systems.processes import end_with_keeper, exit_on_sigterm
 
 
@@ -39,11 +40,9 @@ def train(layout: Layout, params: Params) -> None:
 
     What cannot be trained or released says so before.
     """
-    from pipelines.systems.dvc.network_code import note_network_code
     from pipelines.training.launch import train
     from pipelines.verification.dry_run import dry_run
 
-    note_network_code(layout.root)  # DVC may have been called by hand
     for line in dry_run(layout, params).lines():
         print(f"  train: {shown(line)}", flush=True)
     train(layout, params, afresh=bool(os.environ.get(AFRESH)))
@@ -102,6 +101,7 @@ def run(name: str, layout: Layout) -> None:
         raise UserError(f"stage {name!r}: unknown; allowed: {', '.join(STAGES)}")
     try:
         set_up(layout)  # DVC may have been called by hand
+        note_code(layout.root)
         STAGES[name](layout, load(layout.params))
     except OSError as error:
         mended = disk_error(error)

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, sha256_file
-from pipelines.core.fingerprints import code_hash, own_code_of, training_hash
+from pipelines.core.fingerprints import code_hash, own_code_of, package_hash, training_hash
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
 from pipelines.systems import git
@@ -95,9 +95,9 @@ def lineage(layout: Layout, params: Params) -> dict[str, str]:
 
     Returns:
         `git_commit`, `git_dirty`, hashes (`dvc_lock_sha256`, `data_hash`, `params_hash`,
-        `code_hash`, `training_hash`, `onnx_sha256`), `python` and package versions, `platform`,
-        and of the training `device`, `gpu`, `cuda`, `driver`, `seed`, `world_size`, `method`;
-        `unknown` where it cannot be known.
+        `code_hash`, `package_hash`, `training_hash`, `onnx_sha256`), `python` and package
+        versions, `platform`, and of the training `device`, `gpu`, `cuda`, `driver`, `seed`,
+        `world_size`, `method`; `unknown` where it cannot be known.
 
     Raises:
         UserError: If the data card or the ONNX file is absent, or a report is damaged.
@@ -112,6 +112,7 @@ def lineage(layout: Layout, params: Params) -> dict[str, str]:
         "data_hash": load_card(layout.prepared).data_hash,
         "params_hash": params.hash(),
         "code_hash": code_hash(layout.root, own_code_of(params)),
+        "package_hash": package_hash(layout.root),
         "training_hash": training_hash(load_card(layout.prepared).data_hash, params, layout.root),
         "onnx_sha256": sha256_file(layout.onnx),
         "opset": str(params.export.opset),

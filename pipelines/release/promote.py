@@ -302,7 +302,7 @@ def _query(layout: Layout, statement: Statement) -> None:
 
     from pipelines.registry import version_files
     from pipelines.systems.onnx.runtime import OnnxModel
-    from pipelines.tasks.by_name import task_of
+    from pipelines.tasks.named import task_of
     from pipelines.tasks.examples import examples
 
     model = OnnxModel.load(version_files.released_file(layout, statement), "cpu")

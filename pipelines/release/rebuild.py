@@ -21,8 +21,10 @@ from typing import Any
 
 from pipelines.core.errors import Failed, UserError
 from pipelines.core.files import read_json, sha256_file
+from pipelines.core.fingerprints import code_hash, own_code_of, package_hash, source_root
+from pipelines.core.params_file import load
 from pipelines.core.paths import Layout
-from pipelines.provenance.lineage import UNKNOWN
+from pipelines.provenance.lineage import UNKNOWN, versions
 from pipelines.registry.versions import LINEAGE, METRIC, Version, number
 from pipelines.release.audit import differing_packages, is_commit, kept_file
 from pipelines.systems import git
@@ -126,12 +128,14 @@ def rebuild(
         say: Called with each line of progress.
 
     Raises:
-        UserError: If commit or parameters are not to be had.
+        UserError: If commit or parameters are not to be had, or another package made the version.
         Failed: If a stage fails.
         Unavailable: If the registry does not answer.
     """
     made = version.under(LINEAGE)
     commit, name = made.get("git_commit", UNKNOWN), f"{version.model} version {version.number}"
+    if commit == UNKNOWN:
+        raise UserError(f"{name}: its commit is unknown: it was made before the first commit")
     if not is_commit(commit) or git.ask(layout.root, "cat-file", "-t", commit) is None:
         raise UserError(
             f"{name}: its commit {commit!r} is not in this repository; fetch it, or rebuild where "
@@ -150,6 +154,7 @@ def rebuild(
         with _worktree(layout, commit, f"{version.model}-v{version.number}", keep) as root:
             say(f"{name}: commit {commit[:12]} in {root}")
             shutil.copyfile(params, root / "params.yaml")
+            _same_package(root, made, name)
             _raw(layout, root)
             missing = _data(layout, root, lock, "data/prepared")
             if missing:
@@ -159,6 +164,25 @@ def rebuild(
             for stage in STAGES:
                 _stage(root, stage, say)
             return _compare(Layout(root), version, tuple(warnings))
+
+
+def _same_package(root: Path, made: dict[str, str], name: str) -> None:
+    """Refuse to make other bytes with another package; a commit with sources has its own."""
+    if source_root(root) == root:
+        return
+    here, then = package_hash(root), made.get("package_hash")
+    if then is None:  # registered before this was recorded
+        here = code_hash(root, own_code_of(load(root / "params.yaml")))
+        then = made.get("code_hash", UNKNOWN)
+    if here == then:
+        return
+    was, now = made.get("prong", UNKNOWN), versions()["prong"]
+    wanted = f"pip install 'prong[pipeline]=={was}'" if was != now else "install that build of it"
+    raise UserError(
+        f"{name}: prong {was} with the code {then[:12]} made it, and prong {now} with the code "
+        f"{here[:12]} is installed, which would make other bytes; {wanted}, in an environment of "
+        "its own, and rebuild there"
+    )
 
 
 def _raw(layout: Layout, root: Path) -> None:

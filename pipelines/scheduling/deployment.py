@@ -16,7 +16,8 @@ from pipelines.systems.prefect.deployed_flows import DeploymentResponse
 from pipelines.systems.prefect.schedules import CronSchedule
 
 FLOW = SCHEDULED
-ENTRYPOINT = "pipelines/scheduling/flow.py:scheduled"
+ENTRYPOINT = "pipelines.scheduling.flow.scheduled"
+"""By module, so that it is found where the package is installed as well as in a checkout."""
 NAME, POOL = "retrain", "prong"
 """What a deployment and its work pool are called unless told otherwise; as in prefect.yaml."""
 COMMAND = "-m pipelines.scheduling.engine"
@@ -108,7 +109,7 @@ def deploy(layout: Layout, name: str, schedule: CronSchedule, pool: str) -> tupl
         kind = ensure_pool(client, pool)
         before = deployed_flows.find(client, FLOW, name)
         job = _job(layout, kind)
-        same = before is not None and before.job_variables == job
+        same = before is not None and (before.job_variables, before.entrypoint) == (job, ENTRYPOINT)
         if before is not None and same and _plan(before) == wanted:
             return wanted, False
         deployed_flows.deploy_flow(

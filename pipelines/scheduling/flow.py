@@ -171,6 +171,11 @@ def work(layout: Layout, params: Params, name: str) -> Outcome:
     os.environ["MLFLOW_DEFAULT_ARTIFACT_ROOT"] = tracking.artifact_root(layout)
     os.environ["MLFLOW_TRACKING_URI"] = tracking.tracking_uri(layout)
     commit = lineage.commit(layout.root)
+    if commit == lineage.UNKNOWN:
+        raise UserError(
+            f"{layout.root}: a scheduled run works on a commit, and there is none; make one: "
+            "git add -A && git commit"
+        )
     tree = worktree(layout, deployment=name, params=params, commit=commit)
     check_data(tree, params)
     versioning.ensure(tree.root, "prepare")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.tasks.task import Array, Metric, Part, Task, must, quarters, resampled_metric
+from pipelines.tasks.task import Array, Metric, Subset, Task, must, quarters, resampled_metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,7 +88,7 @@ class Regression(Task):
                 )
         return found
 
-    def parts(self, targets: Array, inputs: Array) -> list[Part]:
+    def parts(self, targets: Array, inputs: Array) -> list[Subset]:
         """Return the parts by column, and by quarters of each value."""
         found = super().parts(targets, inputs)
         for at, value in enumerate(self.form.values):

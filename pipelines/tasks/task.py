@@ -48,7 +48,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """Some examples of a split that are looked at on their own, such as those of one class.
 
     Attributes:
@@ -169,15 +169,15 @@ class Task(ABC):
         """
         return [mean_metric("error", 100 * self.score(raw, targets, inputs), "%")]
 
-    def parts(self, targets: Array, inputs: Array) -> list[Part]:
+    def parts(self, targets: Array, inputs: Array) -> list[Subset]:
         """Return the parts of a split that are reported and held to the gate `classes`."""
         found = []
         if self.form.classes:
-            found += [Part(c, targets == at) for at, c in enumerate(self.form.classes)]
+            found += [Subset(c, targets == at) for at, c in enumerate(self.form.classes)]
         for at in self.form.categories:
             column = self.form.columns[at]
             for place, name in enumerate(column.categories[:_MOST_PARTS]):
-                found.append(Part(f"{column.name} = {name}", inputs[:, at] == place + 2))
+                found.append(Subset(f"{column.name} = {name}", inputs[:, at] == place + 2))
         for at in self.form.numbers:
             found += quarters(self.form.columns[at].name, inputs[:, at])
         return found
@@ -218,7 +218,7 @@ class Task(ABC):
 _MOST_PARTS = 20  # categories of a column that are looked at one by one
 
 
-def quarters(name: str, values: NDArray[np.float64]) -> list[Part]:
+def quarters(name: str, values: NDArray[np.float64]) -> list[Subset]:
     """Return four parts with about equally many examples each, by a number; and the missing ones.
 
     Args:
@@ -232,9 +232,9 @@ def quarters(name: str, values: NDArray[np.float64]) -> list[Part]:
         for low, high in pairwise(edges.tolist()):
             last = high == float(edges[-1])
             inside = there & (values >= low) & ((values <= high) if last else (values < high))
-            found.append(Part(f"{name} {low:.4g} to {high:.4g}", inside))
+            found.append(Subset(f"{name} {low:.4g} to {high:.4g}", inside))
     if not there.all():
-        found.append(Part(f"{name} missing", ~there))
+        found.append(Subset(f"{name} missing", ~there))
     return found
 
 

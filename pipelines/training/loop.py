@@ -18,7 +18,7 @@ from pipelines.core import faults
 from pipelines.core.config import TrainConfig
 from pipelines.core.errors import UserError
 from pipelines.data.prepared import load_card, load_split
-from pipelines.tasks.by_name import task_of
+from pipelines.tasks.named import task_of
 from pipelines.training import batches, methods, network
 from pipelines.training import resumed_state as state
 from pipelines.training.augmentation import augmentation

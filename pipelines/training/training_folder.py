@@ -18,7 +18,8 @@ import torch
 
 from pipelines.core.config import TrainConfig
 from pipelines.core.errors import UserError
-from pipelines.core.files import read_json, sha256_json, sha256_sources, write_json
+from pipelines.core.files import read_json, sha256_json, write_json
+from pipelines.core.fingerprints import package_hash
 from pipelines.core.own_code import own_hash
 from pipelines.core.waiting import wait_until
 from pipelines.systems.locks import let_go, take, take_shared
@@ -40,7 +41,7 @@ def name(config: TrainConfig, data_hash: str, root: Path) -> str:
         root: The checkout with the code.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in _ANEW}
-    code = sha256_sources([root / "prong", root / "pipelines/training"], root)
+    code = package_hash(root, ("prong", "pipelines/tasks", "pipelines/training"))
     own = [
         own_hash(config.network, root, "train.network"),
         own_hash(config.augment_by, root, "train.augment_by"),

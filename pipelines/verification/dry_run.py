@@ -31,7 +31,7 @@ from pipelines.export.to_onnx import folded, metadata, onnx_bytes
 from pipelines.systems.onnx.model_file import parse
 from pipelines.systems.onnx.operators import not_allowed
 from pipelines.systems.onnx.runtime import OnnxModel
-from pipelines.tasks.by_name import task_of
+from pipelines.tasks.named import task_of
 from pipelines.tasks.examples import examples
 from pipelines.tasks.form import CLASSIFICATION
 from pipelines.training import augmentation

@@ -130,8 +130,7 @@ def make(root: Path) -> Checkout:
         ".dvc/.gitignore",
         "data/raw/.gitkeep",
         "data/added/.gitkeep",
-        "data/code/prepare/.gitkeep",
-        "data/code/train/.gitkeep",
+        "data/code/.gitkeep",
         "pyproject.toml",
     ):
         shutil.copy(SOURCE / name, root / name)

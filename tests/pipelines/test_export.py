@@ -132,7 +132,9 @@ def test_only_parameters_that_determine_bytes_are_hashed(small: Params) -> None:
 
 def test_the_code_hash_follows_the_sources(tmp_path: Path) -> None:
     for name in (
+        "prong/__init__.py",
         "prong/a.py",
+        "pipelines/__init__.py",
         "pipelines/export/to_onnx.py",
         "pipelines/systems/onnx/metadata.py",
         "pipelines/cli/app.py",

@@ -66,6 +66,7 @@ def test_the_bytes_come_out_again_and_nothing_is_left(checkout: Checkout) -> Non
     done = checkout.prong("rebuild", "champion")
     assert done.code == 0, done.out + done.err
     assert "the same bytes" in done.out
+    assert "data: made anew" not in done.out  # but restored
     assert list((checkout.root / ".prong/rebuild").iterdir()) == []
     assert len(checkout.run("git", "worktree", "list").out.splitlines()) == 1
     walked = checkout.prong("lineage", "1", "--json")

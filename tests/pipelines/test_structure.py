@@ -17,7 +17,7 @@ import pytest
 from dvc.stage.cache import _get_cache_hash
 from ruamel.yaml import YAML
 
-from pipelines.core.fingerprints import SOURCES
+from pipelines.core.fingerprints import STAGE_SOURCES
 from pipelines.pipeline import main_job as flow
 from pipelines.pipeline import stages
 
@@ -100,20 +100,27 @@ def _covers(entries: Sequence[str], path: str) -> bool:
 
 @pytest.mark.parametrize("stage", STEPS)
 def test_a_stage_depends_on_every_source_that_it_is_made_of(stage: str) -> None:
-    declared = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"][stage]["deps"]
-    sources = _sources(stage)
+    declared, sources = STAGE_SOURCES[stage], _sources(stage)
     assert [path for path in sorted(sources) if not _covers(declared, path)] == []
     # And on no other, but that the ONNX file carries the hash of all that a model is made of.
-    own = [entry for entry in declared if entry.split("/")[0] in ("prong", "pipelines")]
-    spare = [entry for entry in own if not any(_covers([entry], path) for path in sources)]
+    spare = [entry for entry in declared if not any(_covers([entry], path) for path in sources)]
     assert spare == []
+    assert list(declared) == sorted(declared)
+
+
+def test_dvc_depends_on_each_stages_hash_of_code_and_on_no_source() -> None:
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    assert list(stages) == list(STEPS) == list(STAGE_SOURCES)
+    for name, stage in stages.items():
+        deps = stage["deps"]
+        assert [dep for dep in deps if "code" in dep] == [f"data/code/{name}.json"]
+        assert not [dep for dep in deps if dep.startswith(("prong", "pipelines"))]
 
 
 def test_the_code_hash_covers_every_source_of_a_models_bytes() -> None:
-    declared = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]["export"]["deps"]
     for stage in ("prepare", "train", "export"):
-        assert [p for p in sorted(_sources(stage)) if not _covers(SOURCES, p)] == []
-    assert [name for name in SOURCES if name not in declared] == []
+        missing = [p for p in sorted(_sources(stage)) if not _covers(STAGE_SOURCES["export"], p)]
+        assert missing == []
 
 
 def _lint(root: Path) -> subprocess.CompletedProcess[str]:

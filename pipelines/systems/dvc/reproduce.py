@@ -33,13 +33,13 @@ from dvc.stage.exceptions import StageCmdFailedError
 from dvc_data.hashfile.build import IgnoreInCollectedDirError, build
 from dvc_data.hashfile.db import HashFileDB
 
-from pipelines.core.environment import AFRESH, RECORD, forget_repository
+from pipelines.core.environment import AFRESH, PYTHON, RECORD, forget_repository
 from pipelines.core.errors import Failed, Unavailable, UserError, disk_error
 from pipelines.core.files import read_json, write_json
 from pipelines.core.paths import Layout
 from pipelines.core.text import shown_lines
-from pipelines.systems.dvc.network_code import note_network_code
 from pipelines.systems.dvc.site_cache import private_site_cache
+from pipelines.systems.dvc.stage_code import note_code
 from pipelines.systems.processes import end_with_keeper, exit_on_sigterm, process_start, run_group
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ class StageResult:
 
 @contextmanager
 def open_repo(root: Path) -> Iterator[Repo]:
-    """Open the checkout at `root` for DVC, which is to be quiet, and is told of own code.
+    """Open the checkout at `root` for DVC, which is to be quiet, and is told of the code.
 
     Raises:
         UserError: If another user may write where DVC keeps its caches.
@@ -87,7 +87,7 @@ def open_repo(root: Path) -> Iterator[Repo]:
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
     private_site_cache(Layout(root).state)
     forget_repository(os.environ)
-    note_network_code(root)
+    note_code(root)
     dvc.logger.setup(level=logging.CRITICAL)
     config = None if (root / ".git").exists() else {"core": {"no_scm": True}}
     with Repo(str(root), config=config) as repo:
@@ -163,12 +163,11 @@ def _md5(path: Path) -> str:
 
 def damaged_outputs(repo: Repo, stage: str) -> list[Path]:
     """Return the outputs of a stage that are absent or differ from what `dvc.lock` says."""
-    found = []
-    for out in _outputs(repo, stage):
-        path = Path(out.fs_path)
-        if not path.exists() or out.hash_info.value != _md5(path):
-            found.append(path)
-    return found
+    return [
+        path
+        for out in _outputs(repo, stage)
+        if not (path := Path(out.fs_path)).exists() or out.hash_info.value != _md5(path)
+    ]
 
 
 def up_to_date(root: Path, stage: str) -> bool:
@@ -269,8 +268,9 @@ def restore(root: Path, path: str, *, cache_of: Path) -> str | None:
     Returns:
         None, or why it could not be done.
     """
-    cache, no_git = str(caches(cache_of)[0]), not (root / ".git").exists()
-    config: dict[str, Any] = {"cache": {"dir": cache}, "core": {"no_scm": no_git}}
+    cache = str(caches(cache_of)[0].parents[1])  # DVC adds files/md5 itself
+    config: dict[str, Any] = {"cache": {"dir": cache}}
+    config["core"] = {"no_scm": not (root / ".git").exists()}
     try:
         with Repo(str(root), config=config) as repo:
             repo.checkout([str(root / path)], force=True)
@@ -288,7 +288,8 @@ def _run(root: Path, stage: str, force: bool) -> StageOutcome:
     with tempfile.TemporaryDirectory(prefix="prong-") as folder:
         record = Path(folder) / "record.json"
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        env = {**os.environ, "PATH": path, RECORD: str(record), AFRESH: "1" if force else ""}
+        env = {**os.environ, "PATH": path, PYTHON: sys.executable}
+        env |= {RECORD: str(record), AFRESH: "1" if force else ""}
         command = [sys.executable, "-m", "pipelines.systems.dvc.reproduce", str(root), stage]
         code = run_group(command + ["force"] * force, cwd=root, env=env)
         said: dict[str, Any] = read_json(record) if record.exists() else {}

@@ -91,7 +91,7 @@ def test_a_folder_and_its_tar_give_the_same_images(
     )
     assert len(whole.ignored) == len(packed.ignored) == 1
     assert np.array_equal(
-        whole.inputs[np.argsort(whole.hashes)], packed.images[np.argsort(packed.hashes)]
+        whole.images[np.argsort(whole.hashes)], packed.images[np.argsort(packed.hashes)]
     )
     assert packed.files == {
         "pictures.tar": hashlib.sha256((tmp_path / "pictures.tar").read_bytes()).hexdigest()

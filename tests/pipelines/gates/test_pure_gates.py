@@ -16,7 +16,7 @@ from pipelines.gates.provenance import KNOWN, PRESENT, StoredFile
 from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.tasks.classification import Classification
 from pipelines.tasks.interval import upper_bound
-from pipelines.tasks.task import Part
+from pipelines.tasks.task import Subset
 
 SHA = "a" * 64
 MADE_FROM = {**dict.fromkeys(KNOWN, "x"), **dict.fromkeys(PRESENT, "unknown"), "onnx_sha256": SHA}
@@ -51,7 +51,7 @@ def classes(
     names: Sequence[str],
     margin: float,
 ) -> Finding:
-    parts = [Part(name, labels == at) for at, name in enumerate(names)]
+    parts = [Subset(name, labels == at) for at, name in enumerate(names)]
     return quality.classes(TASK, new, old, parts, margin)
 
 

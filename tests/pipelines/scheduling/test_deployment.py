@@ -190,11 +190,11 @@ def test_prefect_yaml_declares_what_prong_schedule_makes() -> None:
     assert one["entrypoint"] == deployment.ENTRYPOINT
     assert one["work_pool"]["job_variables"]["command"].endswith(deployment.COMMAND)
     assert declared["prefect-version"] == version("prefect")
-    path, _, name = deployment.ENTRYPOINT.partition(":")
-    assert (SOURCE / path).is_file()
+    module, _, name = deployment.ENTRYPOINT.rpartition(".")
     from pipelines.scheduling.flow import scheduled
 
-    assert (name, scheduled.name) == (scheduled.fn.__name__, FLOW)
+    assert (module, name) == (scheduled.fn.__module__, scheduled.fn.__name__)
+    assert scheduled.name == FLOW
     for when in one["schedules"]:
         assert schedule(when["cron"], when["timezone"])
 

@@ -20,7 +20,7 @@ from pipelines.core.files import read_json
 from pipelines.core.fingerprints import code_hash, own_code_of
 from pipelines.data.prepare import prepare
 from pipelines.data.prepared import load_card
-from pipelines.systems.dvc.network_code import FILE, note_network_code
+from pipelines.systems.dvc.stage_code import note_code
 from pipelines.training import augmentation, batches, network, training_folder
 
 ROOT = Path(__file__).parents[3]
@@ -169,12 +169,12 @@ def test_its_code_is_part_of_every_name_and_of_no_network(checkout: Path) -> Non
 
     def names() -> list[str]:
         (checkout / "params.yaml").write_text(f"train:\n  augment_by: {params.train.augment_by}\n")
-        note_network_code(checkout)
+        note_code(checkout)
         return [
             code_hash(checkout, own_code_of(params)),
             training_folder.name(params.train, card.data_hash, checkout),
             network.describe(params.train, card, checkout / "data").augmentation,
-            read_json(checkout / FILE)["train.augment_by"],
+            read_json(checkout / "data/code/train.json")["train.augment_by"],
         ]
 
     before = names()

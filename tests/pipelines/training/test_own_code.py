@@ -14,7 +14,7 @@ from pipelines.core.errors import UserError
 from pipelines.core.files import read_json
 from pipelines.core.fingerprints import code_hash, training_hash
 from pipelines.data.prepared import load_card
-from pipelines.systems.dvc.network_code import FILE, note_network_code
+from pipelines.systems.dvc.stage_code import FOLDER, note_code
 from pipelines.training import network, training_folder
 
 ROOT = Path(__file__).parents[3]
@@ -67,13 +67,13 @@ def test_every_hash_sees_a_change_of_what_is_imported_and_of_nothing_else(
 
     def hashes() -> list[str]:
         (tmp_path / "params.yaml").write_text(f"train:\n  network: {code.value}\n")
-        note_network_code(tmp_path)
+        note_code(tmp_path)
         return [
             code_hash(tmp_path, {"train.network": code.value}),
             training_hash(card.data_hash, params, tmp_path),
             training_folder.name(params.train, card.data_hash, tmp_path),
             network.describe(params.train, card, tmp_path).code,
-            read_json(tmp_path / FILE)[KEY],
+            read_json(tmp_path / FOLDER / "train.json")[KEY],
         ]
 
     before = hashes()
@@ -91,11 +91,11 @@ def test_every_hash_sees_a_change_of_what_is_imported_and_of_nothing_else(
 def test_the_file_for_dvc_is_left_alone_if_nothing_changed_and_never_fails(tmp_path: Path) -> None:
     for text in ("train: [", "train: 3", "", "train:\n  network: no_such:thing\n"):
         (tmp_path / "params.yaml").write_text(text)
-        note_network_code(tmp_path)
-    assert "no such file" in read_json(tmp_path / FILE)[KEY]
-    before = (tmp_path / FILE).stat().st_mtime_ns
-    note_network_code(tmp_path)
-    assert (tmp_path / FILE).stat().st_mtime_ns == before
+        note_code(tmp_path)
+    assert "no such file" in read_json(tmp_path / FOLDER / "train.json")[KEY]
+    before = (tmp_path / FOLDER / "train.json").stat().st_mtime_ns
+    note_code(tmp_path)
+    assert (tmp_path / FOLDER / "train.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(
