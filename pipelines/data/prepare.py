@@ -29,8 +29,8 @@ from pipelines.data.prepared import (
     save_split,
 )
 from pipelines.data.splits import Selection, Shares, assign, select
-from pipelines.tasks.named import task_of
 from pipelines.tasks.form import CLASSIFICATION, RECONSTRUCTION, REGRESSION, Form, Value
+from pipelines.tasks.named import task_of
 
 
 def prepare(

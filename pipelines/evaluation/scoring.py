@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from pipelines.core.errors import UserError
 from pipelines.data.prepared import Split
 from pipelines.systems.onnx.runtime import OnnxModel
-from pipelines.tasks.named import task_of
 from pipelines.tasks.columns import recode
 from pipelines.tasks.form import RECONSTRUCTION, Form
+from pipelines.tasks.named import task_of
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from pipelines.systems.onnx.metadata import (
     require_fit,
 )
 from pipelines.systems.onnx.serialise import to_bytes
-from pipelines.tasks.named import task_of
 from pipelines.tasks.form import Form
+from pipelines.tasks.named import task_of
 from pipelines.tasks.task import Task
 from pipelines.training.network import NetworkSpec, load
 
@@ -63,7 +63,8 @@ class Released(nn.Module):
         form = self.task.form
         if form.kind == "images":
             return given[0]
-        order = torch.tensor((*form.numbers, *form.categories)).argsort()
+        given_at = {column: at for at, column in enumerate((*form.numbers, *form.categories))}
+        order = [given_at[column] for column in range(len(form.columns))]
         return torch.cat([part.double() for part in given], dim=1)[:, order]
 
 
@@ -167,7 +168,7 @@ def _example(form: Form, name: str) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's note that torchvision is missing, and one deprecation warning."""
+    """Silence the exporter's note that torchvision is missing, and two warnings of no concern."""
     level = _REGISTRATION.level
     _REGISTRATION.setLevel(logging.ERROR)
     try:
@@ -175,6 +176,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings(
                 "ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning
             )
+            # Of a table both inputs have the one batch, which is what is meant.
+            warnings.filterwarnings("ignore", r".*The axis name: batch will not be used")
             yield
     finally:
         _REGISTRATION.setLevel(level)

@@ -44,7 +44,7 @@ TEMPLATES: dict[str, Template] = {
     ),
     "table": Template(
         summary="a model of a table",
-        asked="data/raw/table.csv",
+        asked="data/prepared/sample.csv",
         notes=(
             "Before the first run, put the table into `data/raw/table.csv`. Its last column is "
             "predicted from the others; `data.target` names another one.",

@@ -302,8 +302,8 @@ def _query(layout: Layout, statement: Statement) -> None:
 
     from pipelines.registry import version_files
     from pipelines.systems.onnx.runtime import OnnxModel
-    from pipelines.tasks.named import task_of
     from pipelines.tasks.examples import examples
+    from pipelines.tasks.named import task_of
 
     model = OnnxModel.load(version_files.released_file(layout, statement), "cpu")
     raw, answers = model.both(examples(model.form, 3))

@@ -15,8 +15,8 @@ from pipelines.data.card import image
 from pipelines.data.images import decode
 from pipelines.data.read_rows import read_rows
 from pipelines.systems.onnx.runtime import OnnxModel
-from pipelines.tasks.named import task_of
 from pipelines.tasks.form import CLASSIFICATION, RECONSTRUCTION, Form
+from pipelines.tasks.named import task_of
 
 _BATCH = 256
 

@@ -24,8 +24,8 @@ from pipelines.core.errors import UserError
 from pipelines.core.files import atomic_path, write_json
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import Card
-from pipelines.tasks.named import task_code, task_of
 from pipelines.tasks.form import Form
+from pipelines.tasks.named import task_code, task_of
 from pipelines.training.row_features import RowFeatures
 from pipelines.training.signature import NetworkSignature
 from pipelines.training.zoo.by_name import KEY, make

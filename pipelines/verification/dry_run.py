@@ -31,9 +31,9 @@ from pipelines.export.to_onnx import folded, metadata, onnx_bytes
 from pipelines.systems.onnx.model_file import parse
 from pipelines.systems.onnx.operators import not_allowed
 from pipelines.systems.onnx.runtime import OnnxModel
-from pipelines.tasks.named import task_of
 from pipelines.tasks.examples import examples
 from pipelines.tasks.form import CLASSIFICATION
+from pipelines.tasks.named import task_of
 from pipelines.training import augmentation
 from pipelines.training.network import BODY, NetworkSpec, build, describe
 from pipelines.training.zoo.by_name import KEY, ZOO

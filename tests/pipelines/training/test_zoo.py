@@ -20,8 +20,8 @@ from pipelines.export.to_onnx import folded, metadata, onnx_bytes
 from pipelines.systems.onnx.model_file import parse
 from pipelines.systems.onnx.operators import not_allowed
 from pipelines.systems.onnx.runtime import OnnxModel
-from pipelines.tasks.named import task_of
 from pipelines.tasks.form import RECONSTRUCTION
+from pipelines.tasks.named import task_of
 from pipelines.tasks.task import Task
 from pipelines.training.network import NetworkSpec, build, plain
 from pipelines.training.zoo.by_name import ZOO
