@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.cli import new_project, registry_commands
+from pipelines.cli.search_command import search
 from pipelines.cli.shared_arguments import AsJson, Name
 from pipelines.core.errors import Failed, UserError, disk_error
 from pipelines.core.text import print_anything, shown, shown_lines
@@ -81,6 +82,7 @@ def join() -> None:
     print("the training has ended")
 
 
+app.command()(search)
 app.command()(registry_commands.models)
 app.command()(registry_commands.gates)
 

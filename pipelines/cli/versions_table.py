@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pipelines.core import tables
 from pipelines.gates.finding import blocked, from_tags
 from pipelines.registry.versions import LINEAGE, METRIC, Version, number
+from pipelines.training.start_files import parsed
 
 _COLUMNS = ("version", "alias", "test error", "gate error", "gates", "parity", "commit", "data")
 
@@ -14,7 +15,13 @@ _COLUMNS = ("version", "alias", "test error", "gate error", "gates", "parity", "
 def show_versions(model: str, rows: Sequence[Version]) -> None:
     """Print versions as a table."""
     console = tables.console()
-    console.print(tables.table((*_COLUMNS, "when"), map(_cells, rows), title=model))
+    starts = [parsed(row.under(LINEAGE).get("started_from", "")) for row in rows]
+    columns, cells = [*_COLUMNS, "when"], [[*_cells(row)] for row in rows]
+    if any(starts):
+        columns.insert(-1, "started from")
+        for row, start in zip(cells, starts, strict=True):
+            row.insert(-1, f"v{start[0]}" if start else "")
+    console.print(tables.table(columns, cells, title=model))
     console.print(
         "*: with uncommitted changes; lineage in full: prong models --json; "
         "reasons of the gates: prong gates VERSION",

@@ -121,6 +121,7 @@ class TrainConfig:
     """The network, the method and its schedule; symbols as in Algorithm 1 of the paper."""
 
     network: Annotated[str, AfterValidator(_network)]
+    checkpoint_from: Annotated[str, Field(pattern=r"^(champion|v?[1-9][0-9]{0,8})?$")]
     method: Method
     processes: Positive | Literal["auto"]
     device: Literal["auto", "cpu", "cuda"]

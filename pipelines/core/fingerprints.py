@@ -142,12 +142,15 @@ def own_code_of(params: Params) -> dict[str, str]:
     return {key: value for key, value in named.items() if is_own(value)}
 
 
-def training_hash(data_hash: str, params: Params, root: Path) -> str:
+def training_hash(data_hash: str, params: Params, root: Path, started_from: str = "") -> str:
     """Return the name of one training: equal data, parameters and code give equal names.
 
     Args:
         data_hash: Of the prepared images.
         params: `params_hash` says which of them count.
         root: The checkout with the code.
+        started_from: What the lineage says of where it started; it counts only where
+            `train.checkpoint_from` asks for a version.
     """
-    return sha256_json([data_hash, params_hash(params), code_hash(root, own_code_of(params))])
+    parts = [data_hash, params_hash(params), code_hash(root, own_code_of(params))]
+    return sha256_json([*parts, started_from] if params.train.checkpoint_from else parts)

@@ -81,6 +81,11 @@ class Layout:
         return self.root / "models/model.onnx"
 
     @property
+    def weights(self) -> Path:
+        """Output of `export`: the plain network's weights, for trainings that start from it."""
+        return self.root / "models/weights.safetensors"
+
+    @property
     def reports(self) -> Path:
         """Metrics, plots and the HTML report."""
         return self.root / "reports"

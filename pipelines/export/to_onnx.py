@@ -30,7 +30,7 @@ from pipelines.systems.onnx.serialise import to_bytes
 from pipelines.tasks.form import Form
 from pipelines.tasks.named import task_of
 from pipelines.tasks.task import Task
-from pipelines.training.network import NetworkSpec, load
+from pipelines.training.network import NetworkSpec, load, save_plain
 
 LARGEST_BATCH = 4096
 _EXAMPLE_BATCH = 2  # with one image the exporter would fix the batch size at one
@@ -80,8 +80,15 @@ def folded(network: nn.Module) -> nn.Module:
     return prong.fold(copy.deepcopy(network).double()).float().eval()
 
 
-def export(trained: Path, prepared: Path, params: Params, root: Path, out: Path) -> None:
-    """Write a trained network as one ONNX file.
+def export(
+    trained: Path,
+    prepared: Path,
+    params: Params,
+    root: Path,
+    out: Path,
+    weights: Path | None = None,
+) -> None:
+    """Write a trained network as one ONNX file, and its plain weights beside it.
 
     Inputs are `images`, uint8 [batch, channels, size, size], normalised inside the graph; or, of a
     table, `numbers` double [batch, numbers] and `categories` string [batch, categories]. Outputs
@@ -94,6 +101,8 @@ def export(trained: Path, prepared: Path, params: Params, root: Path, out: Path)
         params: For the opset and the hash of the parameters.
         root: The checkout whose sources are hashed.
         out: The file, replaced atomically.
+        weights: File of the plain weights, safetensors, from which another training can start;
+            the exporter folds batch normalisation away, so the ONNX file does not hold them all.
 
     Raises:
         UserError: If the network does not fit the data, or is too large for one ONNX file.
@@ -103,9 +112,12 @@ def export(trained: Path, prepared: Path, params: Params, root: Path, out: Path)
     require_fit(trained, spec, prepared, data, "train")
     task = task_of(spec.form, root)
     hashes = data.data_hash, params_hash(params), code_hash(root, own_code_of(params))
-    content = onnx_bytes(folded(network), task, metadata(spec, task, *hashes), params.export.opset)
+    plain = folded(network)
+    content = onnx_bytes(plain, task, metadata(spec, task, *hashes), params.export.opset)
     with atomic_path(out) as temporary:
         temporary.write_bytes(content)
+    if weights is not None:
+        save_plain(plain, spec.form.classes, weights)
 
 
 def metadata(

@@ -59,7 +59,10 @@ def prepare(root: Path, force: bool) -> StageResult:
 
 @task
 def train(root: Path, force: bool) -> StageResult:
-    """Bring the trained network up to date."""
+    """Bring the trained network up to date; the version that it starts from is looked up first."""
+    from pipelines.registry.start_weights import bring
+
+    bring(Layout(root), params_file.load(root / "params.yaml"))
     return versioning.ensure(root, "train", force=force)
 
 

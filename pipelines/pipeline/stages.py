@@ -41,10 +41,13 @@ def train(layout: Layout, params: Params) -> None:
     What cannot be trained or released says so before.
     """
     from pipelines.training.launch import train
+    from pipelines.training.warm_start import announced
     from pipelines.verification.dry_run import dry_run
 
     for line in dry_run(layout, params).lines():
         print(f"  train: {shown(line)}", flush=True)
+    if start := announced(params.train, layout):
+        print(f"  train: {shown(start.said)}", flush=True)
     train(layout, params, afresh=bool(os.environ.get(AFRESH)))
 
 
@@ -56,10 +59,10 @@ def evaluate(layout: Layout, params: Params) -> None:
 
 
 def export(layout: Layout, params: Params) -> None:
-    """Make `models/model.onnx`."""
+    """Make `models/model.onnx` and `models/weights.safetensors`."""
     from pipelines.export.to_onnx import export
 
-    export(layout.trained, layout.prepared, params, layout.root, layout.onnx)
+    export(layout.trained, layout.prepared, params, layout.root, layout.onnx, layout.weights)
 
 
 def verify(layout: Layout, params: Params) -> None:

@@ -28,7 +28,7 @@ _SHIPPED = {
     "network.py": "network.txt",
 }
 """File of a project → what it is shipped as. Those of a checkout are links to its own."""
-_EMPTY = ("data/added/.gitkeep", "data/code/.gitkeep", "data/raw/.gitkeep")
+_EMPTY = ("data/added/.gitkeep", "data/code/.gitkeep", "data/raw/.gitkeep", "data/start/.gitkeep")
 _IGNORED, _README = ".gitignore", "README.md"
 
 

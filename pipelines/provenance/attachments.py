@@ -18,6 +18,7 @@ from pipelines.provenance.bom import bill_of_materials
 from pipelines.provenance.model_card import model_card
 
 BILL, CARD, LOCK, PARAMS = "bom.cdx.json", "card.md", "dvc.lock", "params.yaml"
+WEIGHTS = "weights.safetensors"
 
 
 def write_attachments(
@@ -41,7 +42,8 @@ def write_attachments(
     """
     folder, sha256, card = model.parent, sha256_file(model), load_card(layout.prepared)
     files = []
-    for source, kept in ((layout.root / "dvc.lock", LOCK), (layout.params, PARAMS)):
+    lock = layout.root / "dvc.lock"
+    for source, kept in ((lock, LOCK), (layout.params, PARAMS), (layout.weights, WEIGHTS)):
         if source.is_file():
             shutil.copyfile(source, folder / kept)
             files.append((kept, sha256_file(folder / kept)))

@@ -15,6 +15,7 @@ from pipelines.core.fingerprints import code_hash, own_code_of, package_hash, tr
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
 from pipelines.systems import git
+from pipelines.training.start_files import lineage_text
 
 UNKNOWN = "unknown"
 LONGEST = 5000
@@ -95,9 +96,10 @@ def lineage(layout: Layout, params: Params) -> dict[str, str]:
 
     Returns:
         `git_commit`, `git_dirty`, hashes (`dvc_lock_sha256`, `data_hash`, `params_hash`,
-        `code_hash`, `package_hash`, `training_hash`, `onnx_sha256`), `python` and package
-        versions, `platform`, and of the training `device`, `gpu`, `cuda`, `driver`, `seed`,
-        `world_size`, `method`; `unknown` where it cannot be known.
+        `code_hash`, `package_hash`, `training_hash`, `onnx_sha256`, `weights_sha256`),
+        `started_from` (a version and the sha256 of its ONNX file, or `scratch`), `python` and
+        package versions, `platform`, and of the training `device`, `gpu`, `cuda`, `driver`,
+        `seed`, `world_size`, `method`; `unknown` where it cannot be known.
 
     Raises:
         UserError: If the data card or the ONNX file is absent, or a report is damaged.
@@ -105,16 +107,20 @@ def lineage(layout: Layout, params: Params) -> dict[str, str]:
     if not layout.onnx.is_file():
         raise UserError(f"{layout.onnx}: absent; the stage export makes it")
     lock = layout.root / "dvc.lock"
+    started = lineage_text(layout.root, params.train.checkpoint_from)
+    data_hash = load_card(layout.prepared).data_hash
     tags = {
         "git_commit": commit(layout.root),
         "git_dirty": dirty(layout.root),
         "dvc_lock_sha256": sha256_file(lock) if lock.is_file() else UNKNOWN,
-        "data_hash": load_card(layout.prepared).data_hash,
+        "data_hash": data_hash,
         "params_hash": params.hash(),
         "code_hash": code_hash(layout.root, own_code_of(params)),
         "package_hash": package_hash(layout.root),
-        "training_hash": training_hash(load_card(layout.prepared).data_hash, params, layout.root),
+        "training_hash": training_hash(data_hash, params, layout.root, started),
         "onnx_sha256": sha256_file(layout.onnx),
+        "weights_sha256": sha256_file(layout.weights) if layout.weights.is_file() else UNKNOWN,
+        "started_from": started,
         "opset": str(params.export.opset),
         "platform": platform.platform(),
         **_training(layout),

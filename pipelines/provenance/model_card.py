@@ -8,6 +8,7 @@ from typing import Any
 from pipelines.data.card import describe
 from pipelines.data.prepared import SPLITS, Card
 from pipelines.tasks.form import CLASSIFICATION, Form
+from pipelines.training.start_files import parsed
 
 _WORST = 5
 
@@ -89,6 +90,14 @@ def _limits(form: Form) -> list[str]:
     ]
 
 
+def _start(started_from: str) -> list[str]:
+    version = parsed(started_from)
+    if version is None:
+        return []
+    number, sha256 = version
+    return [f"- It started from the weights of version {number} (sha256 `{sha256}`)."]
+
+
 def model_card(
     name: str,
     sha256: str,
@@ -117,6 +126,7 @@ def model_card(
         "",
         f"- The network `{made_from.get('network', 'unknown')}`, trained by "
         f"`{made_from.get('method', 'unknown')}` and folded into plain layers.",
+        *_start(made_from.get("started_from", "")),
         *_inputs(form),
         f"- File: ONNX opset {made_from.get('opset', 'unknown')}, sha256 `{sha256}`.",
         "",

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from pipelines.systems.mlflow import MlflowClient
 
 SECTIONS = ("params", "data", "metrics", "gates", "environment", "classes")
-_DATA = ("data_hash", "dvc_lock_sha256", "git_commit", "git_dirty", "code_hash", "params_hash")
+_DATA = (
+    *("data_hash", "dvc_lock_sha256", "git_commit", "git_dirty", "code_hash", "params_hash"),
+    "started_from",
+)
 _CLASSES = "evaluation/classes/"
 
 Pair = tuple[str | float | None, str | float | None]

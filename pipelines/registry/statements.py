@@ -30,7 +30,10 @@ from pipelines.registry.outside import (
 
 PREFIX = "prong.statement."
 """Of a version's tags: the first 32 digits of the statement's hash follow."""
-MADE_FROM = ("git_commit", "data_hash", "params_hash", "code_hash", "dvc_lock_sha256")
+MADE_FROM = (
+    *("git_commit", "data_hash", "params_hash", "code_hash", "dvc_lock_sha256"),
+    *("weights_sha256", "started_from"),
+)
 """The lineage that a statement repeats."""
 _KIND = "statement"
 _STRICT = ConfigDict(extra="forbid", strict=True)

@@ -126,6 +126,22 @@ def signer(layout: Layout, version: Version) -> str:
     return found.key if found is not None and found.sha256 == version.sha256 else ""
 
 
+def released_sha256(layout: Layout, model: str, number: int) -> str:
+    """Return the hash of a version's file by its statement; empty if no statement releases it.
+
+    Raises:
+        UserError: If a key cannot be used.
+        Unavailable: If the registry does not answer.
+    """
+    client = connect(layout)
+    with answering(layout):
+        state = read_state(layout, client, model)
+        try:
+            return required_statement(layout, client, state, number).sha256
+        except NotReleased:
+            return ""
+
+
 def cached_file(layout: Layout, sha256: str) -> Path:
     """Return where a downloaded model of this hash lies, or would."""
     return layout.state / "cache" / f"{sha256}.onnx"

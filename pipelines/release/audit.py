@@ -35,6 +35,7 @@ from pipelines.systems import mlflow as tracking
 from pipelines.systems.mlflow import artifacts
 from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.model_file import read_checked
+from pipelines.training.start_files import parsed
 
 
 class Verdict(StrEnum):
@@ -134,6 +135,7 @@ def _walk(layout: Layout, version: Version, scratch: Path) -> Iterator[Link]:
     yield from _metadata(made, card)
     yield from _lock(layout, version, made, path, scratch)
     yield from _params(layout, version, made, card, scratch)
+    yield from _start(layout, version, made)
     yield _commit(layout, made)
     yield _environment(made)
     yield _run(layout, version)
@@ -213,6 +215,19 @@ def _params(
     yield _same("params", claimed, params.hash(), "the copy that was kept")
     if card is not None:
         yield _same("params → bytes", card.params_hash, params_hash(params), "that copy")
+
+
+def _start(layout: Layout, version: Version, made: dict[str, str]) -> Iterator[Link]:
+    claimed = made.get("started_from", "")
+    start = parsed(claimed)
+    if start is None:
+        return
+    number, sha256 = start
+    found = version_files.released_sha256(layout, version.model, number)
+    if not found:
+        yield _link("started from", claimed, None, f"no statement releases version {number}")
+    else:
+        yield _same("started from", sha256, found, f"the statement of version {number}")
 
 
 def is_commit(name: str) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from pipelines.core.errors import Failed, UserError
 from pipelines.core.paths import Layout
 from pipelines.systems import git
+from pipelines.training.start_files import parsed
 
 if TYPE_CHECKING:
     from pipelines.registry.versions import Version
@@ -97,11 +98,22 @@ def shown(size: int) -> str:
 
 def _needed(held: Transaction, ours: list[Version], keep: int) -> set[int]:
     """Return the numbers of the versions that must stay."""
+    from pipelines.registry.versions import LINEAGE
+
     state = held.state()
     needed = {*state.aliases.values(), *state.history.lived}
     for entry in state.history.entries:
         needed |= {number for number in (entry.replaced, entry.previous) if number is not None}
-    return needed | {version.number for version in [v for v in ours if v.complete][:keep]}
+    needed |= {version.number for version in [v for v in ours if v.complete][:keep]}
+    # Without what it started from, a version cannot be made again.
+    starts = {v.number: parsed(v.under(LINEAGE).get("started_from", "")) for v in ours}
+    waiting = list(needed)
+    while waiting:
+        start = starts.get(waiting.pop())
+        if start is not None and start[0] not in needed:
+            needed.add(start[0])
+            waiting.append(start[0])
+    return needed
 
 
 def _stored(layout: Layout, held: Transaction, ours: list[Version], needed: set[int]) -> list[Item]:

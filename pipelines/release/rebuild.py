@@ -25,7 +25,8 @@ from pipelines.core.fingerprints import code_hash, own_code_of, package_hash, so
 from pipelines.core.params_file import load
 from pipelines.core.paths import Layout
 from pipelines.provenance.lineage import UNKNOWN, versions
-from pipelines.registry.versions import LINEAGE, METRIC, Version, number
+from pipelines.registry.start_weights import bring_again
+from pipelines.registry.versions import LINEAGE, METRIC, PARAM, Version, number
 from pipelines.release.audit import differing_packages, is_commit, kept_file
 from pipelines.systems import git
 from pipelines.systems.processes import run_group
@@ -161,6 +162,9 @@ def rebuild(
                 say(f"  data: made anew ({missing})")
                 _stage(root, "prepare", say)
             warnings += _other_data(root, made)
+            asked = version.under(PARAM).get("train.checkpoint_from", "")
+            started = made.get("started_from", UNKNOWN)
+            bring_again(layout, root, version.model, asked, started)
             for stage in STAGES:
                 _stage(root, stage, say)
             return _compare(Layout(root), version, tuple(warnings))

@@ -164,6 +164,7 @@ def work(layout: Layout, params: Params, name: str) -> Outcome:
         Failed: If a stage crashed.
     """
     from pipelines.provenance import lineage
+    from pipelines.registry.start_weights import bring
     from pipelines.systems import mlflow as tracking
     from pipelines.systems.worktrees import finish, worktree
 
@@ -179,6 +180,7 @@ def work(layout: Layout, params: Params, name: str) -> Outcome:
     tree = worktree(layout, deployment=name, params=params, commit=commit)
     check_data(tree, params)
     versioning.ensure(tree.root, "prepare")
+    bring(tree, params)
     known = judged_version(tree, params)
     if known is not None:
         finish(tree)
@@ -194,15 +196,17 @@ def judged_version(layout: Layout, params: Params) -> int | None:
     One that was registered and not judged, because its run died in between, does not count.
 
     Args:
-        layout: A checkout whose stage `prepare` is up to date.
+        layout: A checkout whose stage `prepare` is up to date, with what the training starts from.
         params: Its parameters.
     """
     from pipelines.core.fingerprints import training_hash
     from pipelines.data.prepared import load_card
     from pipelines.registry import versions as registry
     from pipelines.systems import mlflow as tracking
+    from pipelines.training.start_files import lineage_text
 
-    wanted = training_hash(load_card(layout.prepared).data_hash, params, layout.root)
+    started = lineage_text(layout.root, params.train.checkpoint_from)
+    wanted = training_hash(load_card(layout.prepared).data_hash, params, layout.root, started)
     client = tracking.connect(layout)
     with tracking.answering(layout):
         for version in registry.versions(client, params.model_name):

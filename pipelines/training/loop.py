@@ -26,6 +26,7 @@ from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.events import EventWriter, conditioning_rows
 from pipelines.training.learning_rate import Waterfall
 from pipelines.training.parallel import TrainingRanks, unreduced
+from pipelines.training.warm_start import started
 from prong.refresh.saved_state import shared_moments
 
 LOG_EVERY = 10
@@ -95,7 +96,8 @@ class Loop:
         self.vary = augmentation(config, prepared)
         self.task = task_of(card.form, prepared)
         torch.manual_seed(config.seed)  # the same initial weights on every rank
-        self.network = network.build(self.spec, prepared).to(ranks.device)
+        made, self.start = started(config, self.spec, prepared)
+        self.network = made.to(ranks.device)
         self.optimizer = methods.optimizer(config, self.network)
         self.natural = methods.reparametrizer(config, self.network, self.optimizer)
         self.parallel = ranks.parallel(self.network, config)
@@ -156,7 +158,9 @@ class Loop:
         if self.step == 0 and self.natural is not None:
             self.after_step(self, "initialising")
             samples = (inputs for inputs, _, _ in self._epoch(0))
-            self._refreshed(self.natural.initialize(samples, init=self.config.init))
+            # Weights that were learnt are not drawn anew.
+            init = "preserve" if self.start and self.start.taken else self.config.init
+            self._refreshed(self.natural.initialize(samples, init=init))
             faults.point("train.initialised")
         if self.unscored:
             self._evaluate()

@@ -6,8 +6,9 @@ the exported network needs no preprocessing except the decoder.
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from pipelines.training.zoo.by_name import KEY, make
 
 BODY = "body."
 """What the names of all layers begin with: those inside the normalisation."""
+ABOUT = "prong"
+"""The entry of a file of plain weights that says what the logits mean."""
 _SPEC, _WEIGHTS = "network.json", "network.safetensors"
 
 
@@ -166,7 +169,15 @@ def build(spec: NetworkSpec, checkout: Path | None = None) -> nn.Module:
     Raises:
         UserError: If the network cannot be made, or has nothing to train or to whiten.
     """
-    network = plain(spec, checkout)
+    return in_its_form(plain(spec, checkout), spec)
+
+
+def in_its_form(network: Network, spec: NetworkSpec) -> nn.Module:
+    """Return a plain network as it is trained: whitened if the method whitens.
+
+    Raises:
+        UserError: If it then has nothing to whiten.
+    """
     if not spec.whitened:
         return network
     reasons = {s.name.removeprefix(BODY): s.reason for s in prong.coverage(network)}
@@ -206,6 +217,21 @@ def save(directory: Path, spec: NetworkSpec, state: Mapping[str, Tensor]) -> Non
     with atomic_path(directory / _WEIGHTS) as temporary:
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         save_file(tensors, temporary)
+
+
+def save_plain(plain: nn.Module, classes: Sequence[str], path: Path) -> None:
+    """Write a plain network's weights, for trainings that start from it; equal in, equal out.
+
+    Args:
+        plain: A folded `Network`.
+        classes: Their names, in the order of the logits.
+        path: The file, safetensors, replaced atomically.
+    """
+    # A copy of each: two names may share one tensor, which safetensors refuses.
+    tensors = {k: v.detach().cpu().clone().contiguous() for k, v in plain.state_dict().items()}
+    about = json.dumps({"classes": list(classes)}, ensure_ascii=False)
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={ABOUT: about})  # one entry: their order is random
 
 
 def load_spec(directory: Path) -> NetworkSpec:

@@ -23,6 +23,7 @@ from pipelines.core.fingerprints import package_hash
 from pipelines.core.own_code import own_hash
 from pipelines.core.waiting import wait_until
 from pipelines.systems.locks import let_go, take, take_shared
+from pipelines.training.start_files import lineage_text
 
 PATIENCE = 30.0
 """Seconds to wait until the ranks of a killed attempt have ended."""
@@ -46,7 +47,8 @@ def name(config: TrainConfig, data_hash: str, root: Path) -> str:
         own_hash(config.network, root, "train.network"),
         own_hash(config.augment_by, root, "train.augment_by"),
     ]
-    return sha256_json([data_hash, settings, code, own, torch.__version__])[:16]
+    start = lineage_text(root, config.checkpoint_from)
+    return sha256_json([data_hash, settings, code, own, start, torch.__version__])[:16]
 
 
 @dataclass(frozen=True)

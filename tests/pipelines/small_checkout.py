@@ -119,7 +119,7 @@ def make(root: Path) -> Checkout:
     for name in ("prong", "pipelines"):
         shutil.copytree(SOURCE / name, root / name, ignore=bytecode)
     (root / ".dvc").mkdir()
-    for name in ("raw", "added", "code/prepare", "code/train"):
+    for name in ("raw", "added", "code", "start"):
         (root / "data" / name).mkdir(parents=True)
     for name in (
         "dvc.yaml",
@@ -131,6 +131,7 @@ def make(root: Path) -> Checkout:
         "data/raw/.gitkeep",
         "data/added/.gitkeep",
         "data/code/.gitkeep",
+        "data/start/.gitkeep",
         "pyproject.toml",
     ):
         shutil.copy(SOURCE / name, root / name)

@@ -43,7 +43,7 @@ def test_an_empty_folder_becomes_what_this_checkout_is(tmp_path: Path) -> None:
     assert set(done.written) == set(held)
     for name in OWN:
         assert held[name] == (ROOT / name).read_bytes(), name
-    folders = {f"data/{name}/.gitkeep" for name in ("added", "code", "raw")}
+    folders = {f"data/{name}/.gitkeep" for name in ("added", "code", "raw", "start")}
     assert set(held) == {*OWN, *folders, "README.md", "data.py", "network.py"}
     assert git(root, "status", "--porcelain").count("??") > 0  # nothing is committed for anybody
     assert Layout.find(root / "data").root == root

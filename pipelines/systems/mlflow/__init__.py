@@ -25,11 +25,14 @@ from pipelines.systems.mlflow.imported_runs import (
 )
 from pipelines.systems.mlflow.runs import WEIGHTS_TAG, TrainingRun, metric_name, training_run
 from pipelines.systems.mlflow.store import connect, experiment_id, probe
+from pipelines.systems.mlflow.study_runs import BEST_TAG, StudyRun, study_run
 
 __all__ = [
+    "BEST_TAG",
     "WEIGHTS_TAG",
     "MlflowClient",
     "RecordedRun",
+    "StudyRun",
     "TrainingRun",
     "answering",
     "artifact_root",
@@ -45,6 +48,7 @@ __all__ = [
     "read_run",
     "run_status",
     "shown_uri",
+    "study_run",
     "tracking_uri",
     "training_run",
 ]

@@ -201,3 +201,14 @@ def test_nothing_goes_while_a_run_is_at_work(
     write_text(busy, '{"data": {"write": {"pid": 4194304, "cmd": "dvc"}}}')  # it died
     assert "version 2" in collect(layout)[0]
     assert transaction.repaired_state(layout, MODEL).agrees
+
+
+def test_what_a_kept_version_started_from_stays(
+    checkout: Make, repository: Path, layout: Layout
+) -> None:
+    release.register(layout, checkout(noise=1.0).params, None)
+    released(checkout, (0.0,))
+    assert "version 1" in collect(layout, dry=True)[0]
+    started = f"v1 {registry.find_version(layout, MODEL, '1').sha256}"
+    tracking.connect(layout).set_model_version_tag(MODEL, "2", "lineage.started_from", started)
+    assert collect(layout, dry=True) == ["nothing to remove"]
