@@ -137,7 +137,7 @@ def describe(card: Card) -> str:
 
 def _told(form: Form) -> str:
     """Return what the examples are: `images of 10 classes, 28 × 28 grey`."""
-    of = f"of {form.answers_told()}" if form.classes else f"with {form.answers_told()}"
+    of = f"of {len(form.classes)} classes" if form.classes else f"with {form.answers_told()}"
     if form.kind == "rows":
         numbers, categories = len(form.numbers), len(form.categories)
         return f"rows {of}, {numbers} columns of numbers and {categories} of categories"

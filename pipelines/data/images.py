@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipelines.core.errors import UserError
-from pipelines.data import arrays, deep_images
+from pipelines.data import arrays, deep_images, deep_png
 from pipelines.data.arrays import MAX_PIXELS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -40,6 +40,7 @@ EXTENSIONS = frozenset(
         ".npy",
     }
 )
+_ORIENTATION = 0x0112  # of EXIF
 MAX_BYTES = 256 * 2**20
 """Most bytes of an encoded image."""
 
@@ -104,6 +105,9 @@ def pixels(
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise UserError(too_many)
+            if bits == 16 and deep_png.is_one(image):
+                opened.load()  # finds what is damaged
+                return deep_png.read(image, channels, opened.getexif().get(_ORIENTATION, 1))
             return values(opened, channels, bits)
     except UserError as error:
         raise UserError(str(error) if name in str(error) else f"{name}: {error}") from None

@@ -127,7 +127,7 @@ def _without(table: Table, names: Sequence[str]) -> Table:
 
 
 def _read(config: DataConfig, root: Path) -> _Source:
-    path = root / Path(config.path).expanduser()
+    path = root / config.path
     said = f"data.path = {config.path!r}"
     if not path.exists():
         raise UserError(f"{said}: does not exist; needed: {', '.join(ENDINGS)}, or a folder")

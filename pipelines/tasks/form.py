@@ -147,12 +147,12 @@ class Form:
         return f"{self.dtype} [{shape}] → {self.answers_told()}"
 
     def answers_told(self) -> str:
-        """Return what the answers are: `10 classes`, `1 value`, `images`."""
+        """Return what the answers are: `10 classes`, `1 value`, `the same again`."""
+        if self.task == RECONSTRUCTION:
+            return "the same again"
         if self.classes:
             return f"{len(self.classes)} classes"
-        if self.values:
-            return f"{len(self.values)} value{'s' * (len(self.values) > 1)}"
-        return "inputs again" if self.task == RECONSTRUCTION else self.task
+        return f"{len(self.values)} value{'s' * (len(self.values) != 1)}"
 
 
 def _different(names: Sequence[str]) -> bool:

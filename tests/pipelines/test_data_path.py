@@ -79,6 +79,27 @@ def test_a_changed_image_that_only_a_csv_names_is_noticed(tmp_path: Path) -> Non
     assert load_card(layout.prepared).data_hash != before
 
 
+@pytest.mark.slow
+def test_a_change_of_what_an_own_source_imports_is_noticed(tmp_path: Path) -> None:
+    root = make(tmp_path / "job").root
+    layout = Layout(root)
+    (root / "counted.py").write_text("COUNT = 90\n")
+    (root / "pictures.py").write_text(
+        "import numpy as np\n\nfrom counted import COUNT\n\n\ndef examples():\n"
+        "    rng = np.random.default_rng(0)\n"
+        "    return [(rng.integers(0, 256, (8, 8), np.uint8), n % 2) for n in range(COUNT)]\n"
+    )
+    params_file.edit(layout.params, ["data.source=pictures:examples"])
+    assert ensure(root, "prepare").outcome == "ran"
+    assert load_card(layout.prepared).total() == 90
+    params_file.edit(layout.params, ["train.augment_by=counted:nothing"])
+    (root / "unused.py").write_text("x = 1\n")
+    assert ensure(root, "prepare").outcome == "cached"  # the training's code is none of the data's
+    (root / "counted.py").write_text("COUNT = 80\n")
+    assert ensure(root, "prepare").outcome == "ran"
+    assert load_card(layout.prepared).total() == 80
+
+
 def _noise(seed: int, path: Path) -> None:
     noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)

@@ -60,7 +60,7 @@ def test_a_zip_gives_the_images_of_its_folder(
     assert whole.classes == packed.classes == ("cat", "dog")
     assert sorted(whole.hashes) == sorted(packed.hashes)
     assert np.array_equal(
-        whole.inputs[np.argsort(whole.hashes)], packed.images[np.argsort(packed.hashes)]
+        whole.images[np.argsort(whole.hashes)], packed.images[np.argsort(packed.hashes)]
     )
     assert len(packed.ignored) == 3
     assert packed.notes == ("1 folder (top/fox) without an image: no class",)

@@ -86,12 +86,12 @@ def test_a_folder_and_its_tar_give_the_same_images(
     }
     whole, packed = read(root), read(pack(tmp_path / "pictures.tar", files, mode))
     assert whole.classes == packed.classes == ("cat", "dog")
-    assert sorted(zip(whole.hashes, whole.targets.tolist(), strict=True)) == sorted(
+    assert sorted(zip(whole.hashes, whole.labels.tolist(), strict=True)) == sorted(
         zip(packed.hashes, packed.labels.tolist(), strict=True)
     )
     assert len(whole.ignored) == len(packed.ignored) == 1
     assert np.array_equal(
-        whole.inputs[np.argsort(whole.hashes)], packed.images[np.argsort(packed.hashes)]
+        whole.images[np.argsort(whole.hashes)], packed.images[np.argsort(packed.hashes)]
     )
     assert packed.files == {
         "pictures.tar": hashlib.sha256((tmp_path / "pictures.tar").read_bytes()).hexdigest()

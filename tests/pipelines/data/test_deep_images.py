@@ -41,17 +41,36 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def png_16_bits_rgb(values: NDArray[np.uint16]) -> bytes:
-    """Write the PNG that Pillow cannot: three channels of 16 bits."""
-    height, width, _ = values.shape
+def filtered(values: NDArray[np.uint16]) -> bytes:
+    """Return the rows of a PNG, each with the next of the five filters, as the standard says."""
+    height, width, channels = values.shape
+    raw = values.astype(">u2").view(np.uint8).reshape(height, -1).astype(int)
+    step, rows = 2 * channels, b""
+    for y in range(height):
+        line = [y % 5]
+        for x in range(2 * channels * width):
+            a = raw[y, x - step] if x >= step else 0
+            b = raw[y - 1, x] if y else 0
+            c = raw[y - 1, x - step] if y and x >= step else 0
+            paeth = min((a, b, c), key=lambda one: abs(a + b - c - one))
+            line.append((raw[y, x] - (0, a, b, (a + b) // 2, paeth)[y % 5]) % 256)
+        rows += bytes(line)
+    return rows
+
+
+def png_16_bits(values: NDArray[np.uint16], interlaced: int = 0, more: bytes = b"") -> bytes:
+    """Write the PNG that Pillow cannot: several channels of 16 bits."""
+    height, width, channels = values.shape
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         check = zlib.crc32(kind + content)
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
 
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    kind = {3: 2, 2: 4, 4: 6}[channels]
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, interlaced))
+    packed = zlib.compress(filtered(values))
+    data = chunk(b"IDAT", packed[:9]) + chunk(b"IDAT", packed[9:]) + chunk(b"IEND", b"")
+    parts = head + (chunk(b"eXIf", more) if more else b"") + data
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
@@ -122,6 +141,38 @@ def test_files_of_16_bits_keep_them(kind: str, options: dict[str, Any]) -> None:
     assert np.array_equal(decode(content, size=5, channels=1)[0], grey >> 8)
 
 
+def test_a_png_of_several_channels_of_16_bits_keeps_them() -> None:
+    for channels in (2, 3, 4):
+        image = noise(23, 17, channels)
+        image[4:9] = image[4]  # so that the filters have something to do
+        content = png_16_bits(image)
+        assert np.array_equal(pixels(content, channels=channels, bits=16), image)
+    colour = noise(12, 13, 3)
+    content = png_16_bits(colour)
+    assert np.array_equal(pixels(content, channels=3), colour >> 8)
+    grey = pixels(content, channels=1, bits=16)[:, :, 0]
+    assert np.abs(grey - colour @ [0.299, 0.587, 0.114]).max() < 2
+    clear = np.zeros((3, 3, 4), np.uint16)
+    clear[0, :, 3] = 65535
+    on_white = pixels(png_16_bits(clear), channels=3, bits=16)
+    assert (on_white[0] == 0).all()
+    assert (on_white[1:] == 65535).all()
+    with pytest.raises(UserError, match="x: 4 channels, not 5 channels"):
+        pixels(png_16_bits(clear), channels=5, bits=16, name="x")
+    with pytest.raises(UserError, match="x: corrupt or truncated image"):
+        pixels(content[:-60], channels=3, bits=16, name="x")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_png_of_16_bits_is_turned_as_pillow_turns_it(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = png_16_bits(noise(5, 7, 3), more=exif.tobytes().removeprefix(b"Exif\0\0"))
+    found = pixels(content, channels=3, bits=16)
+    assert np.array_equal(found >> 8, pixels(content, channels=3))
+    assert found.shape[:2] == ((5, 7) if orientation < 5 else (7, 5))
+
+
 def test_values_of_8_bits_are_stretched_to_16() -> None:
     image = noise(5, 5, 3, dtype=np.uint8)
     content = encoded(Image.fromarray(image), "PNG")
@@ -133,10 +184,12 @@ def test_values_of_8_bits_are_stretched_to_16() -> None:
 
 def test_what_would_lose_bits_or_channels_is_named() -> None:
     colour = noise(5, 5, 3)
-    for content in (png_16_bits_rgb(colour), tiff(colour)):
-        assert np.array_equal(pixels(content, channels=3), colour >> 8)
-        with pytest.raises(UserError, match=r"x: several channels of 16 bits.*save it as \.npy"):
-            pixels(content, channels=3, bits=16, name="x")
+    content = tiff(colour)
+    assert np.array_equal(pixels(content, channels=3), colour >> 8)
+    with pytest.raises(UserError, match=r"x: several channels of 16 bits.*save it as \.npy"):
+        pixels(content, channels=3, bits=16, name="x")
+    with pytest.raises(UserError, match=r"x: interlaced, with several channels of 16 bits"):
+        pixels(png_16_bits(colour[:1, :1], interlaced=1), channels=3, bits=16, name="x")
     many = tiff(noise(5, 5, 6, dtype=np.uint8))
     with pytest.raises(UserError, match=r"x: 6 channels, of which only 3 can be read"):
         pixels(many, channels=6, name="x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipelines.data.prepare import prepare
 from pipelines.data.prepared import SPLITS, Card, load_card, load_split
 
 Configured = Callable[..., DataConfig]
+DOCS = Path(__file__).parents[3] / "docs/data.md"
 _NUMBERS = itertools.count()
 HEAD = """\
 from pathlib import Path
@@ -158,6 +160,20 @@ def test_16_bits_and_pictures_of_pillow(tmp_path: Path, run: Callable[..., Card]
     assert inputs.dtype == np.uint16
     assert inputs.max() > 60_000
     assert len(np.unique(inputs & 255)) == 256  # the lower eight bits are there
+
+
+def test_the_example_of_the_documentation(tmp_path: Path, run: Callable[..., Card]) -> None:
+    found = re.search(r"```python\n# pictures\.py\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
+    assert found
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "scans.npz",
+        images=rng.integers(0, 256, (80, 9, 9), np.uint8),
+        ages=rng.random(80),
+        new=np.arange(80) < 12,
+    )
+    card = run(found[1], path="scans.npz")
+    assert (card.form.task, card.total("test"), card.total()) == ("regression", 12, 80)
 
 
 def test_an_endless_function_ends_at_the_limit(
