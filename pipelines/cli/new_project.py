@@ -9,15 +9,16 @@ from typing import Annotated
 import typer
 
 from pipelines.core.text import shown
+from pipelines.project.templates import READY, TEMPLATES
+
+_OFFERED = "; ".join(f"{name}: {TEMPLATES[name].summary}" for name in READY)
 
 
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Its folder; made if it is absent.")
+        Path, typer.Argument(metavar="DIR", help="Its folder; made if it is absent.")
     ] = Path(),
-    template: Annotated[
-        str, typer.Option(help="digits (runs as it is) or images (your own).")
-    ] = "digits",
+    template: Annotated[str, typer.Option(help=f"What for. {_OFFERED}.")] = READY[0],
 ) -> None:
     """Make a project in a folder: settings, stages, a network to edit, and a README."""
     from pipelines.project.create import create
