@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from pipelines.core.text import shown
-from pipelines.project.templates import READY, TEMPLATES
+from pipelines.project.templates import TEMPLATES
 
-_OFFERED = "; ".join(f"{name}: {TEMPLATES[name].summary}" for name in READY)
+_OFFERED = "; ".join(f"{name}: {TEMPLATES[name].summary}" for name in TEMPLATES)
 
 
 def init(

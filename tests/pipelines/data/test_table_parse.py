@@ -53,7 +53,7 @@ def test_csv_parquet_and_json_give_the_same_rows(
 ) -> None:
     folder = tmp_path_factory.mktemp("same")
     (folder / "t.csv").write_text(written(columns, delimiter), encoding="utf-8", newline="")
-    (folder / "t.tsv.gz").write_bytes(gzip.compress(written(columns, delimiter, mtime=0).encode()))
+    (folder / "t.tsv.gz").write_bytes(gzip.compress(written(columns, delimiter).encode(), mtime=0))
     parquet.write_table(arrow.table(columns), folder / "t.parquet")
     lines = [
         json.dumps(dict(zip(columns, row, strict=True)), default=str)
