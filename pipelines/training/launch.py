@@ -193,7 +193,9 @@ def _begun(folder: TrainingFolder, patience: float) -> Job:
 
 def _folder(layout: Layout, config: TrainConfig) -> TrainingFolder:
     card = load_card(layout.prepared)
-    return TrainingFolder(layout.trainings / name(config, card.data_hash, layout.root))
+    return TrainingFolder(
+        layout.trainings / name(config, card.data_hash, layout.root, card.form.task)
+    )
 
 
 def _goes_on(
