@@ -193,7 +193,8 @@ def _begun(folder: TrainingFolder, patience: float) -> Job:
 
 def _folder(layout: Layout, config: TrainConfig) -> TrainingFolder:
     card = load_card(layout.prepared)
-    return TrainingFolder(layout.trainings / name(config, card.data_hash, layout.root))
+    named = name(config, card.data_hash, layout.root, card.form.task)
+    return TrainingFolder(layout.trainings / named)
 
 
 def _goes_on(

@@ -33,19 +33,21 @@ _ANEW = ("processes", "device")
 _LOCK, _RANKS_LOCK = "lock", "ranks.lock"
 
 
-def name(config: TrainConfig, data_hash: str, root: Path) -> str:
+def name(config: TrainConfig, data_hash: str, root: Path, task: str = "") -> str:
     """Return the name of a training: equal data, settings, code and torch give equal names.
 
     Args:
         config: The settings.
-        data_hash: Of the prepared images.
+        data_hash: Of the prepared examples.
         root: The checkout with the code.
+        task: Name of the task; what counts here is the code of one's own.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in _ANEW}
     code = package_hash(root, ("prong", "pipelines/tasks", "pipelines/training"))
     own = [
         own_hash(config.network, root, "train.network"),
         own_hash(config.augment_by, root, "train.augment_by"),
+        own_hash(task, root, "task.name"),
     ]
     start = lineage_text(root, config.checkpoint_from)
     return sha256_json([data_hash, settings, code, own, start, torch.__version__])[:16]
