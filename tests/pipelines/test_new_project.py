@@ -8,15 +8,21 @@ from pathlib import Path
 
 import own_networks
 import pytest
+import torch
 from git_commands import git
 from ruamel.yaml import YAML
 
+import prong
 from pipelines.cli.new_project import init
-from pipelines.core import own_code, params_file
+from pipelines.core import own_code
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.project.create import create, params_text
 from pipelines.project.templates import TEMPLATES
+from pipelines.tasks.columns import Column
+from pipelines.tasks.examples import examples
+from pipelines.tasks.form import Form, Value
+from pipelines.tasks.named import task_of
 from pipelines.training import network
 
 ROOT = Path(__file__).parents[2]
@@ -122,14 +128,28 @@ def test_the_settings_of_every_template_exist(name: str) -> None:
             assert values[section][knob] == value.strip("'")
 
 
-def test_its_network_trains_as_it_is(tmp_path: Path) -> None:
-    create(tmp_path, "digits")
-    params_file.edit(tmp_path / "params.yaml", ["train.network=network:build"])
+COLUMNS = (Column("age", "number"), Column("city", "category", categories=("a", "b")))
+FORMS = {
+    "digits": Form("classification", ("a", "b"), size=8, channels=1, mean=(0.5,), deviation=(1.0,)),
+    "table": Form("regression", (), (Value("price", 1.0, 2.0),), columns=COLUMNS),
+    "autoencoder": Form("reconstruction", size=8, channels=1, mean=(0.5,), deviation=(1.0,)),
+}
+
+
+@pytest.mark.parametrize("template", FORMS)
+def test_its_network_trains_as_it_is(tmp_path: Path, template: str) -> None:
+    create(tmp_path, template)
+    name = f"network_of_{template}"  # modules stay loaded
+    (tmp_path / "network.py").rename(tmp_path / f"{name}.py")
+    form = FORMS[template]
     with own_networks.own_modules():
-        code = own_code.own_hash("network:build", tmp_path, "train.network")
-        spec = own_networks.OwnCode(tmp_path, "network").spec("prong+", code)
+        code = own_code.own_hash(f"{name}:build", tmp_path, "train.network")
+        shape = task_of(form, tmp_path).output_shape
+        spec = network.NetworkSpec(form, shape, "prong+", 4, 8, f"{name}:build", code)
         made = network.build(spec, tmp_path)
-    assert sum(parameter.numel() for parameter in made.parameters()) > 100
+    assert made(torch.from_numpy(examples(form, 4))).shape == (4, *shape)
+    whitened = sum(status.whitened for status in prong.coverage(made))
+    assert whitened >= 2
 
 
 def test_the_sketch_of_data_is_python(tmp_path: Path) -> None:
