@@ -9,15 +9,16 @@ from typing import Annotated
 import typer
 
 from pipelines.core.text import shown
+from pipelines.project.templates import TEMPLATES
+
+_OFFERED = "; ".join(f"{name}: {TEMPLATES[name].summary}" for name in TEMPLATES)
 
 
 def init(
     folder: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Its folder; made if it is absent.")
+        Path, typer.Argument(metavar="DIR", help="Its folder; made if it is absent.")
     ] = Path(),
-    template: Annotated[
-        str, typer.Option(help="digits (runs as it is) or images (your own).")
-    ] = "digits",
+    template: Annotated[str, typer.Option(help=f"What for. {_OFFERED}.")] = "digits",
 ) -> None:
     """Make a project in a folder: settings, stages, a network to edit, and a README."""
     from pipelines.project.create import create
@@ -36,4 +37,4 @@ def init(
         print(f"  cd {shown(os.path.relpath(done.root) if inside else done.root)}")
     print('  git add -A && git commit -m "Start"')
     print("  prong run")
-    print("  prong predict IMAGE")
+    print(f"  prong predict {TEMPLATES[template].asked}")

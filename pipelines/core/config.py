@@ -35,6 +35,8 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """What a registered model may be called, wherever its name comes from."""
+RAW = "raw"
+"""The folder of a project, `data/raw`, in which its data lie."""
 LONGEST_NAME = 200
 """Characters of such a name."""
 
@@ -268,6 +270,8 @@ class Params:
         name: str = self.data.source
         if name in ("images", "table"):
             name = Path(self.data.path).name.split(".")[0]
+            if name == RAW:  # where a project's own data lie: it says nothing of them
+                name = self.data.source
         name = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")  # of a function: module-function
         return f"prong-{name or self.data.source}"[:LONGEST_NAME]
 

@@ -5,10 +5,10 @@ Nothing is loaded into a runtime before the gates that only read it have let it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from pipelines.core.paths import Layout
 from pipelines.data.prepared import Card, Split, load_card, load_split
 from pipelines.evaluation import scoring
 from pipelines.evaluation.scoring import Score
+from pipelines.gates.gathered import gathered_once
 from pipelines.gates.measuring import Asked, asked_at, batches
 from pipelines.gates.provenance import StoredFile
 from pipelines.systems.onnx.metadata import OnnxMetadata
@@ -36,32 +37,7 @@ from pipelines.systems.onnx.runtime import OnnxModel, OutOfMemory
 from pipelines.tasks.named import task_of
 from pipelines.tasks.task import Task
 
-T = TypeVar("T")
 _NUMERIC = "fc"  # numpy's kinds: float, complex
-
-
-class gathered_once(Generic[T]):  # reads as a decorator
-    """A property gathered once; what failed once is not tried again, and fails the same way."""
-
-    def __init__(self, gather: Callable[[Any], T]) -> None:
-        self._gather = gather
-        self.__doc__ = gather.__doc__
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, holder: Any, owner: type | None = None) -> T:
-        had: dict[str, T] = holder.__dict__.setdefault("_had", {})
-        failed: dict[str, Exception] = holder.__dict__.setdefault("_failed", {})
-        if self._name in failed:
-            raise failed[self._name]
-        if self._name not in had:
-            try:
-                had[self._name] = self._gather(holder)
-            except Exception as error:
-                failed[self._name] = error
-                raise
-        return had[self._name]
 
 
 class StoredModel(Protocol):

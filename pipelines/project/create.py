@@ -24,10 +24,11 @@ _SHIPPED = {
     ".dvcignore": "dvcignore",
     ".gitignore": "gitignore",
     "data.py": "data.txt",
-    "dvc.yaml": "dvc.yaml",
+    "dvc.yaml": "dvc-yaml",
     "network.py": "network.txt",
 }
-"""File of a project → what it is shipped as. Those of a checkout are links to its own."""
+"""File of a project → what it is shipped as. Those of a checkout are links to its own, by other
+names: DVC takes every dvc.yaml for one that counts."""
 _EMPTY = ("data/added/.gitkeep", "data/code/.gitkeep", "data/raw/.gitkeep", "data/start/.gitkeep")
 _IGNORED, _README = ".gitignore", "README.md"
 
@@ -116,7 +117,7 @@ def params_text(template: Template) -> str:
     """
     with tempfile.TemporaryDirectory(prefix="prong-init-") as scratch:
         path = Path(scratch) / "params.yaml"
-        shutil.copyfile(_FILES / "params.yaml", path)
+        shutil.copyfile(_FILES / "params-yaml", path)
         params_file.edit(path, list(template.settings))
         return path.read_text("utf-8")
 

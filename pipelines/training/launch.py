@@ -193,8 +193,9 @@ def _begun(folder: TrainingFolder, patience: float) -> Job:
 
 def _folder(layout: Layout, config: TrainConfig) -> TrainingFolder:
     card = load_card(layout.prepared)
-    named = name(config, card.data_hash, layout.root, card.form.task)
-    return TrainingFolder(layout.trainings / named)
+    return TrainingFolder(
+        layout.trainings / name(config, card.data_hash, layout.root, card.form.task)
+    )
 
 
 def _goes_on(

@@ -38,9 +38,9 @@ def name(config: TrainConfig, data_hash: str, root: Path, task: str = "") -> str
 
     Args:
         config: The settings.
-        data_hash: Of the prepared examples.
+        data_hash: Of the prepared data.
         root: The checkout with the code.
-        task: Name of the task; what counts here is the code of one's own.
+        task: `task.name`, or what the data suggest; the hash of one's own task counts.
     """
     settings = {k: v for k, v in asdict(config).items() if k not in _ANEW}
     code = package_hash(root, ("prong", "pipelines/tasks", "pipelines/training"))

@@ -193,13 +193,17 @@ def test_text_that_is_not_unicode_is_a_user_error(params: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "name"),
+    ("source", "path", "name"),
     [
-        ("../shared/cifar10/train.tar.gz", "prong-train"),
-        ("data/raw/My Flowers", "prong-My-Flowers"),
-        ("data/raw/été", "prong-t"),
+        ("images", "../shared/cifar10/train.tar.gz", "prong-train"),
+        ("images", "data/raw/My Flowers", "prong-My-Flowers"),
+        ("images", "data/raw/été", "prong-t"),
+        ("table", "data/house prices.csv.gz", "prong-house-prices"),
+        ("table", "data/東京.csv", "prong-table"),
     ],
 )
-def test_the_registered_name_of_an_image_folder(params: Path, path: str, name: str) -> None:
-    params_file.edit(params, ["data.source=images", f"data.path={path}"])
+def test_the_registered_name_is_that_of_the_path(
+    params: Path, source: str, path: str, name: str
+) -> None:
+    params_file.edit(params, [f"data.source={source}", f"data.path={path}"])
     assert params_file.load(params).model_name == name

@@ -45,13 +45,15 @@ def test_a_table_is_learnt_judged_released_and_asked(checkout: Checkout) -> None
     done = checkout.prong("run", *(part for one in SETTINGS for part in ("--set", one)))
     assert done.code == 0, done.out + done.err
     assert "champion" in done.out
-    (version,) = json.loads(checkout.forked("models", "--json").out)
+    models = checkout.forked("models", "--json")
+    assert models.code == 0, models.err
+    (version,) = json.loads(models.out)
     assert version["model"] == "prong-wine"
     for path in ("data/prepared/sample.csv", "data/wine.csv"):
         asked = checkout.forked("predict", path, "--json")
         assert asked.code == 0, asked.err
         rows = (root / path).read_text().splitlines()[1:]
-        assert len(json.loads(asked.out)) == len(rows)
+        assert len(json.loads(asked.out)["answers"]) == len(rows)
     (root / "short.csv").write_text("alcohol,ash\n1,2\n")
     refused = checkout.forked("predict", "short.csv")
     assert refused.code == 2

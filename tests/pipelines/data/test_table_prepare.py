@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ import pytest
 from PIL import Image
 from sklearn import datasets
 
+from pipelines.core import params_file
 from pipelines.core.config import DataConfig
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file
+from pipelines.core.paths import Layout
 from pipelines.data.card import describe
 from pipelines.data.prepare import prepare
 from pipelines.data.prepared import SPLITS, Card, load_card, load_split
 from pipelines.data.table_file import read
 from pipelines.data.table_rows import encode
+from pipelines.pipeline import data_versions
 
 Run = Callable[..., Card]
 
@@ -188,6 +192,14 @@ def test_a_test_set_without_the_target_is_refused(run: Run, tmp_path: Path) -> N
     (tmp_path / "sets/train.csv").rename(tmp_path / "sets/data.csv")
     with pytest.raises(UserError, match=r"no table named train.*2 files \(data.csv, test.csv\)"):
         run(path="sets")
+
+
+def test_rows_are_appended_to_the_file_and_not_added_as_images_are(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parents[3] / "params.yaml", tmp_path)
+    params_file.edit(tmp_path / "params.yaml", ["data.source=table", "data.path=data/t.csv"])
+    params = params_file.load(tmp_path / "params.yaml")
+    with pytest.raises(UserError, match=r"append rows to data/t\.csv"):
+        data_versions.add(Layout(tmp_path), params, tmp_path, new_class=False)
 
 
 def numbers(target: Sequence[Any], **more: Sequence[Any]) -> str:
