@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,7 +112,9 @@ class Reader:
         """
         if step.path == "params.yaml":
             wanted = YAML(typ="safe").load(step.text)
-            pairs = [f"{part}.{key}={v}" for part, knobs in wanted.items() for key, v in knobs.items()]
+            pairs = [
+                f"{part}.{key}={v}" for part, knobs in wanted.items() for key, v in knobs.items()
+            ]
             assert params_file.edit(self.folder / "params.yaml", pairs), "nothing changed"
             return ""
         if step.path:
@@ -172,12 +173,13 @@ class Reader:
     def _environment(self) -> dict[str, str]:
         others = ("PREFECT_", "MLFLOW_", "PRONG_", "PYTHONDONTWRITEBYTECODE")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(others)}
-        who = {f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER")
-               for what, value in (("NAME", "A Reader"), ("EMAIL", "reader@example.org"))}  # fmt: skip
+        who = {"NAME": "A Reader", "EMAIL": "reader@example.org"}
+        roles = ("AUTHOR", "COMMITTER")
+        named = {f"GIT_{role}_{what}": value for role in roles for what, value in who.items()}
         path = os.pathsep.join((str(self.commands), str(Path(sys.executable).parent), kept["PATH"]))
         return {
             **kept,
-            **who,
+            **named,
             "PATH": path,
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
@@ -189,11 +191,7 @@ def _printed(line: str, said: str) -> bool:
     """Say whether a line was printed, whatever its numbers; `…` is any text."""
     pieces = [re.escape(_plain(piece)) for piece in line.split("…")]
     wanted = re.compile(r".*".join(pieces))
-    return any(wanted.fullmatch(_plain(one)) for one in _lines(said))
-
-
-def _lines(said: str) -> Iterator[str]:
-    yield from said.splitlines()
+    return any(wanted.fullmatch(_plain(one)) for one in said.splitlines())
 
 
 def _plain(text: str) -> str:
