@@ -130,7 +130,8 @@ def classes(
         parts: Classes, or parts by column.
         margin: `gates.class_margin`.
     """
-    what = "classes" if task.counts else "parts"
+    # Of a table there are parts beside the classes.
+    one, what = ("part", "parts") if task.form.columns or not task.counts else ("class", "classes")
     absent = sum(not part.members.any() for part in parts)
     note = f"; {absent} of {len(parts)} {what} have no gate image: not judged" if absent else ""
     if champion_errors is None:
@@ -155,9 +156,8 @@ def classes(
         entry = (-share, told)
         (lost if evident and share > margin + _ROUNDING else worse).append(entry)
     order = [told for _, told in (*sorted(lost), *sorted(worse))]
-    said = f"net lost of class {', '.join(order[:_SHOWN])}" if order else "no class is worse"
-    if not task.counts:
-        said = f"error risen of {', '.join(order[:_SHOWN])}" if order else "no part is worse"
+    lead = f"net lost of {one}" if task.counts else "error risen of"
+    said = f"{lead} {', '.join(order[:_SHOWN])}" if order else f"no {one} is worse"
     said += f" and {len(order) - _SHOWN} more {what}" if len(order) > _SHOWN else ""
     return held_to("classes", worst, margin, said + note)
 

@@ -77,6 +77,7 @@ def run_job(
     params = params_file.load(layout.params)
     named = {
         "data.source": params.data.source,
+        "task.name": params.task.name,
         "train.network": params.train.network,
         "train.augment_by": params.train.augment_by,
     }

@@ -12,6 +12,8 @@ from pathlib import Path
 from pipelines.core.config import Params
 from pipelines.core.errors import Failed, UserError
 from pipelines.core.files import sha256_json
+from pipelines.core.fingerprints import own_code_of
+from pipelines.core.own_code import own_hash
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
 from pipelines.search.outcome import Searched, Tried, counting, rank
@@ -71,7 +73,8 @@ def search(layout: Layout, params: Params, wanted: Wanted, say: Callable[[str], 
     base = {k: v for k, v in asdict(params.train).items() if k not in wanted.space}
     data_hash = load_card(layout.prepared).data_hash
     asked = {key: str(one) for key, one in wanted.space.items()}
-    identity = sha256_json([asked, base, data_hash, wanted.epochs])
+    own = [own_hash(value, layout.root, key) for key, value in own_code_of(params).items()]
+    identity = sha256_json([asked, base, data_hash, wanted.epochs, *own])
     name = wanted.name or f"search-{identity[:10]}"
     folder = layout.state / "search"
     with ExitStack() as held:
@@ -127,8 +130,8 @@ def search(layout: Layout, params: Params, wanted: Wanted, say: Callable[[str], 
 def _same(study: Study, name: str, identity: str) -> None:
     if study.notes.get("identity", identity) != identity:
         raise UserError(
-            f"--name {name!r}: that study searched something else, or with other data, epochs or "
-            "parameters of section train; take another name, or leave --name out"
+            f"--name {name!r}: that study searched something else, or with other data, code of "
+            "yours, epochs or parameters of section train; take another name, or leave --name out"
         )
     study.note("identity", identity)
 

@@ -11,7 +11,7 @@ from pipelines.tasks.classification import Classification
 from pipelines.tasks.form import CLASSIFICATION, RECONSTRUCTION, REGRESSION, Form
 from pipelines.tasks.reconstruction import Reconstruction
 from pipelines.tasks.regression import Regression
-from pipelines.tasks.task import Task
+from pipelines.tasks.task import Task, must
 
 KEY = "task.name"
 BUILT_IN: dict[str, type[Task]] = {
@@ -44,11 +44,20 @@ def task_of(form: Form, checkout: Path) -> Task:
             "(docs/tasks.md)"
         )
     try:
-        return kind(form)
+        task: Task = kind(form)
+        shape = task.output_shape
     except UserError:
         raise
     except Exception as error:  # among them a TypeError, where a method is missing
         raise UserError(f"{KEY} = {form.task!r}: {own_code.where(error, root)}") from None
+    sizes = isinstance(shape, tuple) and all(type(n) is int and n > 0 for n in shape)
+    must(sizes and shape != (), form.task, f"output_shape is {shape!r}; needed: such as (3,)")
+    named = task.outputs
+    two = isinstance(named, tuple) and len(set(named)) == len(named) == 2
+    two = two and all(isinstance(name, str) and name.isidentifier() for name in named)
+    two = two and not {"images", "numbers", "categories"}.intersection(named)
+    must(two, form.task, f"outputs is {named!r}; needed: two names, such as ('raw', 'answers')")
+    return task
 
 
 def task_code(name: str, checkout: Path) -> str:

@@ -7,12 +7,13 @@ exportable (the tests export each of them), so this trial export is for all othe
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
 from pipelines.export.to_onnx import folded, metadata, onnx_bytes
+from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.model_file import parse
 from pipelines.systems.onnx.operators import not_allowed
 from pipelines.systems.onnx.runtime import OnnxModel
@@ -37,6 +39,7 @@ from pipelines.tasks.named import task_of
 from pipelines.training import augmentation
 from pipelines.training.network import BODY, NetworkSpec, build, describe
 from pipelines.training.zoo.by_name import KEY, ZOO
+from pipelines.verification.task_trial import TaskTrial
 
 _EXAMPLES = 3
 _UNKNOWN = "0" * 64  # hashes that the file of an untrained network has no need of
@@ -122,6 +125,7 @@ class _Trial:
         self._task = task_of(spec.form, root)
         self._given = examples(spec.form, _EXAMPLES)
         self._inputs = torch.from_numpy(self._given)
+        self._asked = TaskTrial(self._task, self._given, root)
 
     def _refused(self, why: str) -> UserError:
         return UserError(f"{KEY} = {self._spec.network!r}: {why}")
@@ -172,7 +176,7 @@ class _Trial:
         """Check one step backwards in training mode."""
         self._network.train()
         raw = self._ask(self._inputs, "be trained on")
-        loss = self._loss(raw)
+        loss = self._asked.loss(raw)
         try:
             loss.sum().backward()  # type: ignore[no-untyped-call]
         except Exception as error:
@@ -189,31 +193,6 @@ class _Trial:
                 "them, remove them, or set requires_grad = False"
             )
 
-    def _loss(self, raw: Tensor) -> Tensor:
-        """Return the examples' loss, after the task's own functions were tried."""
-        form, key = self._spec.form, f"task.name = {self._spec.form.task!r}"
-        if form.classes:
-            targets = torch.arange(_EXAMPLES) % len(form.classes)
-        else:
-            means = [value.mean for value in form.values]
-            targets = torch.tensor(means, dtype=torch.float64).expand(_EXAMPLES, -1)
-        try:
-            loss = self._task.loss(raw, targets, self._inputs)
-            score = self._task.score(raw.detach(), targets, self._inputs)
-            here = raw.detach().numpy()
-            again = self._task.score(here, targets.numpy(), self._given)
-        except Exception as error:
-            raise UserError(f"{key}: {own_code.where(error, self._root)}") from None
-        for name, found in (("loss", loss), ("score", score), ("score of arrays", again)):
-            if list(getattr(found, "shape", [])) != [_EXAMPLES]:
-                raise UserError(
-                    f"{key}: {name} returned {list(getattr(found, 'shape', []))} for {_EXAMPLES} "
-                    f"examples; needed: one number for each, [{_EXAMPLES}]"
-                )
-        if not np.allclose(score.double().numpy(), again, rtol=1e-3, atol=1e-5):
-            raise UserError(f"{key}: errors of tensors and of arrays differ")
-        return loss
-
     def moves(self) -> None:
         """Check that the function stays when the whitening moves: no weight is used elsewhere."""
         if not self._spec.whitened:
@@ -228,17 +207,19 @@ class _Trial:
     def exports(self) -> None:
         """Check that the folded network as an ONNX file is allowed and answers the same."""
         card = metadata(self._spec, self._task, _UNKNOWN, _UNKNOWN, _UNKNOWN)
+        plain = folded(self._network)
         try:
-            plain = folded(self._network)
             with _silent():
                 content = onnx_bytes(plain, self._task, card, self._opset)
         except UserError:
             raise
         except Exception as error:  # the exporter raises almost anything
             why = _why_not_exported(error, self._root)
-            raise self._refused(f"cannot be exported to ONNX: {why}") from None
+            refused = self._to_blame(plain, card)
+            raise refused(f"cannot be exported to ONNX: {why}") from None
         if bad := not_allowed(parse(content)):
-            raise self._refused(
+            refused = self._to_blame(plain, card)
+            raise refused(
                 f"its ONNX file would hold what no release may: {'; '.join(bad[:5])} "
                 "(docs/gates.md lists the operators)"
             )
@@ -247,7 +228,7 @@ class _Trial:
             path.write_bytes(content)
             try:
                 model = OnnxModel.load(path, "cpu")
-                found = [model.raw(self._given, batch=batch) for batch in (1, 2, _EXAMPLES)]
+                pairs = [model.both(self._given, batch=batch) for batch in (1, 2, _EXAMPLES)]
             except UserError as error:
                 said = str(error).removeprefix(f"{path}: ")
                 raise self._refused(
@@ -256,12 +237,26 @@ class _Trial:
                 ) from None
         with torch.no_grad():
             expected = plain(self._inputs)
-        apart = max(_apart(expected, torch.from_numpy(each)) for each in found)
+        apart = max(_apart(expected, torch.from_numpy(each)) for each, _ in pairs)
         if not apart <= 1e-3:
             raise self._refused(
                 f"its ONNX file answers otherwise than torch: {apart:.1e} off, relative to the "
                 "largest output; a shape or a value was probably fixed in the export"
             )
+        for raw, answers in pairs:
+            self._asked.exported(raw, answers)
+
+    def _to_blame(self, plain: nn.Module, card: OnnxMetadata) -> Callable[[str], UserError]:
+        """Return whose fault an export is: the network's, unless it is released without answers."""
+        if self._spec.task_code:
+            unread = copy.copy(self._task)
+            # Two outputs of a graph must not be one value.
+            unread.answer = lambda raw: raw + 1.0  # type: ignore[method-assign]
+            with suppress(Exception), _silent():
+                alone = onnx_bytes(plain, unread, card, self._opset)
+                if not not_allowed(parse(alone)):
+                    return lambda why: self._asked.refused(f"answer: {why}")
+        return self._refused
 
 
 @contextmanager
