@@ -53,6 +53,9 @@ TEMPLATES: dict[str, Template] = {
             "data.source=table",
             "data.path=data/raw/table.csv",
             "train.network=mlp",
+            "train.epochs=20",  # a table of hundreds of rows has few steps in an epoch
+            "train.batch=32",
+            "train.hidden=64",
         ),
         network="network-rows.txt",
     ),
