@@ -128,7 +128,7 @@ def test_the_settings_of_every_template_exist(name: str) -> None:
         for setting in TEMPLATES[name].settings:
             key, _, value = setting.partition("=")
             section, _, knob = key.partition(".")
-            assert values[section][knob] == value.strip("'")
+            assert str(values[section][knob]) == value.strip("'")
 
 
 FORMS = {
