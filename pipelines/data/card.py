@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from pipelines.data.fonts import font
 from pipelines.data.prepared import SPLITS, Card, Split
 from pipelines.tasks.form import CLASSIFICATION, Form
 
@@ -90,7 +91,7 @@ def picture(split: Split, classes: Sequence[str]) -> Image.Image:
     present = np.unique(labels)
     step = max(1, -(-len(present) // _ROWS))
     chosen = present[::step]
-    font = ImageFont.load_default(size=14)
+    letters = font(14)
     pitch = _CELL + _GAP
     sheet = Image.new("RGB", (_LABEL + _COLUMNS * pitch, len(chosen) * pitch + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
@@ -98,7 +99,7 @@ def picture(split: Split, classes: Sequence[str]) -> Image.Image:
         top = _GAP + row * pitch
         name = classes[label] if classes else "examples"
         short = name if len(name) <= 18 else name[:17] + "…"
-        draw.text((_GAP, top + _CELL // 2 - 9), short, fill="black", font=font)
+        draw.text((_GAP, top + _CELL // 2 - 9), short, fill="black", font=letters)
         for column, at in enumerate(np.flatnonzero(labels == label)[:_COLUMNS]):
             shown = image(split.inputs[at])
             larger = shown.width < _CELL

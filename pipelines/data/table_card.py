@@ -9,8 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from pipelines.data.fonts import font
 from pipelines.data.prepared import Split
 from pipelines.tasks.columns import FIRST, OTHER, Column
 from pipelines.tasks.form import Form
@@ -53,7 +54,7 @@ def picture(split: Split, form: Form) -> Image.Image:
         sheet.paste(panel, (_GAP + at * pitch[0], _GAP + row * pitch[1]))
     if left:
         said = f"and {left} columns more"
-        ImageDraw.Draw(sheet).text((_GAP, size[1] - _TITLE), said, fill=_INK, font=_font(12))
+        ImageDraw.Draw(sheet).text((_GAP, size[1] - _TITLE), said, fill=_INK, font=font(12))
     return sheet
 
 
@@ -85,10 +86,6 @@ def _date(value: float) -> str:
     return moment.date().isoformat() if float(value).is_integer() else moment.isoformat()
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
-
-
 def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
@@ -96,7 +93,7 @@ def _short(text: str, most: int) -> str:
 def _panel(title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     panel = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     draw = ImageDraw.Draw(panel)
-    draw.text((0, 0), _short(title, 30), fill=_INK, font=_font(13))
+    draw.text((0, 0), _short(title, 30), fill=_INK, font=font(13))
     return panel, draw
 
 
@@ -122,9 +119,9 @@ def _histogram(
             draw.rectangle(box, fill=colour)
     draw.line((0, floor + 1, _WIDTH, floor + 1), fill=_INK)
     ends = (_date(low // 1), _date(high // 1)) if dates else (f"{low:.4g}", f"{high:.4g}")
-    draw.text((0, floor + 2), ends[0], fill=_INK, font=_font(11))
-    right = draw.textlength(ends[1], font=_font(11))
-    draw.text((_WIDTH - right, floor + 2), ends[1], fill=_INK, font=_font(11))
+    draw.text((0, floor + 2), ends[0], fill=_INK, font=font(11))
+    right = draw.textlength(ends[1], font=font(11))
+    draw.text((_WIDTH - right, floor + 2), ends[1], fill=_INK, font=font(11))
     return panel
 
 
@@ -135,8 +132,8 @@ def _bars(title: str, names: Sequence[str], counts: NDArray[np.int64], colour: s
     tall = (_HEIGHT - _TITLE) // _BARS
     for row, at in enumerate(order[:_BARS]):
         top = _TITLE + row * tall
-        draw.text((0, top - 1), _short(names[at], 14), fill=_INK, font=_font(10))
+        draw.text((0, top - 1), _short(names[at], 14), fill=_INK, font=font(10))
         long = max(1, round((_WIDTH - 130) * counts[at] / counts.max()))
         draw.rectangle((90, top + 1, 90 + long, top + tall - 3), fill=colour)
-        draw.text((94 + long, top - 1), str(counts[at]), fill=_INK, font=_font(10))
+        draw.text((94 + long, top - 1), str(counts[at]), fill=_INK, font=font(10))
     return panel
