@@ -24,7 +24,7 @@ from pipelines.core import params_file
 
 ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_VARIES = re.compile(r"\b(?=\w*\d)[0-9a-f]{8,64}\b|\d[\d,.:e+-]*|\s+")
+_VARIES = re.compile(r"\b(?=\w*\d)[0-9a-f]{8,64}\b|\d(?:[\d.:e+-]*\d)?|\s+")
 _FOREVER = "prong worker"
 _DONE = re.compile(r"^\S+ \S+  retrain  \S+  completed", re.MULTILINE)
 
