@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,8 +14,11 @@ from email.parser import Parser
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import numpy as np
 import pytest
 from git_commands import commit_all
+from PIL import Image
+from sklearn import datasets
 
 from pipelines import cli
 from pipelines.core import params_file
@@ -210,3 +214,51 @@ def test_a_version_is_rebuilt_by_the_package_that_made_it_and_by_no_other(
         assert _outcomes(_prong(installed, project, "run"))["train"] == "ran"
     finally:
         source.write_text(text)
+
+
+def _data(root: Path, template: str) -> list[str]:
+    """Put a template's data in place; return the settings that make it small."""
+    if template == "images":
+        draw = np.random.default_rng(0)
+        for number in range(240):
+            path = root / "data/raw" / ("dark", "bright")[number % 2] / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            pixels = draw.integers(0, 160, (9, 9, 3)) + 90 * (number % 2)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+        return ["train.width=4", "train.hidden=16", "train.batch=16", "train.epochs=6"]
+    if template == "table":
+        table = datasets.load_breast_cancer(as_frame=True).frame
+        table.insert(0, "place", np.where(table.index % 3 > 0, "north", ""))
+        table.iloc[::7, 3] = np.nan
+        table.to_csv(root / "data/raw/table.csv", index=False)
+        return ["train.epochs=10"]
+    return ["data.limit=600", "train.hidden=16", "train.epochs=4", "train.batch=32"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("template", ["images", "table", "autoencoder"])
+def test_each_template_becomes_a_released_model_and_the_same_bytes_elsewhere(
+    installed: Path, tmp_path: Path, template: str
+) -> None:
+    root = tmp_path / "first"
+    assert _prong(installed, tmp_path, "init", "first", "--template", template).returncode == 0
+    settings = _data(root, template)
+    params_file.edit(root / "params.yaml", [*settings, "verify.images=64", "gates.latency=4"])
+    commit_all(root, "start")
+    done = _prong(installed, root, "run")
+    assert set(_outcomes(done).values()) == {"ran"}
+    assert "the first champion" in done.stdout
+    assert set(_outcomes(_prong(installed, root, "run")).values()) == {"cached"}
+    sample = "sample.csv" if template == "table" else "sample.png"
+    answer = _prong(installed, root, "predict", f"data/prepared/{sample}", "--json")
+    assert answer.returncode == 0, answer.stderr
+    (said,) = json.loads(answer.stdout)["answers"]
+    assert ("error" if template == "autoencoder" else "label") in said
+    left = (".prong", "prepared", "models", "reports", "cache", "tmp", "dvc.lock")
+    again = tmp_path / "second"
+    shutil.copytree(root, again, ignore=shutil.ignore_patterns(*left))
+    assert set(_outcomes(_prong(installed, again, "run")).values()) == {"ran"}
+    files = [place / "models/model.onnx" for place in (root, again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert files[0].stat().st_ino != files[1].stat().st_ino

@@ -25,7 +25,6 @@ _SHIPPED = {
     ".gitignore": "gitignore",
     "data.py": "data.txt",
     "dvc.yaml": "dvc-yaml",
-    "network.py": "network.txt",
 }
 """File of a project → what it is shipped as. Those of a checkout are links to its own, by other
 names: DVC takes every dvc.yaml for one that counts."""
@@ -89,7 +88,7 @@ def _texts(root: Path, name: str, template: Template) -> dict[str, str]:
     """Return what each file of a project is to hold; those of other people as they are."""
     texts = {file: (_FILES / shipped).read_text("utf-8") for file, shipped in _SHIPPED.items()}
     texts |= dict.fromkeys(_EMPTY, "")
-    texts |= dict(template.files)
+    texts["network.py"] = (_FILES / template.network).read_text("utf-8")
     texts["params.yaml"] = params_text(template)
     texts[_README] = (
         (_FILES / "readme.txt")

@@ -14,14 +14,14 @@ class Template:
         asked: What `prong predict` is asked about, as the README shows it.
         notes: Paragraphs of the README: what to do before the first run, and after.
         settings: Edits of this project's own `params.yaml`, as `prong run --set` takes them.
-        files: Further files → their text.
+        network: What its `network.py` is shipped as.
     """
 
     summary: str
     asked: str
     notes: tuple[str, ...]
     settings: tuple[str, ...] = ()
-    files: tuple[tuple[str, str], ...] = ()
+    network: str = "network.txt"
 
 
 TEMPLATES: dict[str, Template] = {
@@ -52,9 +52,12 @@ TEMPLATES: dict[str, Template] = {
         settings=(
             "data.source=table",
             "data.path=data/raw/table.csv",
-            "data.target=''",
             "train.network=mlp",
+            "train.epochs=20",  # a table of hundreds of rows has few steps in an epoch
+            "train.batch=32",
+            "train.hidden=64",
         ),
+        network="network-rows.txt",
     ),
     "autoencoder": Template(
         summary="an autoencoder of handwritten digits, whose images come with the package",
@@ -65,5 +68,6 @@ TEMPLATES: dict[str, Template] = {
             "task.name=reconstruction",
             "train.network=autoencoder",
         ),
+        network="network-again.txt",
     ),
 }

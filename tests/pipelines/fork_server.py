@@ -32,7 +32,7 @@ IMPORTED = (
     *("pipelines.release.upload", "pipelines.release.best_champions", "pipelines.gates.judging"),
     *("pipelines.registry.findings", "pipelines.registry.stored_version"),
     *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
-    *("mlflow.pyfunc", "model_signing", "psycopg2", "alembic.command"),
+    *("mlflow.pyfunc", "model_signing", "psycopg2", "alembic.command", "forked_from"),
 )
 """What the functions need, also where they import it late."""
 KILLED = -signal.SIGKILL

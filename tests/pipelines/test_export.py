@@ -3,12 +3,12 @@ from __future__ import annotations
 import io
 import re
 import shutil
-import subprocess
-import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fork_server
 import onnx
 import pytest
 import torch
@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
 import prong
+from pipelines.core import params_file
 from pipelines.core.config import Method, Params
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, write_json
@@ -79,18 +80,18 @@ def test_the_opset_is_the_parameter(
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
 
 
+def _export(trained: Path, prepared: Path, root: Path, out: Path, params: Path) -> None:
+    """Export with another number of threads and every warning an error."""
+    warnings.simplefilter("error")
+    torch.set_num_threads(2)
+    export(trained, prepared, params_file.load(params), root, out)
+
+
 def test_equal_inputs_give_equal_bytes_in_another_process_too(
     exported: Path, trained: Trained, prepared: Path, small: Params, sources: Path, tmp_path: Path
 ) -> None:
     export(trained("prong+"), prepared, small, sources, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == exported.read_bytes()
-    code = (
-        "import sys\nfrom pathlib import Path\nfrom dataclasses import replace\n"
-        "from pipelines.core.params_file import load\nfrom pipelines.export.to_onnx import export\n"
-        "import torch; torch.set_num_threads(2)\n"
-        "trained, prepared, root, out, params = map(Path, sys.argv[1:])\n"
-        "export(trained, prepared, load(params), root, out)\n"
-    )
     # The same parameters from another file, with another mirror: where data lie has no say.
     values = TypeAdapter(Params).dump_python(small)
     values["data"]["mirror"] = "/elsewhere"
@@ -99,14 +100,8 @@ def test_equal_inputs_give_equal_bytes_in_another_process_too(
     (tmp_path / "params.yaml").write_text(text.getvalue())
     out = tmp_path / "elsewhere.onnx"
     arguments = [trained("prong+"), prepared, sources, out, tmp_path / "params.yaml"]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    ended = fork_server.start(_export, *arguments, leaves=tmp_path / "output", cwd=tmp_path).wait()
+    assert (ended.code, ended.output) == (0, ""), ended
     assert out.read_bytes() == exported.read_bytes()
 
 

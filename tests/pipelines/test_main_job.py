@@ -75,7 +75,7 @@ def test_nothing_is_left_outside_the_checkout(checkout: Checkout, first: Done) -
 
 
 def test_the_second_run_has_nothing_to_do(checkout: Checkout, first: Done) -> None:
-    again = checkout.prong("run")
+    again = checkout.forked("run")
     assert again.code == 0, again.err
     assert outcomes(again) == dict.fromkeys(STAGES, "cached")
     assert "nothing new" in again.out
@@ -93,7 +93,7 @@ def test_the_champion_answers(checkout: Checkout, first: Done, tmp_path: Path) -
     split = load_split(checkout.root / "data/prepared", "test")
     for number in range(3):
         Image.fromarray(split.inputs[number, 0]).save(tmp_path / f"{number}.png")
-    done = checkout.prong("predict", "--json", *(str(tmp_path / f"{n}.png") for n in range(3)))
+    done = checkout.forked("predict", "--json", *(str(tmp_path / f"{n}.png") for n in range(3)))
     assert done.code == 0, done.err
     said = json.loads(done.out)
     assert said["version"] == 1

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import own_networks
 import pytest
-import torch
+from classifiers import classifier_form
 from git_commands import git
+from PIL import Image
 from ruamel.yaml import YAML
 
-import prong
 from pipelines.cli.new_project import init
-from pipelines.core import own_code
+from pipelines.core import own_code, params_file
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
+from pipelines.data import sources
 from pipelines.project.create import create, params_text
 from pipelines.project.templates import TEMPLATES
 from pipelines.tasks.columns import Column
-from pipelines.tasks.examples import examples
 from pipelines.tasks.form import Form, Value
 from pipelines.tasks.named import task_of
 from pipelines.training import network
+from pipelines.training.network import NetworkSpec
+from pipelines.verification.dry_run import try_out
 
 ROOT = Path(__file__).parents[2]
 OWN = (".dvc/.gitignore", ".dvc/config", ".dvcignore", ".gitignore", "dvc.yaml", "params.yaml")
@@ -125,36 +128,45 @@ def test_the_settings_of_every_template_exist(name: str) -> None:
         for setting in TEMPLATES[name].settings:
             key, _, value = setting.partition("=")
             section, _, knob = key.partition(".")
-            assert values[section][knob] == value.strip("'")
+            assert str(values[section][knob]) == value.strip("'")
 
 
-COLUMNS = (Column("age", "number"), Column("city", "category", categories=("a", "b")))
 FORMS = {
-    "digits": Form("classification", ("a", "b"), size=8, channels=1, mean=(0.5,), deviation=(1.0,)),
-    "table": Form("regression", (), (Value("price", 1.0, 2.0),), columns=COLUMNS),
-    "autoencoder": Form("reconstruction", size=8, channels=1, mean=(0.5,), deviation=(1.0,)),
+    "digits": classifier_form("abc", 8, 1, (0.5,), (0.25,)),
+    "images": classifier_form("ab", 9, 3, (0.5,) * 3, (0.25,) * 3),
+    "table": Form(
+        "regression",
+        values=(Value("price", 3.0, 2.0),),
+        columns=(Column("x", "number", 1.0, 2.0), Column("c", "category", categories=("a", "b"))),
+    ),
+    "autoencoder": replace(classifier_form("abc", 8, 1, (0.5,), (0.25,)), task="reconstruction"),
 }
 
 
-@pytest.mark.parametrize("template", FORMS)
-def test_its_network_trains_as_it_is(tmp_path: Path, template: str) -> None:
-    create(tmp_path, template)
-    name = f"network_of_{template}"  # modules stay loaded
-    (tmp_path / "network.py").rename(tmp_path / f"{name}.py")
-    form = FORMS[template]
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_its_network_can_be_trained_and_released_as_it_is(tmp_path: Path, name: str) -> None:
+    create(tmp_path, name)
     with own_networks.own_modules():
-        code = own_code.own_hash(f"{name}:build", tmp_path, "train.network")
-        shape = task_of(form, tmp_path).output_shape
-        spec = network.NetworkSpec(form, shape, "prong+", 4, 8, f"{name}:build", code)
-        made = network.build(spec, tmp_path)
-    assert made(torch.from_numpy(examples(form, 4))).shape == (4, *shape)
-    whitened = sum(status.whitened for status in prong.coverage(made))
-    assert whitened >= 2
+        code = own_code.own_hash("network:build", tmp_path, "train.network")
+        shape = task_of(FORMS[name], tmp_path).output_shape
+        spec = NetworkSpec(FORMS[name], shape, "prong+", 4, 8, "network:build", code)
+        done = try_out(network.build(spec, tmp_path), spec, 20, tmp_path)
+    assert done.exported
+    assert done.share > 0.5
 
 
-def test_the_sketch_of_data_is_python(tmp_path: Path) -> None:
-    create(tmp_path, "digits")
-    compile((tmp_path / "data.py").read_text(), "data.py", "exec")
+def test_the_sketch_of_data_reads_the_images_of_a_folder(tmp_path: Path) -> None:
+    create(tmp_path, "images")
+    for place, colour in (("cat/1.png", "red"), ("dog/2.png", "blue")):
+        path = tmp_path / "data/raw" / place
+        path.parent.mkdir()
+        Image.new("RGB", (5, 4), colour).save(path)
+    params_file.edit(tmp_path / "params.yaml", ["data.source=data:examples"])
+    config = params_file.load(tmp_path / "params.yaml").data
+    with own_networks.own_modules():
+        found = sources.read(config, root=tmp_path, downloads=tmp_path, task="auto")
+    assert found.classes == ("cat", "dog")
+    assert found.images.shape == (2, 3, 4, 4)
 
 
 def test_the_command_is_there_and_its_mistake_is_one_message(tmp_path: Path) -> None:

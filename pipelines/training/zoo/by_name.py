@@ -49,20 +49,10 @@ def make(name: str, asked: NetworkSignature, root: Path | None) -> nn.Module:
             own code cannot be loaded, raises, or returns no module.
     """
     if name.startswith(TIMM):
+        _suits(name, asked)
         return _timm(name, asked)
     if name in ZOO:
-        if len(asked.input_shape) == 1 and name not in _ROWS:
-            raise UserError(
-                f"{KEY} = {name!r}: it needs images, and the data are rows of a table; take "
-                f"{' or '.join(_ROWS)}, or module:function"
-            )
-        if asked.task == RECONSTRUCTION and name not in _IMAGES_AGAIN:
-            raise UserError(
-                f"{KEY} = {name!r}: it does not return images, which task.name = 'reconstruction' "
-                f"asks for; take {' or '.join(_IMAGES_AGAIN)}, or module:function"
-            )
-        if asked.task != RECONSTRUCTION and name in _IMAGES_AGAIN:
-            raise UserError(f"{KEY} = {name!r}: it is for task.name = 'reconstruction' only")
+        _suits(name, asked)
         if asked.size < SMALLEST and name not in _ANY_SIZE:
             raise UserError(
                 f"{KEY} = {name!r}: images of {asked.size} pixels are too small, it needs "
@@ -84,6 +74,22 @@ def make(name: str, asked: NetworkSignature, root: Path | None) -> nn.Module:
             f"{KEY} = {name!r}: returned {type(network).__name__}; a torch.nn.Module is needed"
         )
     return network
+
+
+def _suits(name: str, asked: NetworkSignature) -> None:
+    """Check that a known network is one for this kind of data, and for this task."""
+    if len(asked.input_shape) == 1 and name not in _ROWS:
+        raise UserError(
+            f"{KEY} = {name!r}: it needs images, and the data are rows of a table; take "
+            f"{' or '.join(_ROWS)}, or module:function"
+        )
+    if asked.task == RECONSTRUCTION and name not in _IMAGES_AGAIN:
+        raise UserError(
+            f"{KEY} = {name!r}: it does not return images, which task.name = 'reconstruction' "
+            f"asks for; take {' or '.join(_IMAGES_AGAIN)}, or module:function"
+        )
+    if asked.task != RECONSTRUCTION and name in _IMAGES_AGAIN:
+        raise UserError(f"{KEY} = {name!r}: it is for task.name = 'reconstruction' only")
 
 
 def _timm(name: str, asked: NetworkSignature) -> nn.Module:

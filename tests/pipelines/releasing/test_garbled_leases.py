@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from pipelines.systems.mlflow import server_leases
 from pipelines.systems.mlflow.leases import TableLeases, leased
 
 NAME = "registry m"
+TIMES = 1 if os.environ.get("PRONG_TEST_FULL") else 4  # a quarter of the examples is quick
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 values: st.SearchStrategy[Any] = (
     st.none()
@@ -68,7 +70,7 @@ def table() -> Iterator[tuple[TableLeases, sqlite3.Connection]]:
     store._engine.dispose()
 
 
-@settings(max_examples=900)
+@settings(max_examples=900 // TIMES)
 @given(cells | st.just(7), holders, cells | st.just(time.time() + 900))
 def test_no_row_of_the_table_stops_the_next_one(
     table: tuple[TableLeases, sqlite3.Connection], token: Any, holder: Any, expires: Any
@@ -147,7 +149,7 @@ def test_a_lease_that_nobody_known_holds_is_waited_for_and_named(layout: Layout)
         pass
 
 
-@settings(max_examples=600)
+@settings(max_examples=600 // TIMES)
 @given(
     texts | st.from_regex(r"[0-9]{1,40}", fullmatch=True),
     st.dictionaries(st.sampled_from(["prong.lasts", "prong.holder"]), holders),
@@ -181,7 +183,7 @@ def test_a_servers_lease_lasts_as_long_as_it_says() -> None:
     assert server_leases._seconds(date) == 1795773600.0
 
 
-@settings(max_examples=600)
+@settings(max_examples=600 // TIMES)
 @given(holders | identities)
 def test_an_identity_is_read_whole_or_not_at_all(said: Any) -> None:
     holder = holder_of(said)

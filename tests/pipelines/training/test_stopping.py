@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import fork_server
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from pipelines.training.parallel import TrainingRanks
 from pipelines.training.stopping import Stop, Stopped
@@ -27,7 +27,7 @@ def test_a_stop_passes_through_handlers_of_errors() -> None:
     assert str(Stopped(15)) == "stopped by SIGTERM"
 
 
-def _rank(rank: int, size: int, folder: str) -> None:
+def _rank(rank: int, size: int, folder: str) -> list[int]:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size
     )
@@ -39,15 +39,19 @@ def _rank(rank: int, size: int, folder: str) -> None:
             stop.note(signal.SIGINT)
         if signum := stop.agreed(now=calls % 17 == 0):
             break
-    (Path(folder) / f"{rank}").write_text(f"{calls} {signum}")
     dist.destroy_process_group()
+    return [calls, signum]
 
 
 def test_three_ranks_stop_at_the_same_call(tmp_path: Path) -> None:
-    mp.start_processes(_rank, (3, str(tmp_path)), nprocs=3)
-    said = {(tmp_path / str(rank)).read_text() for rank in range(3)}
-    assert len(said) == 1
-    calls, signum = map(int, said.pop().split())
+    started = [
+        fork_server.start(_rank, rank, 3, str(tmp_path), leaves=tmp_path / "output", cwd=tmp_path)
+        for rank in range(3)
+    ]
+    ended = [process.wait() for process in started]
+    assert [one.code for one in ended] == [0, 0, 0], ended
+    calls, signum = ended[0].said
+    assert [one.said for one in ended] == [[calls, signum]] * 3
     assert 40 <= calls <= 61
     assert signum == signal.SIGINT
 
