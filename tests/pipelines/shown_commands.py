@@ -24,7 +24,7 @@ from pipelines.core import params_file
 
 ROOT = Path(__file__).parents[2]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-_VARIES = re.compile(r"\b[0-9a-f]{10,64}\b|\d[\d,.:e+-]*|\s+")
+_VARIES = re.compile(r"\b(?=\w*\d)[0-9a-f]{8,64}\b|\d(?:[\d.:e+-]*\d)?|\s+")
 _FOREVER = "prong worker"
 _DONE = re.compile(r"^\S+ \S+  retrain  \S+  completed", re.MULTILINE)
 
@@ -188,11 +188,11 @@ class Reader:
 
 
 def _printed(line: str, said: str) -> bool:
-    """Say whether a line was printed, whatever its numbers; `…` is any text."""
+    """Say whether a line was printed, whatever its numbers and spaces; `…` is any text."""
     pieces = [re.escape(_plain(piece)) for piece in line.split("…")]
-    wanted = re.compile(r".*".join(pieces))
+    wanted = re.compile(".*".join(pieces))
     return any(wanted.fullmatch(_plain(one)) for one in said.splitlines())
 
 
 def _plain(text: str) -> str:
-    return _VARIES.sub(lambda found: " " if found[0].isspace() else "#", text).strip()
+    return _VARIES.sub(lambda found: "" if found[0].isspace() else "#", text)

@@ -14,6 +14,8 @@ import torch
 
 from pipelines.core import params_file
 from pipelines.core.errors import UserError
+from pipelines.gates.quality import classes
+from pipelines.tasks.form import Form
 from pipelines.tasks.named import task_of
 from pipelines.training import training_folder
 from pipelines.training.network import build
@@ -160,3 +162,14 @@ def test_two_values_are_refused_by_the_example(tmp_path: Path) -> None:
     two = (own_tasks.VALUE, replace(own_tasks.VALUE, name="rent"))
     with pytest.raises(UserError, match="needed: one number to predict"):
         task_of(own_tasks.form(named, two), tmp_path)
+
+
+def test_the_gates_speak_of_parts_where_the_data_are_a_table(tmp_path: Path) -> None:
+    task = task_of(Form("classification", ("a", "b"), columns=own_tasks.COLUMNS), tmp_path)
+    rows = np.array([[30.0, 2.0], [31.0, 2.0], [40.0, 3.0], [50.0, 3.0]])
+    parts = task.parts(np.array([0, 1, 0, 1]), rows)
+    new, old = np.array([0.0, 0, 1, 1]), np.zeros(4)
+    lost = classes(task, new, old, parts, 0.1).reason
+    assert lost.startswith("net lost of part ")
+    assert "colour = red: 2 of 2" in lost
+    assert classes(task, old, old, parts, 0.1).reason.startswith("no part is worse")
