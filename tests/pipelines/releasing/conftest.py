@@ -11,6 +11,7 @@ from object_store import object_store
 from postgres import Postgres, postgres
 from registries import PostgresDatabases, Registries, Registry, SqliteFiles, checkouts
 from released_checkout import moved, put_away
+from starts import Starts
 
 from pipelines.core.paths import Layout
 from pipelines.gates import judging
@@ -85,6 +86,18 @@ def checkout(layout: Layout, digits: Path) -> Callable[..., FinishedCheckout]:
         return FinishedCheckout.make(layout, noise, seed)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def starts(tmp_path_factory: pytest.TempPathFactory, database: Path, digits: Path) -> Starts:
+    """Checkouts that begin with versions."""
+    return Starts(tmp_path_factory.mktemp("starts"), database, digits)
+
+
+@pytest.fixture
+def registered(starts: Starts, layout: Layout) -> FinishedCheckout:
+    """The checkout with one version that was never judged."""
+    return starts.registered(layout)
 
 
 @pytest.fixture(scope="session")
