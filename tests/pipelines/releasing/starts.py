@@ -42,8 +42,9 @@ class Starts:
         if noises not in self._made:
             self._made[noises] = self._make(noises)
         made = self._made[noises]
-        shutil.rmtree(layout.root, ignore_errors=True)
-        shutil.copytree(made.layout.root, layout.root, symlinks=True)
+        for place in (layout.state, layout.prepared):
+            shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(made.layout.root, layout.root, symlinks=True, dirs_exist_ok=True)
         _move(layout.state / "mlflow.db", made.layout.root, layout.root)
         return replace(made, layout=layout)
 
