@@ -1,15 +1,17 @@
-"""Databases of the tests: they do not wait for the disk, and begin as copies of one."""
+"""What tests share: databases begin as copies of one and do not wait for the disk."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import known_digits
 import pytest
 import unsynchronised
 
 from pipelines.core.paths import Layout
 
 unsynchronised.sqlite()
+known_digits.remember()
 
 
 @pytest.fixture(scope="session")
