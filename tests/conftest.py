@@ -34,7 +34,8 @@ settings.load_profile("prong")
 
 LONGEST = (
     *("test_kills", "test_worker", "test_crashes"),  # minutes, in `make test-full`
-    *("test_main_job", "test_supervision", "test_faulty_versions", "test_gates", "test_promotion"),
+    *("test_main_job", "test_supervision", "test_launch", "test_faulty_versions", "test_ranks"),
+    *("test_resume", "test_promotion", "test_gates", "test_server", "test_versioning"),
 )
 """Modules that are begun first, so that no process works on one of them alone in the end."""
 
@@ -46,6 +47,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest modules first; the order within a module stays."""
+    """Put the longest modules first and the many short ones of the library last.
+
+    The order within a module stays. Last also since a process has one fork server: that of
+    `fork_server` has imported what the library's tests need, and not the other way round.
+    """
     order = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    items.sort(
+        key=lambda item: (
+            order.get(item.path.stem, len(order)),
+            item.path.parent.name == "prong",
+            item.path.stem != "test_sharing",
+        )
+    )

@@ -137,8 +137,15 @@ def test_the_preconditioned_path_is_the_closed_form(device):
     assert relative(np.array(found), path) <= 1e-10
 
 
-@pytest.mark.parametrize("device", BOTH)
-@pytest.mark.parametrize("mode", ["fold", "preconditioned"])
+@pytest.mark.parametrize(
+    ("device", "mode"),
+    [
+        pytest.param("cpu", "fold", marks=pytest.mark.slow),  # test_running.py compiles it as well
+        ("cpu", "preconditioned"),
+        pytest.param("cuda", "fold", marks=CUDA.marks),
+        pytest.param("cuda", "preconditioned", marks=CUDA.marks),
+    ],
+)
 # The compiler and what it calls warn of what concerns only themselves, or a faster product.
 @pytest.mark.filterwarnings("default")
 def test_compiled_there_are_two_graphs_and_the_same_path(device, mode):

@@ -11,6 +11,7 @@ from object_store import object_store
 from postgres import Postgres, postgres
 from registries import PostgresDatabases, Registries, Registry, SqliteFiles, checkouts
 from released_checkout import moved, put_away
+from starts import Starts
 
 from pipelines.core.paths import Layout
 from pipelines.gates import judging
@@ -34,29 +35,6 @@ def _judged_in_this_process() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(judging, "run_confined", judged_here)
         yield
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, worker: str) -> Path:
-    """A folder for what is made once for all tests, and copied."""
-    base = tmp_path_factory.getbasetemp()
-    return base if worker == "master" else base.parent
-
-
-@pytest.fixture(scope="session")
-def worker(request: pytest.FixtureRequest) -> str:
-    """The name of this process among those that share the tests."""
-    return str(getattr(request.config, "workerinput", {}).get("workerid", "master"))
-
-
-@pytest.fixture(scope="session")
-def database(shared: Path) -> Path:
-    """An empty MLflow database: the first migration takes seconds."""
-    from pipelines.systems import mlflow as tracking
-
-    layout = Layout(shared / "database")
-    tracking.connect(layout)  # makes it, whole, in one of the processes
-    return layout.state / "mlflow.db"
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +63,18 @@ def checkout(layout: Layout, digits: Path) -> Callable[..., FinishedCheckout]:
         return FinishedCheckout.make(layout, noise, seed)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def starts(tmp_path_factory: pytest.TempPathFactory, database: Path, digits: Path) -> Starts:
+    """Checkouts that begin with versions."""
+    return Starts(tmp_path_factory.mktemp("starts"), database, digits)
+
+
+@pytest.fixture
+def registered(starts: Starts, layout: Layout) -> FinishedCheckout:
+    """The checkout with one version that was never judged."""
+    return starts.registered(layout)
 
 
 @pytest.fixture(scope="session")

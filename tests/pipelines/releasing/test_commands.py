@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
 
 import pytest
 from finished_checkout import FinishedCheckout
 from git_commands import git
 from small_checkout import SOURCE, Checkout, Done
+from starts import Starts
 from stored_versions import MODEL
 
 from pipelines.core.paths import Layout
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
-
-Make = Callable[..., FinishedCheckout]
 
 
 def prong(layout: Layout, *arguments: str) -> Done:
@@ -26,14 +24,14 @@ def prong(layout: Layout, *arguments: str) -> Done:
 
 
 @pytest.fixture
-def released(checkout: Make, layout: Layout) -> Layout:
+def released(starts: Starts, layout: Layout) -> Layout:
     """A checkout with two versions that were champion, and a third that is much worse."""
+    starts.released(layout, 0.0, 1.0)
     for name in ("dvc.yaml", "params.yaml"):
         shutil.copy(SOURCE / name, layout.root / name)
-    for noise in (0.0, 1.0, 200.0):  # the last is refused
-        made = checkout(noise=noise)
-        done = release.register(made.layout, made.params, None)
-        promotion.promote(made.layout, made.params, done.version)
+    made = FinishedCheckout.make(layout, 200.0, 0)
+    done = release.register(layout, made.params, None)
+    assert not promotion.promote(layout, made.params, done.version).promoted
     return layout
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from finished_checkout import FinishedCheckout
 from git_commands import git
+from starts import Starts
 from stored_versions import MODEL, aliases, stored
 
 from pipelines.core.errors import UserError
@@ -61,9 +62,9 @@ def released(make: Make, noises: Iterator[float] | tuple[float, ...]) -> None:
 
 
 def test_versions_that_were_never_live_go_and_all_others_stay(
-    checkout: Make, repository: Path, layout: Layout
+    starts: Starts, checkout: Make, repository: Path, layout: Layout
 ) -> None:
-    released(checkout, (0.0, 1.0))
+    starts.released(layout, 0.0, 1.0)
     for noise in (2.0, 3.0, 4.0):
         release.register(layout, checkout(noise=noise).params, None)
     promotion.rollback(layout, MODEL, None, "")
@@ -89,9 +90,13 @@ def test_versions_that_were_never_live_go_and_all_others_stay(
 
 
 def test_an_upload_without_a_version_goes(
-    checkout: Make, repository: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    starts: Starts,
+    checkout: Make,
+    repository: Path,
+    layout: Layout,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    released(checkout, (0.0,))
+    starts.released(layout, 0.0)
     from mlflow import MlflowClient
 
     def crash(*_: object, **__: object) -> None:
@@ -112,9 +117,13 @@ def test_an_upload_without_a_version_goes(
 
 
 def test_a_removal_that_broke_off_goes_on_the_next_time(
-    checkout: Make, repository: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+    starts: Starts,
+    checkout: Make,
+    repository: Path,
+    layout: Layout,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    released(checkout, (0.0,))
+    starts.released(layout, 0.0)
     for noise in (1.0, 2.0):
         release.register(layout, checkout(noise=noise).params, None)
 
@@ -175,22 +184,22 @@ def test_objects_that_a_lock_names_stay(checkout: Make, repository: Path, layout
 
 
 def test_a_cache_that_others_may_use_is_left_alone(
-    checkout: Make, repository: Path, layout: Layout, tmp_path: Path
+    starts: Starts, repository: Path, layout: Layout, tmp_path: Path
 ) -> None:
     write_text(repository / ".dvc/config", f"[cache]\n    dir = {tmp_path / 'shared'}\n")
     path = tmp_path / "shared/files/md5/aa" / ("0" * 30)
     write_text(path, "x")
     os.utime(path, (1, 1))
-    released(checkout, (0.0,))
+    starts.released(layout, 0.0)
     said = collect(layout)
     assert "outside this repository" in said[0]
     assert path.exists()
 
 
 def test_nothing_goes_while_a_run_is_at_work(
-    checkout: Make, repository: Path, layout: Layout
+    starts: Starts, checkout: Make, repository: Path, layout: Layout
 ) -> None:
-    released(checkout, (0.0,))
+    starts.released(layout, 0.0)
     release.register(layout, checkout(noise=1.0).params, None)
     busy = repository / ".dvc/tmp/rwlock"
     write_text(busy, f'{{"data": {{"write": {{"pid": {os.getpid()}, "cmd": "dvc"}}}}}}')

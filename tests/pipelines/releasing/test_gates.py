@@ -68,10 +68,9 @@ def judged_here(
 
 @pytest.mark.slow
 def test_any_version_can_be_held_to_the_gates(
-    checkout: Make, capsys: pytest.CaptureFixture[str]
+    registered: FinishedCheckout, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = checkout()
-    release.register(made.layout, made.params, None)
+    made = registered
     promotion.promote(made.layout, made.params, 1)
     lost = register(made, reweigh("bias", lambda bias: bias * 0))
     findings = hold_to_gates(made.layout, made.params, MODEL, lost)
@@ -91,9 +90,8 @@ def test_any_version_can_be_held_to_the_gates(
     assert all(name in shown for name in GATES)
 
 
-def test_the_command_says_why_and_exits_with_one(checkout: Make) -> None:
-    made = checkout()
-    release.register(made.layout, made.params, None)
+def test_the_command_says_why_and_exits_with_one(registered: FinishedCheckout) -> None:
+    made = registered
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(SOURCE / name, made.layout.root / name)
     tracking.connect(made.layout).delete_model_version_tag(MODEL, "1", "lineage.torch")
@@ -105,9 +103,10 @@ def test_the_command_says_why_and_exits_with_one(checkout: Make) -> None:
         hold_to_gates(made.layout, made.params, MODEL, 7)
 
 
-def test_a_file_that_is_not_a_model_is_refused_by_the_format_gate(checkout: Make) -> None:
-    made = checkout()
-    release.register(made.layout, made.params, None)
+def test_a_file_that_is_not_a_model_is_refused_by_the_format_gate(
+    registered: FinishedCheckout,
+) -> None:
+    made = registered
     number = again(made)
     path = stored(made.layout, number)
     for content in (b"", b"not a model", path.read_bytes()[:1000]):
@@ -122,9 +121,8 @@ def test_a_file_that_is_not_a_model_is_refused_by_the_format_gate(checkout: Make
         assert found["runtime"].verdict == "not run"
 
 
-def test_no_damage_makes_the_judge_raise(checkout: Make) -> None:
-    made = checkout()
-    release.register(made.layout, made.params, None)
+def test_no_damage_makes_the_judge_raise(registered: FinishedCheckout) -> None:
+    made = registered
     number = again(made)
     path, draw = stored(made.layout, number), np.random.default_rng(0)
     whole, client = path.read_bytes(), tracking.connect(made.layout)
@@ -145,10 +143,9 @@ def test_no_damage_makes_the_judge_raise(checkout: Make) -> None:
 
 
 def test_a_registry_that_is_away_says_nothing_about_the_model(
-    checkout: Make, monkeypatch: pytest.MonkeyPatch
+    registered: FinishedCheckout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = checkout()
-    release.register(made.layout, made.params, None)
+    made = registered
     candidate = stored_version(made, 1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -156,18 +153,16 @@ def test_a_registry_that_is_away_says_nothing_about_the_model(
         judge(made.layout, made.params, candidate, None)
 
 
-def test_nothing_is_left_of_what_was_downloaded(checkout: Make) -> None:
-    made = checkout()
-    release.register(made.layout, made.params, None)
+def test_nothing_is_left_of_what_was_downloaded(registered: FinishedCheckout) -> None:
+    made = registered
     judged(made, 1, 1)  # the champion's file is kept, once
     before = sorted(made.layout.root.rglob("*"))
     judged(made, 1, 1)
     assert sorted(made.layout.root.rglob("*")) == before
 
 
-def test_an_empty_gate_split_blocks_and_says_what_to_raise(checkout: Make) -> None:
-    made = checkout()
-    release.register(made.layout, made.params, None)
+def test_an_empty_gate_split_blocks_and_says_what_to_raise(registered: FinishedCheckout) -> None:
+    made = registered
     from pipelines.core.files import read_json, write_json
     from pipelines.data.prepared import load_split, save_split
 
@@ -183,9 +178,8 @@ def test_an_empty_gate_split_blocks_and_says_what_to_raise(checkout: Make) -> No
     assert "raise data.gate" in found["champion"].reason
 
 
-def test_figures_of_other_data_are_compared_by_chance(checkout: Make) -> None:
-    made = checkout()
-    release.register(made.layout, made.params, None)
+def test_figures_of_other_data_are_compared_by_chance(registered: FinishedCheckout) -> None:
+    made = registered
     client = tracking.connect(made.layout)
     client.set_model_version_tag(MODEL, "1", "lineage.data_hash", "")
     client.set_model_version_tag(MODEL, "1", "metric.test_error", "15.0")
@@ -201,11 +195,10 @@ def test_figures_of_other_data_are_compared_by_chance(checkout: Make) -> None:
 
 
 def test_the_champion_is_loaded_and_scored_once(
-    checkout: Make, monkeypatch: pytest.MonkeyPatch
+    registered: FinishedCheckout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is what the candidate is held against, and the best there ever was."""
-    made = checkout()
-    release.register(made.layout, made.params, None)
+    made = registered
     assert promotion.promote(made.layout, made.params, 1).promoted
     FinishedCheckout.make(made.layout, 100.0, 0)
     release.register(made.layout, made.params, None)
@@ -238,9 +231,10 @@ def best(made: FinishedCheckout, champions: list[Version] | None = None) -> floa
     ).best_error
 
 
-def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path: Path) -> None:
-    made = checkout()
-    release.register(made.layout, made.params, None)
+def test_the_best_ever_is_scored_on_the_images_of_today(
+    registered: FinishedCheckout, tmp_path: Path
+) -> None:
+    made = registered
     first = promotion.promote(made.layout, made.params, 1)
     second = FinishedCheckout.make(made.layout, 100.0, 0)
     release.register(made.layout, made.params, None)
@@ -264,9 +258,10 @@ def test_the_best_ever_is_scored_on_the_images_of_today(checkout: Make, tmp_path
 
 
 @pytest.mark.slow
-def test_the_ratchet_blocks_what_is_as_good_as_a_champion_that_slid(checkout: Make) -> None:
-    made = checkout()
-    release.register(made.layout, made.params, None)
+def test_the_ratchet_blocks_what_is_as_good_as_a_champion_that_slid(
+    registered: FinishedCheckout,
+) -> None:
+    made = registered
     promotion.promote(made.layout, made.params, 1)
     FinishedCheckout.make(made.layout, 100.0, 0)
     release.register(made.layout, made.params, None)
@@ -319,9 +314,8 @@ def test_where_the_weights_are_at_hand_parity_is_measured_again(
     assert (figure < 1e-4) if change == "none" else (1e-3 < figure < 1e-1)
 
 
-def test_a_tensor_without_its_values_is_never_loaded(checkout: Make) -> None:
-    made = checkout()
-    release.register(made.layout, made.params, None)
+def test_a_tensor_without_its_values_is_never_loaded(registered: FinishedCheckout) -> None:
+    made = registered
     number = again(made)
     exchange(made, number, lambda model: model.graph.initializer[1].ClearField("raw_data"))
     found = judged(made, number)

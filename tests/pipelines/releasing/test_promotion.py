@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from finished_checkout import FinishedCheckout, write_model
+from starts import Starts
 from stored_versions import MODEL, aliases, forget, stored
 
 from pipelines.core.errors import Failed, UserError
@@ -34,6 +35,12 @@ class Line:
     """A checkout whose models are released one after another, whatever their error."""
 
     make: Make
+    layout: Layout
+    starts: Starts
+
+    def begin(self, *noises: float) -> None:
+        """Begin with so many releases made, the same as by `release`."""
+        self.starts.released(self.layout, *noises)
 
     def release(self, noise: float, run: str = "") -> Decision:
         made = self.make(noise=noise)
@@ -43,8 +50,8 @@ class Line:
 
 
 @pytest.fixture
-def line(checkout: Make) -> Line:
-    return Line(checkout)
+def line(checkout: Make, layout: Layout, starts: Starts) -> Line:
+    return Line(checkout, layout, starts)
 
 
 def entries(layout: Layout) -> list[dict[str, Any]]:
@@ -74,8 +81,7 @@ def test_the_history_says_what_was_live_when_why_and_by_which_run(
 
 
 def test_a_rollback_goes_one_step_back_each_time(line: Line, layout: Layout) -> None:
-    for noise in (0.0, 1.0, 2.0):
-        line.release(noise)
+    line.begin(0.0, 1.0, 2.0)
     assert aliases(layout) == {"champion": 3, "previous": 2}
     done = promotion.rollback(layout, MODEL, None, "")
     assert (done.version, done.replaced, done.previous) == (2, 3, 1)
@@ -90,8 +96,7 @@ def test_a_rollback_goes_one_step_back_each_time(line: Line, layout: Layout) -> 
 
 
 def test_the_next_run_with_nothing_new_leaves_a_rollback_alone(line: Line, layout: Layout) -> None:
-    line.release(0.0)
-    line.release(1.0)
+    line.begin(0.0, 1.0)
     promotion.rollback(layout, MODEL, None, "answers were odd")
     again = line.release(1.0)
     assert (again.promoted, again.champion) == (False, 1)
@@ -105,8 +110,7 @@ def test_the_next_run_with_nothing_new_leaves_a_rollback_alone(line: Line, layou
 
 
 def test_there_is_a_way_back_only_to_what_was_live(line: Line, layout: Layout) -> None:
-    line.release(0.0)
-    line.release(1.0)
+    line.begin(0.0, 1.0)
     made = line.make(noise=2.0)
     release.register(made.layout, made.params, None)
     before = entries(layout)
@@ -127,8 +131,7 @@ def test_there_is_a_way_back_only_to_what_was_live(line: Line, layout: Layout) -
 def test_a_version_that_is_damaged_is_not_rolled_back_to(
     line: Line, layout: Layout, damage: str
 ) -> None:
-    line.release(0.0)
-    line.release(1.0)
+    line.begin(0.0, 1.0)
     before = entries(layout)
     forget(layout)
     path = stored(layout, 1)
@@ -141,8 +144,7 @@ def test_a_version_that_is_damaged_is_not_rolled_back_to(
 
 def test_a_version_that_does_not_answer_is_not_rolled_back_to(line: Line, layout: Layout) -> None:
     """Its statement is one of the key's holder: only asking it tells."""
-    line.release(0.0)
-    line.release(1.0)
+    line.begin(0.0, 1.0)
     before, path = entries(layout), stored(layout, 1)
     card = OnnxModel.load(path, "cpu").card
     pixels = card.form.channels * card.form.size**2
@@ -164,8 +166,7 @@ def test_a_version_that_does_not_answer_is_not_rolled_back_to(line: Line, layout
 
 
 def test_an_alias_moved_by_hand_is_never_obeyed(line: Line, layout: Layout) -> None:
-    line.release(0.0)
-    line.release(1.0)
+    line.begin(0.0, 1.0)
     before, client = entries(layout), tracking.connect(layout)
     made = line.make(noise=200.0)
     refused = release.register(layout, made.params, None).version
@@ -203,8 +204,7 @@ def test_a_champion_that_nobody_signed_is_not_answered_from(line: Line, layout: 
 
 
 def test_a_change_of_the_history_is_noticed_and_mended(line: Line, layout: Layout) -> None:
-    for noise in (0.0, 1.0, 2.0):
-        line.release(noise)
+    line.begin(0.0, 1.0, 2.0)
     client = tracking.connect(layout)
     said = dict(client.get_registered_model(MODEL).tags)
     key, last = history.tag_key(2), history.tag_key(3)
@@ -234,8 +234,7 @@ def test_a_change_of_the_history_is_noticed_and_mended(line: Line, layout: Layou
 
 
 def test_what_nobody_remembers_can_be_given_up(line: Line, layout: Layout) -> None:
-    for noise in (0.0, 1.0, 2.0):
-        line.release(noise)
+    line.begin(0.0, 1.0, 2.0)
     client = tracking.connect(layout)
     client.delete_registered_model_tag(MODEL, history.tag_key(2))
     shutil.rmtree(layout.state / "remembered")  # as in a fresh clone
@@ -255,7 +254,7 @@ def test_what_nobody_remembers_can_be_given_up(line: Line, layout: Layout) -> No
 def test_a_history_of_another_key_or_model_counts_for_nothing(
     tmp_path: Path, line: Line, layout: Layout
 ) -> None:
-    line.release(0.0)
+    line.begin(0.0)
     client = tracking.connect(layout)
     tags = dict(client.get_registered_model(MODEL).tags)
     trusted = keys.trusted_keys(layout)
@@ -270,7 +269,7 @@ def test_a_history_of_another_key_or_model_counts_for_nothing(
 def test_a_long_history_is_read_whole(line: Line, layout: Layout) -> None:
     import sqlite3
 
-    line.release(0.0)
+    line.begin(0.0)
     found = transaction.repaired_state(layout, MODEL).history
     last, private = found.last, keys.signing_key(layout)
     assert last is not None

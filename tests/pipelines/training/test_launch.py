@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -73,8 +74,19 @@ def _runs(layout: Layout) -> list[Any]:
     return list(client.search_runs(ids))
 
 
-def test_a_resumed_run_keeps_its_id_and_has_each_point_once(tmp_path: Path) -> None:
-    layout = Layout(tmp_path)
+@pytest.fixture
+def layout(tmp_path: Path, database: Path) -> Layout:
+    """An empty checkout with a database of its own."""
+    return _with_database(Layout(tmp_path), database)
+
+
+def _with_database(layout: Layout, database: Path) -> Layout:
+    layout.state.mkdir()
+    shutil.copy(database, layout.state / "mlflow.db")
+    return layout
+
+
+def test_a_resumed_run_keeps_its_id_and_has_each_point_once(layout: Layout) -> None:
 
     def opened(resume: str | None) -> Any:
         return tracking.training_run(
@@ -96,8 +108,7 @@ def test_a_resumed_run_keeps_its_id_and_has_each_point_once(tmp_path: Path) -> N
     assert sorted((p.step, p.value) for p in points) == [(10, 2.0), (20, 1.5), (30, 1.0)]
 
 
-def test_a_run_that_is_gone_is_replaced(tmp_path: Path) -> None:
-    layout = Layout(tmp_path)
+def test_a_run_that_is_gone_is_replaced(layout: Layout) -> None:
     arguments: dict[str, Any] = {"experiment": "e", "params": {}, "tags": {}}
     with tracking.training_run(layout, **arguments) as first:
         pass
@@ -109,17 +120,28 @@ def test_a_run_that_is_gone_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Checkout:
+def checkout(tmp_path_factory: pytest.TempPathFactory, prepared: Path, database: Path) -> Checkout:
     """A small checkout in which `prepare` has run."""
     made = make(tmp_path_factory.mktemp("launch") / "job")
+    _with_database(Layout(made.root), database)
     shutil.copytree(prepared, made.root / "data/prepared")
     return made
 
 
+def _stage(name: str) -> int:
+    from pipelines.pipeline import stages
+
+    return stages.main([name])
+
+
 def _train(checkout: Checkout, **more: str) -> dict[str, Any]:
-    done = checkout.run("env", *(f"{k}={v}" for k, v in more.items()),
-                        "python", "-m", "pipelines.pipeline.stages", "train")  # fmt: skip
-    assert done.code == 0, done.out + done.err
+    """Train as the stage does: it is forked, its ranks are not."""
+    env = checkout.environment(**more)
+    leaves = checkout.root.parent / "output"
+    ended = fork_server.start(
+        _stage, "train", leaves=leaves, cwd=checkout.root, env=env, exits=True
+    ).wait()
+    assert ended.code == 0, ended.output
     found: dict[str, Any] = json.loads((checkout.root / "reports/train.json").read_text())
     return found
 
