@@ -1,19 +1,21 @@
 """The operators that a released model may use.
 
-How the list was chosen: the operators of ONNX's default domain that exports of classifiers from
+How the list was chosen: the operators of ONNX's default domain that exports from
 torch are made of (convolutional and residual networks, inception, vision and other transformers,
 recurrent networks, embeddings and tables, quantised networks), with their near relatives. Each maps
 tensors to tensors and computes the same answer each time. Left out are
 
 - control flow: If, Loop, Scan, SequenceMap. A loop's length may depend on the input, and a branch
   may answer some inputs in another way.
-- sequences, optional values and texts: SequenceAt, Optional, StringConcat, TfIdfVectorizer, …
+- sequences, optional values, and what makes texts or takes them apart: SequenceAt, Optional,
+  StringConcat, TfIdfVectorizer, … Texts as such are allowed: Equal compares the categories of a
+  table with those that are known.
 - random numbers: RandomNormal, Multinomial, Bernoulli, Dropout (a no-op in an exported model). The
   gates would judge other answers than those given later.
 - what decodes files or is there for training: ImageDecoder, SoftmaxCrossEntropyLoss, …
 - operators for detection, sound and other tasks (RoiAlign, NonMaxSuppression, STFT, …) and those
   whose number of values depends on the input (NonZero, Unique, Compress): code of the runtime that
-  no classifier needs.
+  no such model needs.
 """
 
 from __future__ import annotations
