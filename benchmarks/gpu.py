@@ -206,7 +206,7 @@ def latencies(device: str, calls: int) -> str:
             OnnxModel.load(path, "cpu"),
             OnnxModel.load(path, "cuda" if device == "cuda" else "cpu", asked="--device"),
         ]
-    shape = (LATENCIES[-1], SPEC.channels, SPEC.size, SPEC.size)
+    shape = (LATENCIES[-1], *FORM.input_shape)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     lines = [
         f"| images in a call | ms on the CPU | ms on {models[1].provider} | ratio (quartiles) |",

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train = settings(layout, asked.epochs)
     print(f"{'input':<22} {'error %':>8} {'worse by':>9} {'loss':>8} {'seconds':>8}")
     whole = 0.0
-    for name, change in changes(load_card(layout.prepared).channels).items():
+    for name, change in changes(load_card(layout.prepared).form.channels).items():
         done = [
             trial(replace(train, seed=seed), layout.prepared, change=change)
             for seed in range(asked.seeds)

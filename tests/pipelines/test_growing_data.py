@@ -106,4 +106,9 @@ def test_a_full_disk_is_one_message_and_leaves_nothing_half_written(
     assert done.returncode == 2, done.stderr
     assert "cannot write" in done.stderr
     assert "Traceback" not in done.stderr
-    assert sorted(p.name for p in (checkout.root / "data").iterdir()) == ["added", "code", "raw"]
+    assert sorted(p.name for p in (checkout.root / "data").iterdir()) == [
+        "added",
+        "code",
+        "raw",
+        "start",
+    ]

@@ -245,8 +245,8 @@ def right_images(made: FinishedCheckout) -> list[int]:
     from pipelines.systems.onnx.runtime import OnnxModel
 
     model, split = OnnxModel.load(made.layout.onnx, "cpu"), load_split(made.layout.prepared, "gate")
-    score = error(model, split, model.card.classes)
-    return [int(at) for at in np.flatnonzero(~score.wrong)]
+    score = error(model, split, model.form, made.layout.root)
+    return [int(at) for at in np.flatnonzero(score.errors == 0)]
 
 
 def forget_images(made: FinishedCheckout, positions: list[int]) -> Callable[[Any], None]:

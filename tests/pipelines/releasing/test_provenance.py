@@ -74,7 +74,7 @@ def test_a_bill_of_materials_that_the_schema_takes_lists_what_was_there(
     model = bill["metadata"]["component"]
     assert model["type"] == "machine-learning-model"
     assert model["hashes"] == [{"alg": "SHA-256", "content": version.sha256}]
-    assert model["modelCard"]["modelParameters"]["task"] == "image classification"
+    assert model["modelCard"]["modelParameters"]["task"] == "classification of images"
     (data,) = [c for c in bill["components"] if c["type"] == "data"]
     card = load_card(made.layout.prepared)
     assert data["hashes"][0]["content"] == card.data_hash

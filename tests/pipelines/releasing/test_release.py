@@ -129,7 +129,7 @@ def test_a_damaged_champion_blocks_and_is_never_loaded(checkout: Make, damage: s
 def test_a_champion_of_another_input_blocks(checkout: Make) -> None:
     made = checkout()
     card = OnnxModel.load(made.layout.onnx, "cpu").card
-    small = replace(card, size=8)
+    small = replace(card, form=replace(card.form, size=8))
     weight = np.zeros((8 * 8 + 1, len(card.classes)), np.float32)
     register_foreign(made, weight, small)
     promotion.promote(made.layout, made.params, 1)

@@ -60,7 +60,7 @@ def test_registry_artifacts_and_history_come_back_from_a_copy(
     number, path = version_files.champion_file(moved, MODEL)
     sha256, test = sha256_file(path), load_split(moved.prepared, "test")
     model = OnnxModel.load(path, "cpu")
-    before = error(model, test, model.card.classes).errors
+    before = error(model, test, model.form, moved.root).errors.tolist()
     stored = contents(moved.state / "artifacts")
     known = tracking.connect(moved).get_registered_model(MODEL)
     writer = Writer(moved)
@@ -84,7 +84,7 @@ def test_registry_artifacts_and_history_come_back_from_a_copy(
     found, path = version_files.champion_file(fresh, MODEL)
     assert (found, sha256_file(path)) == (number, sha256)
     model = OnnxModel.load(path, "cpu")
-    assert error(model, test, model.card.classes).errors == before
+    assert error(model, test, model.form, fresh.root).errors.tolist() == before
     again = tracking.connect(fresh).get_registered_model(MODEL)
     assert again.aliases == known.aliases
     assert known.tags.items() <= again.tags.items()  # the history is among them
