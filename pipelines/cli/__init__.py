@@ -6,6 +6,7 @@ NEEDED = (
     *("PIL", "mlflow", "model_signing", "numpy", "onnx", "onnxruntime", "pydantic", "OpenSSL"),
     *("requests", "rich", "ruamel", "sqlalchemy", "typer"),
     *("cyclonedx", "dvc", "dvc_s3", "fastapi", "jinja2", "matplotlib", "mlxtend", "onnxscript"),
+    *("optuna", "pyarrow"),
     *("prefect", "psycopg2", "safetensors"),
 )
 """What the extras serve and pipeline install, as Python names it."""
