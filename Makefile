@@ -23,7 +23,7 @@ repro: setup  ## the same artefacts by DVC alone
 	@$(BIN)/python -m pipelines.systems.dvc.stage_code
 	@$(BIN)/dvc repro $(ARGS)
 
-test: setup  ## the quick tests, about 7 minutes on 2 cores
+test: setup  ## the quick tests, about 8 minutes on 2 cores
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(ARGS)
 
 test-full: setup  ## all tests, the long ones too
