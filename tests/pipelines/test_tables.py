@@ -70,7 +70,8 @@ def test_a_table_that_gives_its_target_away_ends_the_run_at_once(checkout: Check
     copied = [f"{line},{line.rsplit(',', 1)[1]}" for line in text[1:]]
     header = f"{text[0]},copy"
     (checkout.root / "data/leaky.csv").write_text("\n".join([header, *copied]))
-    done = checkout.prong("run", "--set", "data.path=data/leaky.csv", "--set", "data.target=target")
+    settings = (*SETTINGS, "data.path=data/leaky.csv", "data.target=target")
+    done = checkout.prong("run", *(part for one in settings for part in ("--set", one)))
     assert done.code == 2
     assert "copy determines the target target one to one" in done.err
     assert "data.leave_out=hue,copy" in done.err
