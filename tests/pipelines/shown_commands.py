@@ -168,6 +168,7 @@ class Reader:
         finally:
             limit.cancel()
             process.kill()
+            process.communicate()  # its pipe is closed here, not at some later moment
         assert code in (0, 130, 143, -signal.SIGINT), "".join(lines)
         return 0, "".join(lines)
 
