@@ -41,45 +41,42 @@ LONGEST_NAME = 200
 """Characters of such a name."""
 
 
-def _network(value: str) -> str:
-    """Check the form of `train.network`; whether a module or a model exists is seen when built."""
-    if value not in NETWORKS and not re.fullmatch(rf"timm:[A-Za-z0-9][\w.-]*|{_OWN}", value):
-        raise ValueError(
-            f"{value!r} is no network; allowed: {', '.join(NETWORKS)}, {TIMM}NAME, or "
-            "module:function in a file of the checkout"
-        )
-    return value
+def _known_or_own(value: str, known: bool, what: str, allowed: str, kind: str = "function") -> str:
+    """Return a setting that names something known, or `module:function` of the user's own.
 
+    Only the form of own code is checked here; whether it exists is seen when it is used.
 
-def _source(value: str) -> str:
-    """Check the form of `data.source`; whether a function exists is seen when it is called."""
-    if value not in SOURCES and not re.fullmatch(_OWN, value):
-        allowed = ", ".join(f"'{name}'" for name in SOURCES)
+    Raises:
+        ValueError: If it is neither.
+    """
+    if not (known or re.fullmatch(_OWN, value)):
         raise ValueError(
-            f"{value!r} is no source; allowed: {allowed}, or module:function in a file of the "
+            f"{value!r} is no {what}; allowed: {allowed}, or module:{kind} in a file of the "
             "checkout"
         )
     return value
 
 
+def _network(value: str) -> str:
+    """Check `train.network`."""
+    known = value in NETWORKS or re.fullmatch(r"timm:[A-Za-z0-9][\w.-]*", value) is not None
+    return _known_or_own(value, known, "network", f"{', '.join(NETWORKS)}, {TIMM}NAME")
+
+
+def _source(value: str) -> str:
+    """Check `data.source`."""
+    allowed = ", ".join(f"'{name}'" for name in SOURCES)
+    return _known_or_own(value, value in SOURCES, "source", allowed)
+
+
 def _augmentation(value: str) -> str:
-    """Check the form of `train.augment_by`."""
-    if value and not re.fullmatch(_OWN, value):
-        raise ValueError(
-            f"{value!r} is no function; allowed: '' (train.augment and train.flip), or "
-            "module:function in a file of the checkout"
-        )
-    return value
+    """Check `train.augment_by`."""
+    return _known_or_own(value, not value, "function", "'' (train.augment and train.flip)")
 
 
 def _task(value: str) -> str:
-    """Check the form of `task.name`; whether a class exists is seen when it is used."""
-    if value not in TASK_NAMES and not re.fullmatch(_OWN, value):
-        raise ValueError(
-            f"{value!r} is no task; allowed: {', '.join(TASK_NAMES)}, or module:Class in a file "
-            "of the checkout"
-        )
-    return value
+    """Check `task.name`."""
+    return _known_or_own(value, value in TASK_NAMES, "task", ", ".join(TASK_NAMES), "Class")
 
 
 @dataclass(frozen=True, config=_STRICT)

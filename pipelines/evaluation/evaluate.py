@@ -54,11 +54,11 @@ def evaluate(
     if not len(split.inputs):
         raise UserError(f"{prepared}: the test split is empty; raise data.test")
     task = task_of(card.form, prepared)
-    raw = _raw(network, split.inputs, config.batch)
+    targets, inputs = torch.from_numpy(split.targets), torch.from_numpy(split.inputs)
+    raw = _in_parts(network, config.batch, inputs)
     if not torch.isfinite(raw).all():
         raise UserError(f"{trained}: the network's output for a test example is NaN or infinite")
-    targets, inputs = torch.from_numpy(split.targets), torch.from_numpy(split.inputs)
-    loss = _in_parts(task.loss, config.batch, raw, targets, inputs)
+    loss = _in_parts(task.loss, config.batch, raw, targets, inputs).double().numpy()
     errors = task.score(raw.numpy(), split.targets, split.inputs)
 
     result = {
@@ -97,23 +97,14 @@ def evaluate(
 
 
 @torch.inference_mode()
-def _raw(network: torch.nn.Module, inputs: NDArray[Any], batch: int) -> torch.Tensor:
-    """Return raw outputs float32 [n, …] of inputs as the data hold them."""
-    tensor = torch.from_numpy(inputs)
+def _in_parts(function: Any, batch: int, *tensors: torch.Tensor) -> torch.Tensor:
+    """Return a function's value for each example [n, …], asked batch by batch."""
     return torch.cat(
-        [network(tensor[start : start + batch]) for start in range(0, len(inputs), batch)]
+        [
+            function(*(tensor[start : start + batch] for tensor in tensors))
+            for start in range(0, len(tensors[0]), batch)
+        ]
     )
-
-
-@torch.inference_mode()
-def _in_parts(function: Any, batch: int, *tensors: torch.Tensor) -> NDArray[np.float64]:
-    """Return a function's value for each example, asked batch by batch."""
-    parts = [
-        function(*(tensor[start : start + batch] for tensor in tensors))
-        for start in range(0, len(tensors[0]), batch)
-    ]
-    found: NDArray[np.float64] = torch.cat(parts).double().numpy()
-    return found
 
 
 def _percent(errors: NDArray[np.float64]) -> float | None:
