@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 BEFORE = """
 import os, torch
@@ -30,6 +32,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_the_loop_for_several_ranks_ends_with_the_same_bits_on_both(tmp_path: Path) -> None:
     (loop,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.S)
     program = tmp_path / "loop.py"

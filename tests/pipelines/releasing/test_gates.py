@@ -276,7 +276,7 @@ def test_the_ratchet_blocks_what_is_as_good_as_a_champion_that_slid(
     assert "best champion ever" in done.reason
 
 
-@pytest.mark.parametrize("change", ["none", "weights"])
+@pytest.mark.parametrize("change", [pytest.param("none", marks=pytest.mark.slow), "weights"])
 def test_where_the_weights_are_at_hand_parity_is_measured_again(
     checkout: Make, change: str
 ) -> None:

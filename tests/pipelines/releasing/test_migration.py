@@ -71,6 +71,7 @@ def as_before(layout: Layout, changes: list[tuple[int, int | None, int | None]])
         client.set_registered_model_alias(MODEL, "previous", str(previous))
 
 
+@pytest.mark.slow
 def test_a_registry_of_before_goes_on_after_one_command(checkout: Make) -> None:
     for noise in (0.0, 1.0, 2.0):
         made = checkout(noise=noise)

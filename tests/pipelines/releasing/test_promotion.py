@@ -266,6 +266,7 @@ def test_a_history_of_another_key_or_model_counts_for_nothing(
     assert "no trusted key signed it" in found.damage[0]
 
 
+@pytest.mark.slow
 def test_a_long_history_is_read_whole(line: Line, layout: Layout) -> None:
     import sqlite3
 
