@@ -1,14 +1,12 @@
 """The methods that `benchmarks.untuned` compares: PRONG at its defaults, and what else there is.
 
-Every optimizer is at its own defaults but for the rate. Weight decay is AdamW's default in Muon and
-Newton-Muon too: Muon's own, ten times that, is meant for long trainings.
+Every optimizer is at its own defaults but for the rate; `pipelines.paper.optimizers` builds them.
 """
 
 from __future__ import annotations
 
-import importlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -17,76 +15,16 @@ from torch import Tensor, nn
 
 import prong
 from benchmarks import workloads
-from benchmarks.newton_muon import NewtonMuon
-
-Optimizers = Callable[[nn.Module, float], list[torch.optim.Optimizer]]
-
-
-def sgd(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Return SGD with momentum."""
-    return [torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)]
-
-
-def rmsprop(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Return RMSprop."""
-    return [torch.optim.RMSprop(model.parameters(), lr=rate)]
-
-
-def adamw(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Return AdamW."""
-    return [torch.optim.AdamW(model.parameters(), lr=rate)]
-
-
-def muon(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices, and AdamW for convolutions, biases and gains.
-
-    torch's Muon takes no other parameters. "match_rms_adamw" gives its steps the size of AdamW's,
-    so one rate serves both. It multiplies in bfloat16, also on CPUs that are slower at it.
-    """
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    others = [p for p in model.parameters() if p.dim() != 2]
-    first = torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    return [first, *_companion(others, rate)]
-
-
-def newton_muon(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Return Newton-Muon for the dense layers' weights, and AdamW for the other parameters."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    weights = {id(layer.weight) for layer in layers}
-    others = [p for p in model.parameters() if id(p) not in weights]
-    return [NewtonMuon(layers, lr=rate), *_companion(others, rate)]
-
-
-def muon_on_v(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Return `muon` for a whitened model: the recipe "Muon on V".
-
-    After `prong.whiten` a dense layer's matrix is V, with W = V U. Muon's step in V is a step in W
-    with the gradient g_W whitened on the right, as in Newton-Muon, and mapped back:
-
-        ΔW = −η s msgn(g_W Uᵀ) U
-
-    where g_W belongs to the centred inputs, if the layer has a bias, and s is √max(out, in) / 5.
-    Both optimizers go to the Reparametrizer, which carries their momentum into each new basis:
-
-        model = prong.whiten(model)
-        optimizers = muon_on_v(model, rate)
-        natural = prong.Reparametrizer(model, optimizers)
-    """
-    return muon(model, rate)
-
-
-def _companion(others: list[nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
-    return [torch.optim.AdamW(others, lr=rate)] if others else []
-
-
-def _third_party(name: str, **options: object) -> Optimizers:
-    """Return an optimizer of the package pytorch-optimizer."""
-
-    def build(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-        made = getattr(importlib.import_module("pytorch_optimizer"), name)
-        return [made(model.parameters(), lr=rate, **options)]
-
-    return build
+from pipelines.paper.optimizers import (
+    Build,
+    adamw,
+    muon,
+    muon_on_v,
+    newton_muon,
+    of_package,
+    rmsprop,
+    sgd,
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +45,7 @@ class Method:
     """
 
     label: str
-    optimizers: Optimizers
+    optimizers: Build
     whitened: bool = False
     first_order: bool = False
     tuned: bool = True
@@ -131,10 +69,12 @@ METHODS = {
     "muon": Method("Muon", muon, weight=20),
     "newton-muon": Method("Newton-Muon", newton_muon, cycle=32, weight=13),
     "muon-on-v": Method("Muon on V", muon_on_v, whitened=True, cycle=100, weight=24),
-    "soap": Method("SOAP", _third_party("SOAP"), weight=9, package="pytorch-optimizer"),
+    "soap": Method(
+        "SOAP", of_package("pytorch_optimizer", "SOAP"), weight=9, package="pytorch-optimizer"
+    ),
     "shampoo": Method(
         "Shampoo",
-        _third_party("ScalableShampoo", preconditioning_compute_steps=100),
+        of_package("pytorch_optimizer", "ScalableShampoo", preconditioning_compute_steps=100),
         rates="sgd",
         cycle=100,
         weight=4,

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import pipelines.paper
 import prong
 from benchmarks import peers, untuned_data
 from benchmarks.untuned_data import MEASURED, Examples
@@ -154,11 +155,11 @@ def circumstances(methods: Iterable[str]) -> dict[str, str]:
     """Return versions and hashes of code that these methods depend on."""
     chosen = [peers.METHODS[name] for name in methods]
     here = Path(__file__).parent
-    own = ("untuned_data", "untuned_workloads", "untuned_trials", "peers", "newton_muon")
-    found = {
-        "torch": torch.__version__,
-        "benchmarks": fingerprint(tuple(here / f"{name}.py" for name in (*own, "workloads"))),
-    }
+    own = ("untuned_data", "untuned_workloads", "untuned_trials", "peers", "workloads")
+    shared = ("networks", "newton_muon", "optimizers")
+    paths = [here / f"{name}.py" for name in own]
+    paths += [Path(pipelines.paper.__file__).with_name(f"{name}.py") for name in shared]
+    found = {"torch": torch.__version__, "benchmarks": fingerprint(tuple(paths))}
     if any(method.whitened for method in chosen):
         library = Path(prong.__file__).parent
         found["prong"] = fingerprint(tuple(library.rglob("*.py")))

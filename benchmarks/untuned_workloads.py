@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.workloads import AUTOENCODER
-
-NONLINEARITIES = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
+from pipelines.paper.networks import NONLINEARITIES, autoencoder
 
 
 @dataclass(frozen=True)
@@ -51,23 +49,6 @@ class Workload:
         """Every method that can run on it, those in the table first."""
         first_order = ("sgd", *["bn+sgd"] * bool(self.twin), "rmsprop", "adamw")
         return ("prong", *first_order, *self.peers, *self.costly)
-
-
-def autoencoder(nonlinearity: str, normalised: bool) -> nn.Module:
-    """Return the paper's auto-encoder from Xavier's weights; BN comes before the nonlinearity.
-
-    Its code is linear, as in Hinton and Salakhutdinov (2006), where the network is from.
-    """
-    layers: list[nn.Module] = []
-    linear = (AUTOENCODER.index(min(AUTOENCODER)), len(AUTOENCODER) - 1)
-    for index, (before, after) in enumerate(itertools.pairwise(AUTOENCODER), start=1):
-        layer = nn.Linear(before, after)
-        nn.init.xavier_normal_(layer.weight)
-        nn.init.zeros_(layer.bias)
-        layers.append(layer)
-        if index not in linear:
-            layers += [*[nn.BatchNorm1d(after)] * normalised, NONLINEARITIES[nonlinearity]()]
-    return nn.Sequential(*layers)
 
 
 def _convolve(before: int, after: int, norm: Callable[[int], nn.Module] | None) -> list[nn.Module]:

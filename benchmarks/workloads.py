@@ -12,15 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import prong
 from pipelines.core import params_file
 from pipelines.core.paths import Layout
 from pipelines.data import sources
+from pipelines.paper.networks import AUTOENCODER, loss
 
-AUTOENCODER = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
 MODELS = ("autoencoder", "vgg", "inception", "mlp4096", "tiny")
 WIDTHS = {"autoencoder": AUTOENCODER, "mlp4096": (4096,) * 4, "tiny": (12, 16, 8)}
 
@@ -102,15 +101,6 @@ class Workload:
         chosen = torch.randint(len(self.examples), (self.batch,), generator=generator)
         chosen = chosen.to(self.examples.device)
         return self.examples[chosen], None if self.targets is None else self.targets[chosen]
-
-
-def loss(outputs: Tensor, x: Tensor, labels: Tensor | None) -> Tensor:
-    """Return the cross-entropy of labels, or the binary one of pixels summed over an image."""
-    if labels is not None:
-        return F.cross_entropy(outputs, labels)
-    if outputs.shape != x.shape:
-        return outputs.square().mean()
-    return F.binary_cross_entropy_with_logits(outputs, x, reduction="sum") / len(x)
 
 
 def real(model: str, folder: Path, batch: int) -> Workload:

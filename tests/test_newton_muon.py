@@ -11,7 +11,7 @@ from torch import nn
 
 import prong
 from benchmarks import peers, workloads
-from benchmarks.newton_muon import NewtonMuon, msgn
+from pipelines.paper.newton_muon import NewtonMuon, msgn
 
 
 @pytest.mark.parametrize("shape", [(12, 12), (8, 30), (30, 8)])
