@@ -41,6 +41,7 @@ from benchmarks.untuned_times import Clock, Times
 from benchmarks.untuned_trials import Job, Trial
 from benchmarks.untuned_workloads import WORKLOADS
 from pipelines.core.errors import UserError
+from pipelines.paper.surroundings import processor
 
 
 @dataclass
@@ -196,14 +197,6 @@ def report(work: Work, times: dict[str, Times], threads: int, words: Sequence[st
     if missing:
         lines += ["", f"Not run without prong[benchmarks]: {', '.join(missing)}."]
     return "\n".join(lines)
-
-
-def processor() -> str:
-    """Return the processor's name, or at least its kind."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]} ({platform.machine()})" if names else platform.machine()
 
 
 def arguments_of(words: Sequence[str]) -> argparse.Namespace:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipelines.cli import new_project, registry_commands
+from pipelines.cli.paper_command import paper
 from pipelines.cli.search_command import search
 from pipelines.cli.shared_arguments import AsJson, Name
 from pipelines.core.errors import Failed, UserError, disk_error
@@ -83,6 +84,7 @@ def join() -> None:
 
 
 app.command()(search)
+app.command()(paper)
 app.command()(registry_commands.models)
 app.command()(registry_commands.gates)
 

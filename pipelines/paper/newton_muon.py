@@ -128,13 +128,15 @@ class NewtonMuon(torch.optim.Optimizer):
         weight.add_(direction, alpha=-group["lr"] * 0.2 * math.sqrt(max(weight.shape)))
 
     def _observe(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        weight = layer.weight
+        weight = layer.get_parameter("weight")
         due = self.state.get(weight, {}).get("steps", 0) % self.param_groups[0]["period"] == 0
         if not (due and layer.training and torch.is_grad_enabled()):
             return
         rows = inputs[0].detach().flatten(0, -2)
-        total, count = self._seen.get(weight, (0.0, 0))
-        self._seen[weight] = total + rows.T @ rows, count + len(rows)
+        moment, count = rows.T @ rows, len(rows)
+        if weight in self._seen:
+            moment, count = self._seen[weight][0] + moment, self._seen[weight][1] + count
+        self._seen[weight] = moment, count
 
 
 def _refresh(state: dict[str, Any], total: Tensor, count: int, decay: float, ridge: float) -> None:

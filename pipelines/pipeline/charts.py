@@ -6,8 +6,9 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -18,26 +19,28 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 Scale = Literal["linear", "log", "error"]
 
 # Stand-ins that are exchanged for the page's CSS variables once the chart is drawn.
-_INK, _GRID = "#0000b1", "#0000b2"
+INK, GRID = "#0000b1", "#0000b2"
+"""Of text and of lines behind the data."""
 _SERIES = ("#0000a1", "#0000a2", "#0000a3")
 _VARIABLES = {
-    _INK: "var(--muted)",
-    _GRID: "var(--line)",
+    INK: "var(--muted)",
+    GRID: "var(--line)",
     **{colour: f"var(--series-{n})" for n, colour in enumerate(_SERIES, 1)},
 }
 _MOST_POINTS = 400
-_STYLE = {
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "prong",  # equal data, equal bytes
     "font.size": 10.5,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "text.parse_math": False,
 }
+"""Must be in force while a chart is drawn and while it is written."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def line_chart(
     """
     drawn = [s for s in (_thin(s, scale) for s in series) if s.points]
     # The style must outlive the drawing: SVG settings are read when the figure is written.
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
@@ -83,7 +86,7 @@ def line_chart(
         _dress(axes, drawn, scale)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(text.getvalue(), _spoken(title, drawn))
+    return inline(text.getvalue(), _spoken(title, drawn))
 
 
 def scatter_chart(name: str, pairs: Sequence[tuple[float, float]]) -> str:
@@ -95,19 +98,19 @@ def scatter_chart(name: str, pairs: Sequence[tuple[float, float]]) -> str:
     """
     step = -(-len(pairs) // _MOST_POINTS) or 1
     x, y = zip(*list(pairs)[::step], strict=True)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 3.4), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
         ends = (min(*x, *y), max(*x, *y)) if len(x) else (0.0, 1.0)
-        axes.plot(ends, ends, color=_GRID, linewidth=1)
+        axes.plot(ends, ends, color=GRID, linewidth=1)
         axes.plot(x, y, "o", color=_SERIES[0], markersize=3, alpha=0.5, markeredgewidth=0)
         axes.set_xlabel("actual")
         axes.set_ylabel("predicted")
         axes.spines[["top", "right"]].set_visible(False)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(text.getvalue(), f"{name}: predicted over actual values, {len(pairs)} examples")
+    return inline(text.getvalue(), f"{name}: predicted over actual values, {len(pairs)} examples")
 
 
 def _thin(series: Series, scale: Scale) -> Series:
@@ -133,12 +136,12 @@ def _dress(axes: Any, drawn: Sequence[Series], scale: Scale) -> None:
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel("step")
-    axes.grid(visible=True, axis="y", color=_GRID, linewidth=0.8)
+    axes.grid(visible=True, axis="y", color=GRID, linewidth=0.8)
     axes.minorticks_off()
     axes.spines[["top", "right", "left"]].set_visible(False)
     if len(drawn) > 1:
         axes.legend(
-            axes.get_lines(), [s.name for s in drawn], frameon=False, labelcolor=_INK, loc="best"
+            axes.get_lines(), [s.name for s in drawn], frameon=False, labelcolor=INK, loc="best"
         )
 
 
@@ -155,13 +158,19 @@ def _spoken(title: str, drawn: Sequence[Series]) -> str:
     return f"{title}: {'; '.join(said) or 'no data'}"
 
 
-def _inline(svg: str, label: str) -> str:
-    """Return the SVG element alone: scaled by the page, in its colours and type."""
+def inline(svg: str, label: str, colours: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return the SVG element alone: scaled by the page, in its colours and type.
+
+    Args:
+        svg: The file.
+        label: Said to those who do not see the chart.
+        colours: Further stand-ins → the page's colours.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: var(--sans)", svg)
     svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # the same in every chart of the page
-    for colour, variable in _VARIABLES.items():
+    for colour, variable in {**_VARIABLES, **colours}.items():
         svg = svg.replace(colour, variable)
     view = re.search(r'viewBox="[^"]*"', svg)
     spoken = f'<svg class="chart" role="img" aria-label="{html.escape(label)}"'

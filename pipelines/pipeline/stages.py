@@ -7,22 +7,18 @@ loads only what it needs.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from pipelines.core.config import Params
-from pipelines.core.environment import AFRESH, RECORD, set_up
-from pipelines.core.errors import Failed, Unavailable, UserError, disk_error
-from pipelines.core.files import write_json
+from pipelines.core.environment import AFRESH, set_up
+from pipelines.core.errors import UserError, disk_error
 from pipelines.core.params_file import load
 from pipelines.core.paths import Layout
-from pipelines.core.text import print_anything, shown, shown_lines
+from pipelines.core.text import shown
 from pipelines.systems.dvc.stage_code import note_code
-from pipelines.systems.processes import end_with_keeper, exit_on_sigterm
+from pipelines.systems.dvc.stage_process import run_stage
 
 
 def prepare(layout: Layout, params: Params) -> None:
@@ -115,40 +111,7 @@ def run(name: str, layout: Layout) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the stage named on the command line; leave a record where one is asked for."""
-    exit_on_sigterm()
-    end_with_keeper()
-    print_anything()
-    # Before torch is loaded: spinning threads cost a busy machine several times the work itself.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    record = os.environ.pop(RECORD, None)
-    start = time.monotonic()
-    message, code, silent = None, 0, False
-    try:
-        run(arguments[0] if arguments else "", Layout.find())
-    except UserError as error:
-        message, code, silent = str(error), error.exit_code, isinstance(error, Unavailable)
-        if record is None:
-            print(shown_lines(f"error: {message}"), file=sys.stderr)
-    except Failed as error:
-        print(shown_lines(f"error: {error}"), file=sys.stderr)
-        code = error.exit_code
-    finally:
-        if record is not None:
-            said: dict[str, object] = {
-                "ran": True,
-                "seconds": time.monotonic() - start,
-                "error": message,
-                "unavailable": silent,
-            }
-            _leave(Path(record), said)
-    return code
-
-
-def _leave(record: Path, said: dict[str, object]) -> None:
-    try:
-        write_json(record, said)
-    except OSError as error:  # a full disk must not hide what the stage had to say
-        print(f"{json.dumps(said)} ({error})", file=sys.stderr)
+    return run_stage(lambda: run(arguments[0] if arguments else "", Layout.find()))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class StageResult:
 
 @contextmanager
 def open_repo(root: Path) -> Iterator[Repo]:
-    """Open the checkout at `root` for DVC, which is to be quiet, and is told of the code.
+    """Open the checkout at `root` for DVC, which is to be quiet, and is told of a project's code.
 
     Raises:
         UserError: If another user may write where DVC keeps its caches.
@@ -87,7 +87,8 @@ def open_repo(root: Path) -> Iterator[Repo]:
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
     private_site_cache(Layout(root).state)
     forget_repository(os.environ)
-    note_code(root)
+    if Layout(root).params.is_file():
+        note_code(root)
     dvc.logger.setup(level=logging.CRITICAL)
     config = None if (root / ".git").exists() else {"core": {"no_scm": True}}
     with Repo(str(root), config=config) as repo:
@@ -293,9 +294,8 @@ def _run(root: Path, stage: str, force: bool) -> StageOutcome:
         command = [sys.executable, "-m", "pipelines.systems.dvc.reproduce", str(root), stage]
         code = run_group(command + ["force"] * force, cwd=root, env=env)
         said: dict[str, Any] = read_json(record) if record.exists() else {}
-    if said.get("error"):
-        kind = Unavailable if said.get("unavailable") else UserError  # the first is tried again
-        raise kind(str(said["error"]))
+    if said.get("error"):  # what is unavailable is tried again
+        raise (Unavailable if said.get("unavailable") else UserError)(str(said["error"]))
     if code == UserError.exit_code:
         raise UserError(f"stage {stage} stopped, and could not write down why; see above")
     if code != 0:

@@ -22,6 +22,8 @@ R = TypeVar("R")
 MAIN_JOB, SCHEDULED = "prong", "scheduled"
 """What the server calls the two flows: the main job, and one scheduled run of it."""
 FLOWS = (MAIN_JOB, SCHEDULED)
+PAPER = "paper"
+"""What the server calls the flow of an experiment of the paper; it is no run of the project."""
 
 
 def flow(
@@ -42,7 +44,7 @@ def flow(
         def signed(*args: P.args, **kwargs: P.kwargs) -> R:
             if is_inner():
                 return function(*args, **kwargs)
-            with signs_of_life(run_id(), FLOWS) as say:
+            with signs_of_life(run_id(), (*FLOWS, PAPER)) as say:
                 result = function(*args, **kwargs)
                 if came_of:
                     say(came_of(result))

@@ -1,0 +1,36 @@
+"""The command `prong paper`.
+
+Heavy imports are inside it, so that help and usage errors appear at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def paper(
+    name: Annotated[
+        str, typer.Argument(help="The experiment; without it they are listed.", show_default=False)
+    ] = "",
+    scale: Annotated[
+        str, typer.Option(help="small: minutes on two cores; full: the paper's size.")
+    ] = "small",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to work in; default: paper/NAME-SCALE.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings of each setting.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Of each search.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="METHOD", help="Only this method. Repeatable.")
+    ] = None,
+) -> None:
+    """Run an experiment of the paper again: data, search, trainings, report. Skip what is done."""
+    from pipelines.paper.command import Options, run_and_show, show_experiments
+
+    if not name:
+        show_experiments()
+        return
+    run_and_show(name, Options(scale, out, trials, seeds, tuple(only or ())))

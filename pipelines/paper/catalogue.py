@@ -1,0 +1,31 @@
+"""All experiments, by name."""
+
+from __future__ import annotations
+
+from pipelines.core.errors import UserError
+from pipelines.paper.autoencoder import AUTOENCODERS
+from pipelines.paper.experiment import SCALES, Experiment
+from pipelines.paper.fisher import FISHER
+
+EXPERIMENTS: dict[str, Experiment] = {one.name: one for one in (FISHER, AUTOENCODERS)}
+
+
+def experiment(name: str) -> Experiment:
+    """Return an experiment.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    if name not in EXPERIMENTS:
+        raise UserError(f"NAME {name!r}: no such experiment; allowed: {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
+def check_scale(name: str) -> None:
+    """Check the name of a scale.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    if name not in SCALES:
+        raise UserError(f"--scale {name!r}: allowed: {', '.join(SCALES)}")

@@ -1,0 +1,203 @@
+"""The stages of an experiment: `python -m pipelines.paper.stages NAME …` in its folder.
+
+`data` reads the images, `search STUDY` makes the trials of a study, `train POINT SEED` one training
+of a point, and `report` the page. Each trial and each training is a run of MLflow.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.core.environment import set_up
+from pipelines.core.errors import UserError, disk_error
+from pipelines.core.files import atomic_directory, read_json, write_json
+from pipelines.core.paths import Layout
+from pipelines.paper import images, plan, records, tuning
+from pipelines.paper.experiment import Curve, Experiment, Mark, Scale, Task
+from pipelines.paper.methods import METHODS
+from pipelines.paper.plan import Asked
+from pipelines.systems import mlflow as tracking
+from pipelines.systems.dvc.stage_process import run_stage
+from pipelines.systems.optuna.dimensions import Value
+
+Values = Mapping[str, Value]
+
+
+def data(folder: Path, asked: Asked) -> None:
+    """Make `data`: the images, and a card of them."""
+    _, scale = asked.experiment()
+    layout = Layout(Path(asked.checkout))
+    place = images.Place(layout.root, layout.downloads, asked.mirror)
+    images.prepare(scale.data, scale.size, place, folder / "data")
+
+
+class _Trial:
+    """Records a trial in MLflow."""
+
+    def __init__(self, runs: tracking.StudyRun, run: tracking.TrainingRun) -> None:
+        self._runs, self._run = runs, run
+
+    def mark(self, mark: Mark) -> None:
+        self._run.log(_metrics(mark), step=mark.update)
+
+    def end(self, reason: str) -> None:
+        self._run.tag("prong.ended", reason or "complete")
+        self._runs.end(self._run, "FINISHED")
+
+
+class _Recorder:
+    """Records the trials of a study in MLflow."""
+
+    def __init__(self, runs: tracking.StudyRun) -> None:
+        self._runs = runs
+
+    def begin(self, number: int, values: Values) -> _Trial:
+        return _Trial(self._runs, self._runs.begin(f"trial {number + 1}", values, {}))
+
+
+def search(folder: Path, asked: Asked, key: str) -> None:
+    """Make `search/STUDY.json`: the trials of a study."""
+    experiment, scale = asked.experiment()
+    study = scale.studies[key]
+    out = plan.search_of(folder, key)
+    if missing := METHODS[study.method].missing:
+        records.write_search(out, records.Searched([], missing))
+        return
+    examples = images.load(folder / "data")
+    identity = [
+        plan.identity(scale),
+        read_json(folder / "code/training.json"),
+        images.card_of(folder / "data")["content"],
+    ]
+
+    def run(values: Values, checkpoint: Path, say: Callable[[Mark], None]) -> Curve:
+        task = Task(study.method, values, tuning.SEED, False, checkpoint, say)
+        return experiment.train(scale, examples, task)
+
+    noted = folder / plan.KEPT / f"{key}.run.json"
+    resume = str(read_json(noted)) if noted.is_file() else None
+    with tracking.study_run(
+        Layout(Path(asked.checkout)),
+        experiment=asked.runs,
+        name=f"search {key}",
+        params={"method": study.method, **study.fixed},
+        resume=resume,
+    ) as runs:
+        write_json(noted, runs.run_id)
+        found = tuning.search(
+            study,
+            scale.trials,
+            folder / plan.KEPT,
+            identity,
+            run,
+            lambda curve: experiment.score(scale, curve),
+            _Recorder(runs),
+            lambda line: print(f"  {key}: {line}", flush=True),
+        )
+    records.write_search(out, found)
+
+
+def _found(folder: Path, scale: Scale, key: str) -> tuple[Values, str]:
+    """Return the settings of a point, and why there are none."""
+    point = scale.points[key]
+    method = METHODS[point.method]
+    if method.missing or not point.study:
+        return point.values, method.missing
+    best = records.read_search(plan.search_of(folder, point.study)).best(point.where)
+    if best is None:
+        return {}, "no trial of its study was trained to its end"
+    return best.values, ""
+
+
+def train(folder: Path, asked: Asked, key: str, seed: int) -> None:
+    """Make `trained/POINT-SEED`: one training of a point."""
+    from pipelines.paper.surroundings import environment
+
+    experiment, scale = asked.experiment()
+    point = scale.points[key]
+    values, missing = _found(folder, scale, key)
+    out = plan.record_of(folder, key, seed)
+    with atomic_directory(out) as files:
+        curve = None
+        if not missing:
+            curve = _trained(experiment, scale, folder, asked, files, key, seed, values)
+        path = files / "record.json"
+        records.write_record(path, values, curve, environment(), missing)
+    if missing:
+        print(f"  {point.label}: {missing}")
+
+
+def _trained(
+    experiment: Experiment,
+    scale: Scale,
+    folder: Path,
+    asked: Asked,
+    files: Path,
+    key: str,
+    seed: int,
+    values: Values,
+) -> Curve:
+    point = scale.points[key]
+    with tracking.training_run(
+        Layout(Path(asked.checkout)),
+        experiment=asked.runs,
+        params={"method": point.method, "seed": seed, **values},
+        tags={"mlflow.runName": f"{point.label}, seed {seed}", "prong.point": key},
+    ) as run:
+        kept = folder / plan.KEPT / f"train-{key}-{seed}.safetensors"
+        task = Task(point.method, values, seed, True, kept, files=files)
+        logged = replace(task, say=lambda mark: run.log(_metrics(mark), step=mark.update))
+        curve = experiment.train(scale, images.load(folder / "data"), logged)
+        if curve.reason:
+            run.tag("prong.ended", curve.reason)
+    return curve
+
+
+def _metrics(mark: Mark) -> dict[str, float]:
+    found = {**mark.figures, "seconds": mark.seconds}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def report(folder: Path, asked: Asked) -> None:
+    """Make `report`: the page, the figures as JSON, and pictures."""
+    from pipelines.paper.report import write_report
+
+    write_report(folder, asked)
+
+
+def run(words: list[str], folder: Path) -> None:
+    """Run one stage here.
+
+    Raises:
+        UserError: If the stage is unknown, or says so.
+    """
+    asked = plan.asked_in(folder)
+    try:
+        set_up(Layout(Path(asked.checkout)))
+        match words:
+            case ["data"]:
+                data(folder, asked)
+            case ["search", key]:
+                search(folder, asked, key)
+            case ["train", key, seed]:
+                train(folder, asked, key, int(seed))
+            case ["report"]:
+                report(folder, asked)
+            case _:
+                raise UserError(
+                    f"stage {' '.join(words)!r}: unknown; allowed: data, search STUDY, "
+                    "train POINT SEED, report"
+                )
+    except OSError as error:
+        mended = disk_error(error)
+        if mended is None:
+            raise
+        raise mended from error
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(lambda: run(sys.argv[1:], Path.cwd())))
