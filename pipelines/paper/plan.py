@@ -48,6 +48,7 @@ _TRAINING = (
     "pipelines/paper/optimizers.py",
     "pipelines/paper/records.py",
     "pipelines/paper/stages.py",
+    "pipelines/paper/state_file.py",
     "pipelines/paper/tuning.py",
     "pipelines/systems/optuna",
     "prong",
@@ -104,23 +105,15 @@ class Step:
     Attributes:
         kind: What it does.
         key: The study or the point.
-        seed: Of a training.
     """
 
     kind: Kind
     key: str = ""
-    seed: int = 0
 
     @property
     def stage(self) -> str:
         """Its name in `dvc.yaml`."""
-        match self.kind:
-            case "search":
-                return f"search@{self.key}"
-            case "train":
-                return f"train@{self.key}-{self.seed}"
-            case _:
-                return self.kind
+        return f"{self.kind}@{self.key}" if self.key else self.kind
 
 
 def steps(scale: Scale) -> Iterator[Step]:
@@ -129,8 +122,7 @@ def steps(scale: Scale) -> Iterator[Step]:
     for key in scale.studies:
         yield Step("search", key)
     for key in scale.points:
-        for seed in range(scale.seeds):
-            yield Step("train", key, seed)
+        yield Step("train", key)
     yield Step("report")
 
 
@@ -176,7 +168,7 @@ def asked_in(folder: Path) -> Asked:
 
 def record_of(folder: Path, key: str, seed: int) -> Path:
     """Return the folder of a training."""
-    return folder / f"trained/{key}-{seed}"
+    return folder / f"trained/{key}/{seed}"
 
 
 def search_of(folder: Path, study: str) -> Path:
@@ -192,13 +184,18 @@ def identity(scale: Scale) -> dict[str, Any]:
 
 def _settings(asked: Asked, scale: Scale) -> dict[str, Any]:
     return {
-        "asked": asdict(asked),
-        "report": {**asdict(replace(asked, checkout="", mirror="")), "seeds": scale.seeds},
+        "asked": _plain(asked),
+        "report": _plain(replace(asked, checkout="", mirror="")),
         "data": {"source": scale.data, "size": scale.size},
         "shared": identity(scale),
+        "seeds": scale.seeds,
         "studies": {k: _study(v) | {"trials": scale.trials} for k, v in scale.studies.items()},
         "points": {key: _point(point) for key, point in scale.points.items()},
     }
+
+
+def _plain(asked: Asked) -> dict[str, Any]:
+    return asdict(asked) | {"only": list(asked.only)}  # as JSON has it
 
 
 def _study(study: Study) -> dict[str, Any]:
@@ -227,15 +224,8 @@ def _sorted(values: Any) -> dict[str, Value]:
 def _stages(scale: Scale) -> dict[str, Any]:
     """Return the stages as `dvc.yaml` has them."""
     trainings = {
-        step.stage.removeprefix("train@"): {
-            "point": step.key,
-            "seed": step.seed,
-            "from": f"search/{scale.points[step.key].study}.json"
-            if scale.points[step.key].study
-            else "data/card.json",
-        }
-        for step in steps(scale)
-        if step.kind == "train"
+        key: f"search/{point.study}.json" if point.study else "data/card.json"
+        for key, point in scale.points.items()
     }
     stages: dict[str, Any] = {
         "data": {
@@ -258,9 +248,9 @@ def _stages(scale: Scale) -> dict[str, Any]:
     stages["train"] = {
         "foreach": trainings,
         "do": {
-            "cmd": "${python} train ${item.point} ${item.seed}",
-            "deps": ["code/training.json", "data", "${item.from}"],
-            "params": [{SETTINGS: ["shared", "points.${item.point}"]}],
+            "cmd": "${python} train ${key}",
+            "deps": ["code/training.json", "data", "${item}"],
+            "params": [{SETTINGS: ["shared", "seeds", "points.${key}"]}],
             "outs": ["trained/${key}"],
         },
     }

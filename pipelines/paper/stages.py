@@ -1,20 +1,22 @@
 """The stages of an experiment: `python -m pipelines.paper.stages NAME …` in its folder.
 
-`data` reads the images, `search STUDY` makes the trials of a study, `train POINT SEED` one training
-of a point, and `report` the page. Each trial and each training is a run of MLflow.
+`data` reads the images, `search STUDY` makes the trials of a study, `train POINT` those of a
+point of the figure, one for each seed, and `report` the page. Each trial and each training is a run
+of MLflow.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pipelines.core.environment import set_up
 from pipelines.core.errors import UserError, disk_error
-from pipelines.core.files import atomic_directory, read_json, write_json
+from pipelines.core.files import atomic_directory, read_json, sha256_json, write_json
 from pipelines.core.paths import Layout
 from pipelines.paper import images, plan, records, tuning
 from pipelines.paper.experiment import Curve, Experiment, Mark, Scale, Task
@@ -68,11 +70,7 @@ def search(folder: Path, asked: Asked, key: str) -> None:
         records.write_search(out, records.Searched([], missing))
         return
     examples = images.load(folder / "data")
-    identity = [
-        plan.identity(scale),
-        read_json(folder / "code/training.json"),
-        images.card_of(folder / "data")["content"],
-    ]
+    identity = _identity(folder, scale)
 
     def run(values: Values, checkpoint: Path, say: Callable[[Mark], None]) -> Curve:
         task = Task(study.method, values, tuning.SEED, False, checkpoint, say)
@@ -101,6 +99,12 @@ def search(folder: Path, asked: Asked, key: str) -> None:
     records.write_search(out, found)
 
 
+def _identity(folder: Path, scale: Scale) -> list[Any]:
+    """Return what decides, beside the settings, what comes of a training."""
+    code = read_json(folder / "code/training.json")
+    return [plan.identity(scale), code, images.card_of(folder / "data")["content"]]
+
+
 def _found(folder: Path, scale: Scale, key: str) -> tuple[Values, str]:
     """Return the settings of a point, and why there are none."""
     point = scale.points[key]
@@ -113,25 +117,28 @@ def _found(folder: Path, scale: Scale, key: str) -> tuple[Values, str]:
     return best.values, ""
 
 
-def train(folder: Path, asked: Asked, key: str, seed: int) -> None:
-    """Make `trained/POINT-SEED`: one training of a point."""
-    from pipelines.paper.surroundings import environment
+def train(folder: Path, asked: Asked, key: str) -> None:
+    """Make `trained/POINT`: the trainings of a point, one for each seed.
 
+    What a training leaves is kept beside, so that after a kill, or with more seeds, only those
+    that are missing are made.
+    """
     experiment, scale = asked.experiment()
-    point = scale.points[key]
     values, missing = _found(folder, scale, key)
-    out = plan.record_of(folder, key, seed)
-    with atomic_directory(out) as files:
-        curve = None
-        if not missing:
-            curve = _trained(experiment, scale, folder, asked, files, key, seed, values)
-        path = files / "record.json"
-        records.write_record(path, values, curve, environment(), missing)
+    with atomic_directory(plan.record_of(folder, key, 0).parent) as out:
+        for seed in range(scale.seeds):
+            shared = [*_identity(folder, scale), scale.points[key].method, dict(values), missing]
+            name = sha256_json([*shared, seed])[:16]
+            kept = folder / plan.KEPT / f"trained-{name}"
+            if not kept.is_dir():
+                with atomic_directory(kept) as files:
+                    _train(experiment, scale, folder, asked, files, key, seed, values, missing)
+            shutil.copytree(kept, out / str(seed))
     if missing:
-        print(f"  {point.label}: {missing}")
+        print(f"  {scale.points[key].label}: {missing}")
 
 
-def _trained(
+def _train(
     experiment: Experiment,
     scale: Scale,
     folder: Path,
@@ -140,21 +147,29 @@ def _trained(
     key: str,
     seed: int,
     values: Values,
-) -> Curve:
-    point = scale.points[key]
-    with tracking.training_run(
-        Layout(Path(asked.checkout)),
-        experiment=asked.runs,
-        params={"method": point.method, "seed": seed, **values},
-        tags={"mlflow.runName": f"{point.label}, seed {seed}", "prong.point": key},
-    ) as run:
-        kept = folder / plan.KEPT / f"train-{key}-{seed}.safetensors"
-        task = Task(point.method, values, seed, True, kept, files=files)
-        logged = replace(task, say=lambda mark: run.log(_metrics(mark), step=mark.update))
-        curve = experiment.train(scale, images.load(folder / "data"), logged)
-        if curve.reason:
-            run.tag("prong.ended", curve.reason)
-    return curve
+    missing: str,
+) -> None:
+    """Make one training; it leaves `record.json` and perhaps more in `files`."""
+    from pipelines.paper.surroundings import environment
+
+    point, curve = scale.points[key], None
+    if not missing:
+        with tracking.training_run(
+            Layout(Path(asked.checkout)),
+            experiment=asked.runs,
+            params={"method": point.method, "seed": seed, **values},
+            tags={"mlflow.runName": f"{point.label}, seed {seed}", "prong.point": key},
+        ) as run:
+
+            def log(mark: Mark) -> None:
+                run.log(_metrics(mark), step=mark.update)
+
+            state = folder / plan.KEPT / f"train-{key}-{seed}.safetensors"
+            task = Task(point.method, values, seed, True, state, log, files)
+            curve = experiment.train(scale, images.load(folder / "data"), task)
+            if curve.reason:
+                run.tag("prong.ended", curve.reason)
+    records.write_record(files / "record.json", values, curve, environment(), missing)
 
 
 def _metrics(mark: Mark) -> dict[str, float]:
@@ -183,14 +198,14 @@ def run(words: list[str], folder: Path) -> None:
                 data(folder, asked)
             case ["search", key]:
                 search(folder, asked, key)
-            case ["train", key, seed]:
-                train(folder, asked, key, int(seed))
+            case ["train", key]:
+                train(folder, asked, key)
             case ["report"]:
                 report(folder, asked)
             case _:
                 raise UserError(
                     f"stage {' '.join(words)!r}: unknown; allowed: data, search STUDY, "
-                    "train POINT SEED, report"
+                    "train POINT, report"
                 )
     except OSError as error:
         mended = disk_error(error)

@@ -1,0 +1,93 @@
+"""The stages of an experiment are what DVC holds, and depend on what they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grimp
+import pytest
+
+from pipelines.core.errors import UserError
+from pipelines.core.files import read_json
+from pipelines.paper import plan
+from pipelines.paper.catalogue import EXPERIMENTS
+from pipelines.paper.plan import Asked
+from pipelines.systems.dvc.reproduce import open_repo
+
+ROOT = Path(__file__).parents[3]
+ASKED = Asked("autoencoder", "small", None, None, (), str(ROOT), "")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_plan_of_stages_is_what_dvc_holds(name: str, tmp_path: Path) -> None:
+    steps = plan.lay_out(tmp_path / "work", replace(ASKED, name=name))
+    with open_repo(tmp_path / "work") as repo:
+        stages = {stage.name: stage for stage in repo.index.stages}
+    assert set(stages) == {step.stage for step in steps}
+    made: set[str] = set()
+    sources = {"code/training.json", "code/report.json", plan.SETTINGS}
+    for step in steps:  # in this order, all that a stage needs is there
+        stage = stages[step.stage]
+        assert {str(dep.def_path) for dep in stage.deps} <= made | sources | {"data/card.json"}
+        made |= {str(out.def_path) for out in stage.outs}
+    assert not (tmp_path / "work/data/code").exists()
+
+
+def test_every_training_depends_on_the_sources_that_it_is_made_of() -> None:
+    graph = grimp.build_graph("prong", "pipelines", cache_dir=None)
+    found = {"pipelines.paper.stages"} | graph.find_upstream_modules("pipelines.paper.stages")
+    own = {name for name in found if name.startswith("pipelines.paper.")}
+    without = {  # what only reports, and what the stages and the command share
+        f"pipelines.paper.{name}"
+        for name in ("autoencoder_report", "catalogue", "charts", "comparison", "fisher_report",
+                     "plan", "report", "sheet", "surroundings")
+    }  # fmt: skip
+    paths = {f"{name.replace('.', '/')}.py" for name in own - without}
+    assert paths <= set(plan._TRAINING), paths - set(plan._TRAINING)
+    assert all((ROOT / source).exists() for source in plan._TRAINING)
+
+
+def _parts(folder: Path) -> dict[str, Any]:
+    found = read_json(folder / plan.SETTINGS)
+    return {name: found[name] for name in ("data", "shared", "studies", "points")}
+
+
+def test_another_seed_leaves_what_is_done_as_it_is(tmp_path: Path) -> None:
+    plan.lay_out(tmp_path, ASKED)
+    before = _parts(tmp_path)
+    plan.lay_out(tmp_path, replace(ASKED, seeds=4, only=("prong", "sgd")))
+    after = _parts(tmp_path)
+    assert read_json(tmp_path / plan.SETTINGS)["seeds"] == 4
+    for name, part in after.items():
+        assert part.items() <= before[name].items()
+    assert set(after["studies"]) == {"prong", "sgd"}
+    assert plan.asked_in(tmp_path).only == ("prong", "sgd")
+
+
+def test_what_is_unchanged_is_not_written_again(tmp_path: Path) -> None:
+    plan.lay_out(tmp_path, ASKED)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    plan.lay_out(tmp_path, ASKED)
+    assert before == {path: path.stat().st_mtime_ns for path in files}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "nothing"}, "NAME 'nothing'"),
+        ({"scale": "huge"}, "--scale 'huge': allowed: small, full"),
+        ({"only": ("magic",)}, "--only 'magic': allowed: adamw, k-fac"),
+    ],
+)
+def test_a_wrong_name_says_what_is_allowed(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        replace(ASKED, **change).experiment()
+    assert said in str(caught.value)
+
+
+def test_another_folder_is_no_experiment(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not the folder of an experiment"):
+        plan.asked_in(tmp_path)
