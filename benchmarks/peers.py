@@ -1,6 +1,7 @@
 """The methods that `benchmarks.untuned` compares: PRONG at its defaults, and what else there is.
 
-Every optimizer is at its own defaults but for the rate; `pipelines.paper.optimizers` builds them.
+Every optimizer is at its own defaults but for the rate; `pipelines.paper.peer_optimizers` builds
+them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 import prong
 from benchmarks import workloads
-from pipelines.paper.optimizers import (
+from pipelines.paper.peer_optimizers import (
     Build,
     adamw,
     muon,

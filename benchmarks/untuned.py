@@ -41,7 +41,7 @@ from benchmarks.untuned_times import Clock, Times
 from benchmarks.untuned_trials import Job, Trial
 from benchmarks.untuned_workloads import WORKLOADS
 from pipelines.core.errors import UserError
-from pipelines.paper.surroundings import processor
+from pipelines.paper.machine import processor
 
 
 @dataclass

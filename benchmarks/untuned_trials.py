@@ -156,7 +156,7 @@ def circumstances(methods: Iterable[str]) -> dict[str, str]:
     chosen = [peers.METHODS[name] for name in methods]
     here = Path(__file__).parent
     own = ("untuned_data", "untuned_workloads", "untuned_trials", "peers", "workloads")
-    shared = ("networks", "newton_muon", "optimizers")
+    shared = ("networks", "newton_muon", "peer_optimizers")
     paths = [here / f"{name}.py" for name in own]
     paths += [Path(pipelines.paper.__file__).with_name(f"{name}.py") for name in shared]
     found = {"torch": torch.__version__, "benchmarks": fingerprint(tuple(paths))}

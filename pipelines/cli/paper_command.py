@@ -28,9 +28,9 @@ def paper(
     ] = None,
 ) -> None:
     """Run an experiment of the paper again: data, search, trainings, report. Skip what is done."""
-    from pipelines.paper.command import Options, run_and_show, show_experiments
+    from pipelines.paper.paper_run import PaperOptions, run_and_show, show_experiments
 
     if not name:
         show_experiments()
         return
-    run_and_show(name, Options(scale, out, trials, seeds, tuple(only or ())))
+    run_and_show(name, PaperOptions(scale, out, trials, seeds, tuple(only or ())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipelines.paper.compared_methods import METHODS
 from pipelines.paper.comparison import (
     at_end,
     best,
@@ -12,8 +13,7 @@ from pipelines.paper.comparison import (
     share,
 )
 from pipelines.paper.experiment import Results, Trained
-from pipelines.paper.methods import METHODS
-from pipelines.paper.sheet import Chart, Sheet, Table, Target, median, number, spread
+from pipelines.paper.sheet import Chart, Sheet, SheetTable, SheetTarget, median, number, spread
 
 _TRAIN, _TEST = "train", "test"
 _ERROR = "squared error of an image"
@@ -58,7 +58,7 @@ def _refreshes(one: Trained) -> float:
     return median([100 * curve.refresh / curve.last.seconds for curve in one.curves.values()])
 
 
-def _stated(results: Results) -> Table:
+def _stated(results: Results) -> SheetTable:
     there, rows = results.there, []
     if "sgd" in there:
         one = seconds_per_example(there["sgd"])
@@ -86,10 +86,12 @@ def _stated(results: Results) -> Table:
         f"processor time of a training here: {number(busy(results), 2)}; well above 1, other work "
         "was in the way."
     )
-    return Table("The paper's numbers beside ours", ("what", "paper", "here"), tuple(rows), note)
+    return SheetTable(
+        "The paper's numbers beside ours", ("what", "paper", "here"), tuple(rows), note
+    )
 
 
-def _ranks(results: Results) -> Table:
+def _ranks(results: Results) -> SheetTable:
     baseline = _first_order(results)
     there = results.there
     rows = []
@@ -124,13 +126,13 @@ def _ranks(results: Results) -> Table:
         f"at the final training error of {name} after, of its updates", "of its time",
         "updates", "seconds", "time of an example ÷ SGD's",
     )  # fmt: skip
-    return Table(
+    return SheetTable(
         "Rank by updates and by time", columns, tuple(rows),
         "Best training error first; median (least to most) over seeds.",
     )  # fmt: skip
 
 
-def _settings(results: Results) -> Table:
+def _settings(results: Results) -> SheetTable:
     rows = tuple(
         (
             one.point.label,
@@ -139,7 +141,7 @@ def _settings(results: Results) -> Table:
         )
         for one in results.there.values()
     )
-    return Table("Settings", ("method", "found", "settings"), rows)
+    return SheetTable("Settings", ("method", "found", "settings"), rows)
 
 
 def _trials(results: Results, one: Trained) -> str:
@@ -157,21 +159,21 @@ def _against(
     other: Trained | None,
     quantity: str,
     limit: float,
-) -> Target:
+) -> SheetTarget:
     """Return the target that a method is at another's end after a share of its updates or time."""
     named = {"update": "updates", "seconds": "wall-clock time"}[quantity]
     said = f"≤ {limit:.3g} of the {named}"
     if one is None or other is None:
-        return Target(what, said, "", None, "one of the two was not trained")
+        return SheetTarget(what, said, "", None, "one of the two was not trained")
     part, level = share(one, other, _TRAIN, quantity)
     who = f"{one.point.label} at {other.point.label}'s {number(level)}"
     if part is None:
         end = number(median(at_end(one, _TRAIN)))
-        return Target(what, said, f"{who}: not reached (ends at {end})", False)
-    return Target(what, said, f"{who} after {part:.3g}", part <= limit)
+        return SheetTarget(what, said, f"{who}: not reached (ends at {end})", False)
+    return SheetTarget(what, said, f"{who} after {part:.3g}", part <= limit)
 
 
-def _targets(results: Results) -> tuple[Target, ...]:
+def _targets(results: Results) -> tuple[SheetTarget, ...]:
     ours = best(results, _TRAIN, _OURS)
     first, plain = _first_order(results), _first_order(results, normalised=False)
     second = best(results, _TRAIN, _SECOND)
@@ -193,7 +195,7 @@ def _targets(results: Results) -> tuple[Target, ...]:
         if ours is not None and first is not None:
             mine, its = median(at_end(ours, figure)), median(at_end(first, figure))
             found.append(
-                Target(
+                SheetTarget(
                     f"{what} error at the end: ahead of the best first-order baseline",
                     f"< {number(its)} ({first.point.label})",
                     f"{number(mine)} ({ours.point.label})",

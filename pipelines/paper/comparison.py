@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+from pipelines.paper.compared_methods import METHODS
 from pipelines.paper.experiment import Curve, Mark, Results, Trained
-from pipelines.paper.methods import METHODS
 from pipelines.paper.sheet import Line, median
 
 

@@ -1,7 +1,7 @@
 """What an experiment of the paper is: its question, its trainings, and how they are judged.
 
-A `Study` is one search over settings; a `Point` is one line or dot of the figure. A point takes its
-settings from the best trial of a study, or has them fixed. All points of one study share that
+A `StudyPlan` is one search over settings; a `Point` is one line or dot of the figure. A point takes
+its settings from the best trial of a study, or has them fixed. All points of one study share that
 study's budget of trials.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from pipelines.core.errors import UserError
-from pipelines.paper.images import Examples
+from pipelines.paper.paper_images import Examples
 from pipelines.paper.sheet import Sheet
 from pipelines.systems.optuna.dimensions import Dimension, Value
 
@@ -40,11 +40,11 @@ class Stated:
 
 
 @dataclass(frozen=True)
-class Study:
+class StudyPlan:
     """One search over the settings of a method.
 
     Attributes:
-        method: Key of `pipelines.paper.methods.METHODS`.
+        method: Key of `pipelines.paper.compared_methods.METHODS`.
         space: What is searched.
         fixed: Settings that all trials share.
         first: Settings to begin with, for what is searched.
@@ -62,7 +62,7 @@ class Point:
 
     Attributes:
         label: What the report calls them.
-        method: Key of `pipelines.paper.methods.METHODS`.
+        method: Key of `pipelines.paper.compared_methods.METHODS`.
         study: The study whose best trial gives the settings; empty: they are `values`.
         where: What that trial must have: the best of those is taken.
         values: Settings of a point without a study.
@@ -80,7 +80,7 @@ class Scale:
     """The size of an experiment.
 
     Attributes:
-        data: Key of `pipelines.paper.images.READERS`.
+        data: Key of `pipelines.paper.paper_images.READERS`.
         size: Edge of the images, pixels.
         measured: Training images, and test images, that figures are measured on.
         examples: That a training sees, repeated ones counted: its budget.
@@ -99,7 +99,7 @@ class Scale:
     marks: int
     trials: int
     seeds: int
-    studies: Mapping[str, Study]
+    studies: Mapping[str, StudyPlan]
     points: Mapping[str, Point]
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -122,11 +122,11 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """One training that is to be made.
 
     Attributes:
-        method: Key of `pipelines.paper.methods.METHODS`.
+        method: Key of `pipelines.paper.compared_methods.METHODS`.
         values: Its settings.
         seed: Of the weights and the order of the images.
         final: Whether it is a training of a point; else it is a trial of a study.
@@ -259,6 +259,6 @@ class Experiment:
     chosen: tuple[str, ...]
     scales: Mapping[ScaleName, Scale]
     network: Callable[[Scale, bool], nn.Module]
-    train: Callable[[Scale, Examples, Task], Curve]
+    train: Callable[[Scale, Examples, TrainingTask], Curve]
     score: Callable[[Scale, Curve], float]
     report: Callable[[Results], Sheet]

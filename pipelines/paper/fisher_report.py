@@ -17,8 +17,8 @@ from pipelines.paper.sheet import (
     Picture,
     Rule,
     Sheet,
-    Table,
-    Target,
+    SheetTable,
+    SheetTarget,
     median,
     number,
     spread,
@@ -139,14 +139,14 @@ def report(results: Results) -> Sheet:
                  pictures)  # fmt: skip
 
 
-def _stated(results: Results) -> Table:
+def _stated(results: Results) -> SheetTable:
     ours = results.there.get("prong")
     found = "not trained" if ours is None else f"{spread(_first(ours))} %"
     row = ("condition number after the first reparametrisation, of that before", "< 5 %", found)
-    return Table("The paper's numbers beside ours", ("what", "paper", "here"), (row,))
+    return SheetTable("The paper's numbers beside ours", ("what", "paper", "here"), (row,))
 
 
-def _conditions(results: Results) -> Table:
+def _conditions(results: Results) -> SheetTable:
     rows = []
     for one in results.trained.values():
         if one.key not in results.there:
@@ -173,16 +173,16 @@ def _conditions(results: Results) -> Table:
         "rank at the end",
     )  # fmt: skip
     note = "Median (least to most) over seeds. The blocks have 840 parameters."
-    return Table("Condition numbers", columns, tuple(rows), note)
+    return SheetTable("Condition numbers", columns, tuple(rows), note)
 
 
-def _targets(results: Results) -> tuple[Target, ...]:
+def _targets(results: Results) -> tuple[SheetTarget, ...]:
     there = results.there
     ours = there.get("prong")
     if ours is None:
         return ()
     left = _first(ours)
-    first = Target(
+    first = SheetTarget(
         "condition number after the first reparametrisation, of that before",
         "≤ 5 % with every seed",
         f"{spread(left)} %",
@@ -197,7 +197,7 @@ def _targets(results: Results) -> tuple[Target, ...]:
             if update in own and own[update] >= median(values):
                 above.append(f"{one.point.label} at update {update:g}")
     marks = f"at {len(own)} of {len(own)} marks" if not above else f"not below {', '.join(above)}"
-    below = Target(
+    below = SheetTarget(
         "PRONG's condition number below every baseline's throughout, medians",
         "at every mark",
         marks,

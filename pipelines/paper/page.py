@@ -16,9 +16,9 @@ from typing import Any
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, write_json, write_text
 from pipelines.core.paths import Layout
-from pipelines.paper.catalogue import EXPERIMENTS
 from pipelines.paper.experiment import SCALES
-from pipelines.paper.report import JSON
+from pipelines.paper.experiments import EXPERIMENTS
+from pipelines.paper.paper_report import JSON
 
 _HEAD = """# The paper's experiments
 

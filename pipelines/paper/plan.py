@@ -19,9 +19,9 @@ from ruamel.yaml import YAML
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, write_json, write_text
 from pipelines.core.fingerprints import package_hash
-from pipelines.paper.catalogue import check_scale, experiment
-from pipelines.paper.experiment import Experiment, Point, Scale, Study
-from pipelines.paper.methods import METHODS
+from pipelines.paper.compared_methods import METHODS
+from pipelines.paper.experiment import Experiment, Point, Scale, StudyPlan
+from pipelines.paper.experiments import check_scale, experiment
 from pipelines.systems.optuna.dimensions import Value
 
 SETTINGS = "settings.json"
@@ -33,21 +33,21 @@ _CONFIG = """[core]
     check_update = false
     autostage = false
 """
-_PYTHON = {"python": '"\\${PRONG_PYTHON:-python}" -m pipelines.paper.stages'}
+_PYTHON = {"python": '"\\${PRONG_PYTHON:-python}" -m pipelines.paper.paper_stages'}
 """The interpreter that runs prong."""
 _TRAINING = (
     "pipelines/data",
-    "pipelines/paper/autoencoder.py",
+    "pipelines/paper/autoencoder_experiment.py",
     "pipelines/paper/experiment.py",
-    "pipelines/paper/fisher.py",
-    "pipelines/paper/images.py",
-    "pipelines/paper/loop.py",
-    "pipelines/paper/methods.py",
+    "pipelines/paper/fisher_experiment.py",
+    "pipelines/paper/paper_images.py",
+    "pipelines/paper/one_training.py",
+    "pipelines/paper/compared_methods.py",
     "pipelines/paper/networks.py",
     "pipelines/paper/newton_muon.py",
-    "pipelines/paper/optimizers.py",
+    "pipelines/paper/peer_optimizers.py",
     "pipelines/paper/records.py",
-    "pipelines/paper/stages.py",
+    "pipelines/paper/paper_stages.py",
     "pipelines/paper/state_file.py",
     "pipelines/paper/tuning.py",
     "pipelines/systems/optuna",
@@ -58,7 +58,7 @@ Kind = Literal["data", "search", "train", "report"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedExperiment:
     """What the command asks for.
 
     Attributes:
@@ -99,7 +99,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Step:
+class PlannedStage:
     """One stage.
 
     Attributes:
@@ -116,17 +116,17 @@ class Step:
         return f"{self.kind}@{self.key}" if self.key else self.kind
 
 
-def steps(scale: Scale) -> Iterator[Step]:
+def steps(scale: Scale) -> Iterator[PlannedStage]:
     """Yield the stages of a scale, in order."""
-    yield Step("data")
+    yield PlannedStage("data")
     for key in scale.studies:
-        yield Step("search", key)
+        yield PlannedStage("search", key)
     for key in scale.points:
-        yield Step("train", key)
-    yield Step("report")
+        yield PlannedStage("train", key)
+    yield PlannedStage("report")
 
 
-def lay_out(folder: Path, asked: Asked) -> tuple[Step, ...]:
+def lay_out(folder: Path, asked: AskedExperiment) -> tuple[PlannedStage, ...]:
     """Make the folder of an experiment, or bring it up to date.
 
     Args:
@@ -153,14 +153,14 @@ def lay_out(folder: Path, asked: Asked) -> tuple[Step, ...]:
     return tuple(steps(scale))
 
 
-def asked_in(folder: Path) -> Asked:
+def asked_in(folder: Path) -> AskedExperiment:
     """Return what a folder was made for.
 
     Raises:
         UserError: If it is not the folder of an experiment.
     """
     try:
-        return TypeAdapter(Asked).validate_python(read_json(folder / SETTINGS)["asked"])
+        return TypeAdapter(AskedExperiment).validate_python(read_json(folder / SETTINGS)["asked"])
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: not the folder of an experiment: {said}") from None
@@ -182,7 +182,7 @@ def identity(scale: Scale) -> dict[str, Any]:
     return {name: getattr(scale, name) for name in kept}
 
 
-def _settings(asked: Asked, scale: Scale) -> dict[str, Any]:
+def _settings(asked: AskedExperiment, scale: Scale) -> dict[str, Any]:
     return {
         "asked": _plain(asked),
         "report": _plain(replace(asked, checkout="", mirror="")),
@@ -194,11 +194,11 @@ def _settings(asked: Asked, scale: Scale) -> dict[str, Any]:
     }
 
 
-def _plain(asked: Asked) -> dict[str, Any]:
+def _plain(asked: AskedExperiment) -> dict[str, Any]:
     return asdict(asked) | {"only": list(asked.only)}  # as JSON has it
 
 
-def _study(study: Study) -> dict[str, Any]:
+def _study(study: StudyPlan) -> dict[str, Any]:
     return {
         "method": study.method,
         "missing": METHODS[study.method].missing,

@@ -19,7 +19,7 @@ _Text = Annotated[str, Field(max_length=2000)]
 
 
 @dataclass(frozen=True)
-class Tried:
+class JudgedTrial:
     """A trial of a study.
 
     Attributes:
@@ -34,7 +34,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Searched:
+class StudyResult:
     """What the stage `search` leaves of a study.
 
     Attributes:
@@ -42,10 +42,10 @@ class Searched:
         missing: Why there is none; empty if there are.
     """
 
-    trials: list[Tried]
+    trials: list[JudgedTrial]
     missing: _Text = ""
 
-    def best(self, where: Mapping[str, Value]) -> Tried | None:
+    def best(self, where: Mapping[str, Value]) -> JudgedTrial | None:
         """Return the best trial that has these settings."""
         found = [
             one
@@ -65,7 +65,7 @@ class _Mark:
 
 
 @dataclass(frozen=True)
-class Record:
+class TrainingRecord:
     """What the stage `train` leaves of a training.
 
     Attributes:
@@ -136,25 +136,25 @@ def write_record(
     write_json(path, content)
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path) -> TrainingRecord:
     """Return what `write_record` wrote.
 
     Raises:
         UserError: If the file is absent or another.
     """
-    return _read(path, TypeAdapter(Record).validate_python)
+    return _read(path, TypeAdapter(TrainingRecord).validate_python)
 
 
-def read_search(path: Path) -> Searched:
+def read_search(path: Path) -> StudyResult:
     """Return what the stage `search` wrote.
 
     Raises:
         UserError: If the file is absent or another.
     """
-    return _read(path, TypeAdapter(Searched).validate_python)
+    return _read(path, TypeAdapter(StudyResult).validate_python)
 
 
-def write_search(path: Path, searched: Searched) -> None:
+def write_search(path: Path, searched: StudyResult) -> None:
     """Write what came of a study."""
     write_json(path, asdict(searched))
 

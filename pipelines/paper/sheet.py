@@ -77,7 +77,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Table:
+class SheetTable:
     """A table.
 
     Attributes:
@@ -94,7 +94,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Target:
+class SheetTarget:
     """Something that was to be reached.
 
     Attributes:
@@ -124,8 +124,8 @@ class Sheet:
     """
 
     charts: tuple[Chart, ...]
-    tables: tuple[Table, ...]
-    targets: tuple[Target, ...]
+    tables: tuple[SheetTable, ...]
+    targets: tuple[SheetTarget, ...]
     pictures: tuple[Picture, ...] = ()
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from pipelines.core.files import sha256_json
-from pipelines.paper.experiment import Curve, Mark, Study
-from pipelines.paper.records import Searched, Tried
+from pipelines.paper.experiment import Curve, Mark, StudyPlan
+from pipelines.paper.records import JudgedTrial, StudyResult
 from pipelines.systems.optuna import studies
 from pipelines.systems.optuna.dimensions import Value
 from pipelines.systems.optuna.studies import Ended
@@ -43,7 +43,7 @@ class Recorder(Protocol):
 
 
 def search(
-    study: Study,
+    study: StudyPlan,
     trials: int,
     folder: Path,
     identity: object,
@@ -51,7 +51,7 @@ def search(
     score: Callable[[Curve], float],
     recorder: Recorder,
     say: Callable[[str], None],
-) -> Searched:
+) -> StudyResult:
     """Make the trials of a study that are missing.
 
     Args:
@@ -93,11 +93,11 @@ def search(
             what = reason or f"{found:.4g}"
             shown = "  ".join(f"{k} {v}" for k, v in proposal.values.items())
             say(f"{done:>4}/{trials}  {what}  ({shown})")
-        return Searched([_tried(one, study) for one in _counted(kept)[:trials]])
+        return StudyResult([_tried(one, study) for one in _counted(kept)[:trials]])
 
 
 @contextmanager
-def _opened(path: Path, name: str, study: Study) -> Iterator[studies.Study]:
+def _opened(path: Path, name: str, study: StudyPlan) -> Iterator[studies.Study]:
     kept = studies.Study(path, name, study.space, seed=SEED, parallel=False, stop_early=False)
     try:
         yield kept
@@ -109,7 +109,7 @@ def _counted(kept: studies.Study) -> list[studies.PastTrial]:
     return [trial for trial in kept.ended() if trial.ended is not Ended.DEAD]
 
 
-def _tried(trial: studies.PastTrial, study: Study) -> Tried:
+def _tried(trial: studies.PastTrial, study: StudyPlan) -> JudgedTrial:
     values = {**study.fixed, **trial.values}
     found = trial.notes.get("score") if trial.ended is Ended.COMPLETE else None
-    return Tried(values, None if found is None else float(found), trial.reason)
+    return JudgedTrial(values, None if found is None else float(found), trial.reason)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import prong
-from pipelines.paper import fisher
-from pipelines.paper.experiment import Curve, Mark, Task
-from pipelines.paper.fisher import FISHER
-from pipelines.paper.images import Examples
+from pipelines.paper import fisher_experiment as fisher
+from pipelines.paper.experiment import Curve, Mark, TrainingTask
+from pipelines.paper.fisher_experiment import FISHER
 from pipelines.paper.networks import tanh_mlp
+from pipelines.paper.paper_images import Examples
 from prong.layers.base import Whitened
 
 WIDTHS = (4, 3, 3, 3, 2)
@@ -138,10 +138,10 @@ def test_a_training_measures_before_and_after_the_first_reparametrisation() -> N
     for key in ("prong", "bn"):
         study = scale.studies[key]
         values = {**study.fixed, "lr": 0.001}
-        curves[key] = FISHER.train(scale, _examples(), Task(study.method, values, 0, True))
+        curves[key] = FISHER.train(scale, _examples(), TrainingTask(study.method, values, 0, True))
     before = curves["prong"].before["condition"]
     # The same initial conditioning.
     assert before == pytest.approx(curves["bn"].marks[0].figures["condition"], rel=1e-3)
     assert curves["prong"].marks[0].figures["condition"] < 0.05 * before
-    trial = FISHER.train(scale, _examples(), Task("sgd", values, 0, False))
+    trial = FISHER.train(scale, _examples(), TrainingTask("sgd", values, 0, False))
     assert "condition" not in trial.last.figures

@@ -10,9 +10,10 @@ import pytest
 import tiny
 import torch
 
-from pipelines.paper import loop, methods
+from pipelines.paper import compared_methods as methods
+from pipelines.paper import one_training as loop
+from pipelines.paper.compared_methods import METHODS, attach
 from pipelines.paper.experiment import Curve, Mark
-from pipelines.paper.methods import METHODS, attach
 
 
 def _figures(curve: Curve) -> list[tuple[int, dict[str, float]]]:

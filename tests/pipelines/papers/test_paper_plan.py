@@ -12,12 +12,12 @@ import pytest
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json
 from pipelines.paper import plan
-from pipelines.paper.catalogue import EXPERIMENTS
-from pipelines.paper.plan import Asked
+from pipelines.paper.experiments import EXPERIMENTS
+from pipelines.paper.plan import AskedExperiment
 from pipelines.systems.dvc.reproduce import open_repo
 
 ROOT = Path(__file__).parents[3]
-ASKED = Asked("autoencoder", "small", None, None, (), str(ROOT), "")
+ASKED = AskedExperiment("autoencoder", "small", None, None, (), str(ROOT), "")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -37,12 +37,14 @@ def test_the_plan_of_stages_is_what_dvc_holds(name: str, tmp_path: Path) -> None
 
 def test_every_training_depends_on_the_sources_that_it_is_made_of() -> None:
     graph = grimp.build_graph("prong", "pipelines", cache_dir=None)
-    found = {"pipelines.paper.stages"} | graph.find_upstream_modules("pipelines.paper.stages")
+    found = {"pipelines.paper.paper_stages"} | graph.find_upstream_modules(
+        "pipelines.paper.paper_stages"
+    )
     own = {name for name in found if name.startswith("pipelines.paper.")}
     without = {  # what only reports, and what the stages and the command share
         f"pipelines.paper.{name}"
-        for name in ("autoencoder_report", "catalogue", "charts", "comparison", "fisher_report",
-                     "plan", "report", "sheet", "surroundings")
+        for name in ("autoencoder_report", "comparison", "experiments", "fisher_report", "machine",
+                     "method_charts", "paper_report", "plan", "sheet")
     }  # fmt: skip
     paths = {f"{name.replace('.', '/')}.py" for name in own - without}
     assert paths <= set(plan._TRAINING), paths - set(plan._TRAINING)

@@ -13,8 +13,8 @@ from pipelines.core.files import read_json, write_json
 from pipelines.paper import page, plan, records
 from pipelines.paper.comparison import reached, share
 from pipelines.paper.experiment import Curve, Mark, Point, Trained
-from pipelines.paper.plan import Asked
-from pipelines.paper.report import HTML, JSON, write_report
+from pipelines.paper.paper_report import HTML, JSON, write_report
+from pipelines.paper.plan import AskedExperiment
 from pipelines.paper.sheet import number, spread
 
 ROOT = Path(__file__).parents[3]
@@ -35,16 +35,19 @@ def _curve(end: float, seed: int, diverged: bool = False) -> Curve:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An auto-encoder experiment whose stages have left invented curves."""
-    asked = Asked("autoencoder", "small", 2, 2, ("prong", "sgd", "k-fac"), str(ROOT), "")
+    asked = AskedExperiment("autoencoder", "small", 2, 2, ("prong", "sgd", "k-fac"), str(ROOT), "")
     work = tmp_path / "work"
     _, scale = asked.experiment()
     plan.lay_out(work, asked)
     card = {"source": "digits", "size": 28, "train": 4000, "test": 1000, "files": {}}
     write_json(work / "data/card.json", card)
     for name in scale.studies:
-        trials = [records.Tried({"lr": 0.1}, 1.0), records.Tried({"lr": 0.2}, None, "diverged")]
+        trials = [
+            records.JudgedTrial({"lr": 0.1}, 1.0),
+            records.JudgedTrial({"lr": 0.2}, None, "diverged"),
+        ]
         gone = "not available: nothing" if name == "k-fac" else ""
-        searched = records.Searched([] if gone else trials, gone)
+        searched = records.StudyResult([] if gone else trials, gone)
         records.write_search(plan.search_of(work, name), searched)
     for key in scale.points:
         for seed in range(2):

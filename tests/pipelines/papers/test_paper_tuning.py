@@ -11,13 +11,13 @@ from pathlib import Path
 import fork_server
 
 from pipelines.paper import tuning
-from pipelines.paper.autoencoder import AUTOENCODERS
-from pipelines.paper.experiment import Curve, Mark, Study
-from pipelines.paper.fisher import FISHER
-from pipelines.paper.records import Searched, Tried
+from pipelines.paper.autoencoder_experiment import AUTOENCODERS
+from pipelines.paper.experiment import Curve, Mark, StudyPlan
+from pipelines.paper.fisher_experiment import FISHER
+from pipelines.paper.records import JudgedTrial, StudyResult
 from pipelines.systems.optuna.dimensions import Choice, Range, Value
 
-STUDY = Study(
+STUDY = StudyPlan(
     "sgd",
     {"lr": Range(0.01, 1.0, log=True, whole=False), "normalised": Choice((False, True))},
     fixed={"batch": 64},
@@ -50,7 +50,7 @@ def _curve(values: Mapping[str, Value], reason: str = "") -> Curve:
 
 def _search(
     folder: Path, trials: int, run: tuning.Run, identity: str = "one"
-) -> tuple[Searched, Recorder]:
+) -> tuple[StudyResult, Recorder]:
     recorder = Recorder()
     found = tuning.search(
         STUDY, trials, folder, identity, run, lambda curve: curve.last.figures["loss"], recorder,
@@ -125,8 +125,12 @@ def test_other_circumstances_are_another_study(tmp_path: Path) -> None:
 
 
 def test_the_best_trial_has_what_is_asked_for() -> None:
-    trials = [Tried({"bn": True}, 1.0), Tried({"bn": False}, 3.0), Tried({"bn": False}, 2.0)]
-    searched = Searched([*trials, Tried({"bn": False}, None, "diverged")])
+    trials = [
+        JudgedTrial({"bn": True}, 1.0),
+        JudgedTrial({"bn": False}, 3.0),
+        JudgedTrial({"bn": False}, 2.0),
+    ]
+    searched = StudyResult([*trials, JudgedTrial({"bn": False}, None, "diverged")])
     assert searched.best({"bn": False}) == trials[2]
     assert searched.best({}) == trials[0]
 

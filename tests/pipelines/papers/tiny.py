@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pipelines.paper.experiment import Task
-from pipelines.paper.loop import Problem
-from pipelines.paper.methods import METHODS
+from pipelines.paper.compared_methods import METHODS
+from pipelines.paper.experiment import TrainingTask
 from pipelines.paper.networks import autoencoder, loss
+from pipelines.paper.one_training import TrainingProblem
 
 PIXELS = 12
 
@@ -23,14 +23,14 @@ def images() -> Tensor:
     return torch.sigmoid(latent)
 
 
-def problem(normalised: bool = False, updates: int = 24) -> Problem:
+def problem(normalised: bool = False, updates: int = 24) -> TrainingProblem:
     """Return what is trained, with batches of 8."""
     pixels = images()
 
     def measure(model: nn.Module) -> Mapping[str, float]:
         return {"train": float((torch.sigmoid(model(pixels)) - pixels).square().sum(1).mean())}
 
-    return Problem(
+    return TrainingProblem(
         network=lambda: autoencoder("sigmoid", normalised, (PIXELS, 8, 3, 8, PIXELS)),
         inputs=pixels,
         targets=pixels,
@@ -41,7 +41,7 @@ def problem(normalised: bool = False, updates: int = 24) -> Problem:
     )
 
 
-def task(method: str, normalised: bool = False, **more: object) -> Task:
+def task(method: str, normalised: bool = False, **more: object) -> TrainingTask:
     """Return a final training with a method's first settings and batches of 8."""
     values = {**METHODS[method].begin(normalised), "batch": 8}
-    return replace(Task(method, values, 0, True), **more)  # type: ignore[arg-type]
+    return replace(TrainingTask(method, values, 0, True), **more)  # type: ignore[arg-type]

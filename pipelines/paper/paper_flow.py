@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.paper.plan import Step
+from pipelines.paper.plan import PlannedStage
 from pipelines.systems.dvc import reproduce
 from pipelines.systems.dvc.reproduce import StageResult
 from pipelines.systems.prefect.connection import answering, used_server
@@ -64,7 +64,7 @@ def came_of(done: Done) -> str:
 
 
 @flow(name=PAPER, came_of=came_of)
-def paper(folder: Path, steps: Sequence[Step], say: Report) -> Done:
+def paper(folder: Path, steps: Sequence[PlannedStage], say: Report) -> Done:
     """Bring all stages of an experiment up to date, in order.
 
     Args:
@@ -82,7 +82,7 @@ def paper(folder: Path, steps: Sequence[Step], say: Report) -> Done:
     return Done(tuple(results), time.monotonic() - start)
 
 
-def run(folder: Path, steps: Sequence[Step], say: Report) -> Done:
+def run(folder: Path, steps: Sequence[PlannedStage], say: Report) -> Done:
     """Run the flow; it must be told where Prefect is.
 
     Raises:

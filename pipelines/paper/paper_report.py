@@ -10,9 +10,10 @@ from typing import Any
 
 from pipelines.core.files import atomic_directory, sha256_json, write_json, write_text
 from pipelines.core.text import shown
-from pipelines.paper import images, plan, records
+from pipelines.paper import paper_images as images
+from pipelines.paper import plan, records
 from pipelines.paper.experiment import Experiment, Results, Scale, Trained
-from pipelines.paper.plan import Asked
+from pipelines.paper.plan import AskedExperiment
 from pipelines.paper.sheet import Sheet
 
 JSON, HTML = "report.json", "report.html"
@@ -44,7 +45,7 @@ def results_of(folder: Path, scale: Scale) -> tuple[Results, list[dict[str, str]
     return Results(scale, trained, trials, images.card_of(folder / "data")), machines
 
 
-def write_report(folder: Path, asked: Asked) -> Path:
+def write_report(folder: Path, asked: AskedExperiment) -> Path:
     """Write `report` in the folder of an experiment and return the page.
 
     Args:
@@ -68,7 +69,7 @@ def write_report(folder: Path, asked: Asked) -> Path:
     return folder / "report" / HTML
 
 
-def command_of(asked: Asked) -> str:
+def command_of(asked: AskedExperiment) -> str:
     """Return the command that makes a report."""
     words = ["prong", "paper", asked.name, "--scale", asked.scale]
     for option, value in (("--trials", asked.trials), ("--seeds", asked.seeds)):
@@ -79,7 +80,7 @@ def command_of(asked: Asked) -> str:
 
 
 def _content(
-    asked: Asked,
+    asked: AskedExperiment,
     experiment: Experiment,
     scale: Scale,
     results: Results,
@@ -121,7 +122,7 @@ def _without_nan(value: Any) -> Any:
 def _page(content: Mapping[str, Any], sheet: Sheet, folder: Path) -> str:
     import jinja2  # these two only where a page is made
 
-    from pipelines.paper import charts
+    from pipelines.paper import method_charts as charts
     from pipelines.pipeline.panels import data_uri
 
     environment = jinja2.Environment(

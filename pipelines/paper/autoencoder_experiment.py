@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.paper.autoencoder_report import report
+from pipelines.paper.compared_methods import METHODS, device
 from pipelines.paper.experiment import (
     Curve,
     Experiment,
     Point,
     Scale,
     Stated,
-    Study,
-    Task,
+    StudyPlan,
+    TrainingTask,
     Values,
 )
-from pipelines.paper.images import Examples
-from pipelines.paper.loop import Problem, train
-from pipelines.paper.methods import METHODS, device
 from pipelines.paper.networks import AUTOENCODER, autoencoder, loss
+from pipelines.paper.one_training import TrainingProblem, train
+from pipelines.paper.paper_images import Examples
 
 _NARROW = (784, 200, 100, 50, 16, 50, 100, 200, 784)
 BOTH = ("sgd", "rmsprop", "adamw")
@@ -43,7 +43,7 @@ def squared_error(model: nn.Module, images: Tensor) -> float:
     return float(torch.cat(parts).mean())
 
 
-def run(scale: Scale, examples: Examples, task: Task) -> Curve:
+def run(scale: Scale, examples: Examples, task: TrainingTask) -> Curve:
     """Train once on summed cross-entropy."""
     where = device()
     own, test = (part.flatten(1).to(where) for part in (examples.train, examples.test))
@@ -54,7 +54,7 @@ def run(scale: Scale, examples: Examples, task: Task) -> Curve:
             "test": squared_error(model, test[: scale.measured]),
         }
 
-    problem = Problem(
+    problem = TrainingProblem(
         network=partial(network, scale, bool(task.values.get("normalised", False))),
         inputs=own,
         targets=own,
@@ -86,7 +86,9 @@ def _scale(
 ) -> Scale:
     methods = {name: method for name, method in METHODS.items() if name not in without}
     studies = {
-        name: Study(name, method.space, first=(method.begin(normalised=True), method.begin(False)))
+        name: StudyPlan(
+            name, method.space, first=(method.begin(normalised=True), method.begin(False))
+        )
         for name, method in methods.items()
     }
     plain: Values = {"normalised": False, "lr": 0.03}

@@ -13,14 +13,14 @@ from pipelines.core.paths import Layout
 from pipelines.systems.processes import exit_on_sigterm
 
 if TYPE_CHECKING:  # DVC and Prefect are imported while the server comes up
-    from pipelines.paper.plan import Step
+    from pipelines.paper.plan import PlannedStage
     from pipelines.systems.dvc.reproduce import StageResult
 
 _STYLE = {"ran": "green", "cached": "cyan", "restored": "cyan"}
 
 
 @dataclass(frozen=True)
-class Options:
+class PaperOptions:
     """The options of the command, as they were typed.
 
     Attributes:
@@ -40,7 +40,7 @@ class Options:
 
 def show_experiments() -> None:
     """List the experiments."""
-    from pipelines.paper.catalogue import EXPERIMENTS
+    from pipelines.paper.experiments import EXPERIMENTS
 
     rows = [(one.name, one.figure, one.question) for one in EXPERIMENTS.values()]
     console = tables.console()
@@ -48,7 +48,7 @@ def show_experiments() -> None:
     console.print("run one  prong paper NAME --scale small")
 
 
-def run_and_show(name: str, options: Options) -> None:
+def run_and_show(name: str, options: PaperOptions) -> None:
     """Run an experiment in the checkout this process stands in.
 
     Args:
@@ -60,10 +60,10 @@ def run_and_show(name: str, options: Options) -> None:
         Failed: If a stage crashed.
     """
     exit_on_sigterm()
-    from pipelines.paper.plan import Asked, lay_out
+    from pipelines.paper.plan import AskedExperiment, lay_out
 
     layout, params = open_checkout()
-    asked = Asked(
+    asked = AskedExperiment(
         name,
         options.scale,
         options.trials,
@@ -78,7 +78,7 @@ def run_and_show(name: str, options: Options) -> None:
     run(layout, folder, steps)
 
 
-def run(layout: Layout, folder: Path, steps: tuple[Step, ...]) -> None:
+def run(layout: Layout, folder: Path, steps: tuple[PlannedStage, ...]) -> None:
     """Run the stages of a folder, and print how they go on and what was reached."""
     from pipelines.systems.prefect.server import prefect_api
 
@@ -91,7 +91,7 @@ def run(layout: Layout, folder: Path, steps: tuple[Step, ...]) -> None:
         console.print(line, soft_wrap=True)
 
     with prefect_api(layout) as wait:
-        from pipelines.paper import flow
+        from pipelines.paper import paper_flow as flow
         from pipelines.systems import mlflow as tracking
 
         wait()

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import prong
-from pipelines.paper import optimizers
-from pipelines.paper.optimizers import Optimizers, of_package
+from pipelines.paper import peer_optimizers as optimizers
+from pipelines.paper.peer_optimizers import Optimizers, of_package
 from pipelines.systems.optuna.dimensions import Choice, Dimension, Range, Value
 
 Values = Mapping[str, Value]
@@ -201,7 +201,7 @@ METHODS: dict[str, Method] = {
 
 
 @dataclass
-class Attached:
+class AttachedMethod:
     """A method at work on a model.
 
     Attributes:
@@ -222,7 +222,7 @@ class Attached:
                 switch()
 
 
-def attach(method: Method, model: nn.Module, values: Values) -> Attached:
+def attach(method: Method, model: nn.Module, values: Values) -> AttachedMethod:
     """Attach a method to a model; a whitened one is not initialised.
 
     Args:
@@ -232,7 +232,7 @@ def attach(method: Method, model: nn.Module, values: Values) -> Attached:
             `period`, `damping`, `step_limit` (0: none), `momentum` and `mode`.
     """
     if not method.whitened:
-        attached = Attached(model, method.build(model, values), None)
+        attached = AttachedMethod(model, method.build(model, values), None)
         attached.averaged(False)
         return attached
     model = prong.whiten(model)
@@ -246,7 +246,7 @@ def attach(method: Method, model: nn.Module, values: Values) -> Attached:
     if "momentum" in values:
         options["whitening"] = prong.Whitening(momentum=str(values["momentum"]))
     natural = prong.Reparametrizer(model, made, **options)
-    return Attached(model, made, natural)
+    return AttachedMethod(model, made, natural)
 
 
 def device() -> torch.device:

@@ -1,4 +1,4 @@
-"""The stages of an experiment: `python -m pipelines.paper.stages NAME …` in its folder.
+"""The stages of an experiment: `python -m pipelines.paper.paper_stages NAME …` in its folder.
 
 `data` reads the images, `search STUDY` makes the trials of a study, `train POINT` those of a
 point of the figure, one for each seed, and `report` the page. Each trial and each training is a run
@@ -18,10 +18,11 @@ from pipelines.core.environment import set_up
 from pipelines.core.errors import UserError, disk_error
 from pipelines.core.files import atomic_directory, read_json, sha256_json, write_json
 from pipelines.core.paths import Layout
-from pipelines.paper import images, plan, records, tuning
-from pipelines.paper.experiment import Curve, Experiment, Mark, Scale, Task
-from pipelines.paper.methods import METHODS
-from pipelines.paper.plan import Asked
+from pipelines.paper import paper_images as images
+from pipelines.paper import plan, records, tuning
+from pipelines.paper.compared_methods import METHODS
+from pipelines.paper.experiment import Curve, Experiment, Mark, Scale, TrainingTask
+from pipelines.paper.plan import AskedExperiment
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.dvc.stage_process import run_stage
 from pipelines.systems.optuna.dimensions import Value
@@ -29,15 +30,15 @@ from pipelines.systems.optuna.dimensions import Value
 Values = Mapping[str, Value]
 
 
-def data(folder: Path, asked: Asked) -> None:
+def data(folder: Path, asked: AskedExperiment) -> None:
     """Make `data`: the images, and a card of them."""
     _, scale = asked.experiment()
     layout = Layout(Path(asked.checkout))
-    place = images.Place(layout.root, layout.downloads, asked.mirror)
+    place = images.ImagePlace(layout.root, layout.downloads, asked.mirror)
     images.prepare(scale.data, scale.size, place, folder / "data")
 
 
-class _Trial:
+class _TrialRun:
     """Records a trial in MLflow."""
 
     def __init__(self, runs: tracking.StudyRun, run: tracking.TrainingRun) -> None:
@@ -57,23 +58,23 @@ class _Recorder:
     def __init__(self, runs: tracking.StudyRun) -> None:
         self._runs = runs
 
-    def begin(self, number: int, values: Values) -> _Trial:
-        return _Trial(self._runs, self._runs.begin(f"trial {number + 1}", values, {}))
+    def begin(self, number: int, values: Values) -> _TrialRun:
+        return _TrialRun(self._runs, self._runs.begin(f"trial {number + 1}", values, {}))
 
 
-def search(folder: Path, asked: Asked, key: str) -> None:
+def search(folder: Path, asked: AskedExperiment, key: str) -> None:
     """Make `search/STUDY.json`: the trials of a study."""
     experiment, scale = asked.experiment()
     study = scale.studies[key]
     out = plan.search_of(folder, key)
     if missing := METHODS[study.method].missing:
-        records.write_search(out, records.Searched([], missing))
+        records.write_search(out, records.StudyResult([], missing))
         return
     examples = images.load(folder / "data")
     identity = _identity(folder, scale)
 
     def run(values: Values, checkpoint: Path, say: Callable[[Mark], None]) -> Curve:
-        task = Task(study.method, values, tuning.SEED, False, checkpoint, say)
+        task = TrainingTask(study.method, values, tuning.SEED, False, checkpoint, say)
         return experiment.train(scale, examples, task)
 
     noted = folder / plan.KEPT / f"{key}.run.json"
@@ -117,7 +118,7 @@ def _found(folder: Path, scale: Scale, key: str) -> tuple[Values, str]:
     return best.values, ""
 
 
-def train(folder: Path, asked: Asked, key: str) -> None:
+def train(folder: Path, asked: AskedExperiment, key: str) -> None:
     """Make `trained/POINT`: the trainings of a point, one for each seed.
 
     What a training leaves is kept beside, so that after a kill, or with more seeds, only those
@@ -142,7 +143,7 @@ def _train(
     experiment: Experiment,
     scale: Scale,
     folder: Path,
-    asked: Asked,
+    asked: AskedExperiment,
     files: Path,
     key: str,
     seed: int,
@@ -150,7 +151,7 @@ def _train(
     missing: str,
 ) -> None:
     """Make one training; it leaves `record.json` and perhaps more in `files`."""
-    from pipelines.paper.surroundings import environment
+    from pipelines.paper.machine import environment
 
     point, curve = scale.points[key], None
     if not missing:
@@ -165,7 +166,7 @@ def _train(
                 run.log(_metrics(mark), step=mark.update)
 
             state = folder / plan.KEPT / f"train-{key}-{seed}.safetensors"
-            task = Task(point.method, values, seed, True, state, log, files)
+            task = TrainingTask(point.method, values, seed, True, state, log, files)
             curve = experiment.train(scale, images.load(folder / "data"), task)
             if curve.reason:
                 run.tag("prong.ended", curve.reason)
@@ -177,9 +178,9 @@ def _metrics(mark: Mark) -> dict[str, float]:
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
-def report(folder: Path, asked: Asked) -> None:
+def report(folder: Path, asked: AskedExperiment) -> None:
     """Make `report`: the page, the figures as JSON, and pictures."""
-    from pipelines.paper.report import write_report
+    from pipelines.paper.paper_report import write_report
 
     write_report(folder, asked)
 

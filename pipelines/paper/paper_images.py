@@ -40,7 +40,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Place:
+class ImagePlace:
     """Where images come from.
 
     Attributes:
@@ -54,19 +54,19 @@ class Place:
     mirror: str
 
 
-def _digits(size: int, place: Place) -> Collection:
+def _digits(size: int, place: ImagePlace) -> Collection:
     return sources.digits(size)
 
 
-def _mnist(size: int, place: Place) -> Collection:
+def _mnist(size: int, place: ImagePlace) -> Collection:
     return sources.mnist(size, mirror=place.mirror, root=place.root, downloads=place.downloads)
 
 
-READERS: dict[str, Callable[[int, Place], Collection]] = {"digits": _digits, "mnist": _mnist}
+READERS: dict[str, Callable[[int, ImagePlace], Collection]] = {"digits": _digits, "mnist": _mnist}
 """`digits`: the 5,000 of MNIST that come with the package; `mnist`: all 70,000."""
 
 
-def prepare(source: str, size: int, place: Place, folder: Path) -> None:
+def prepare(source: str, size: int, place: ImagePlace, folder: Path) -> None:
     """Write the images of a source, as they are trained on, and a card of them.
 
     Args:

@@ -11,11 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipelines.paper import fisher_report
-from pipelines.paper.experiment import Curve, Experiment, Point, Scale, Stated, Study, Task
-from pipelines.paper.images import Examples
-from pipelines.paper.loop import Problem, train
-from pipelines.paper.methods import METHODS, device
+from pipelines.paper.compared_methods import METHODS, device
+from pipelines.paper.experiment import (
+    Curve,
+    Experiment,
+    Point,
+    Scale,
+    Stated,
+    StudyPlan,
+    TrainingTask,
+)
 from pipelines.paper.networks import tanh_mlp
+from pipelines.paper.one_training import TrainingProblem, train
+from pipelines.paper.paper_images import Examples
 from pipelines.systems.optuna.dimensions import Range, Value
 from prong.analysis.fisher import exact_fisher
 
@@ -81,7 +89,7 @@ def _begin(model: nn.Module, images: Tensor) -> None:
     model.train()
 
 
-def run(scale: Scale, examples: Examples, task: Task) -> Curve:
+def run(scale: Scale, examples: Examples, task: TrainingTask) -> Curve:
     """Train once; a training of a point measures the Fisher matrix as well.
 
     Everything is in float64: eigenvalues down to 1e-12 of the largest are to be seen.
@@ -108,7 +116,7 @@ def run(scale: Scale, examples: Examples, task: Task) -> Curve:
         found, rank = condition(matrix)
         return {"condition": found, "rank": rank}
 
-    problem = Problem(
+    problem = TrainingProblem(
         network=lambda: tanh_mlp(WIDTHS, bool(task.values["normalised"])).double(),
         inputs=flat,
         targets=labels,
@@ -143,7 +151,7 @@ def _scale(data: str, examples: int, seeds: int, trials: int, fisher_images: int
         low, high = (1e-6, 0.1) if method == "rmsprop" else (1e-4, 1.0)
         space = {"lr": Range(low, high, log=True, whole=False)}
         first = ({"lr": METHODS[method].first},)
-        studies[key] = Study(method, space, fixed, first)
+        studies[key] = StudyPlan(method, space, fixed, first)
         points[key] = Point(label, method, study=key)
     return Scale(
         data=data,

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from pipelines.paper import state_file
-from pipelines.paper.experiment import Curve, Mark, Task
-from pipelines.paper.methods import METHODS, Attached, Method, attach, device
+from pipelines.paper.compared_methods import METHODS, AttachedMethod, Method, attach, device
+from pipelines.paper.experiment import Curve, Mark, TrainingTask
 from pipelines.systems.optuna.dimensions import Value
 
 Figures = Mapping[str, float]
@@ -41,7 +41,7 @@ _DEFAULTS: dict[str, Value] = {
 
 
 @dataclass(frozen=True)
-class Problem:
+class TrainingProblem:
     """What is trained, without the method.
 
     Attributes:
@@ -127,7 +127,7 @@ def _order(seed: int, count: int) -> Iterator[int]:
 class Training:
     """One training, from its start or its checkpoint."""
 
-    def __init__(self, problem: Problem, task: Task) -> None:
+    def __init__(self, problem: TrainingProblem, task: TrainingTask) -> None:
         """Build the network and attach the method.
 
         Args:
@@ -145,7 +145,7 @@ class Training:
         problem.begin(network)
         self.clock, self.refresh = _Clock(self.device), 0.0
         self.clock.start()
-        self.attached: Attached = attach(self.method, network, self.values)
+        self.attached: AttachedMethod = attach(self.method, network, self.values)
         self.clock.stop()
         self.rates = [
             [group["lr"] for group in optimizer.param_groups]
@@ -286,7 +286,7 @@ class Training:
         return True
 
 
-def train(problem: Problem, task: Task) -> Curve:
+def train(problem: TrainingProblem, task: TrainingTask) -> Curve:
     """Make one training.
 
     Args:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pipelines.core.errors import UserError
-from pipelines.paper.autoencoder import AUTOENCODERS
+from pipelines.paper.autoencoder_experiment import AUTOENCODERS
 from pipelines.paper.experiment import SCALES, Experiment
-from pipelines.paper.fisher import FISHER
+from pipelines.paper.fisher_experiment import FISHER
 
 EXPERIMENTS: dict[str, Experiment] = {one.name: one for one in (FISHER, AUTOENCODERS)}
 
