@@ -25,7 +25,7 @@ from pipelines.paper.networks import AUTOENCODER, autoencoder, loss
 from pipelines.paper.one_training import TrainingProblem, train
 from pipelines.paper.paper_images import Examples
 
-_NARROW = (784, 200, 100, 50, 16, 50, 100, 200, 784)
+NARROW = (784, 200, 100, 50, 16, 50, 100, 200, 784)
 BOTH = ("sgd", "rmsprop", "adamw")
 """First-order methods with a row each with batch normalisation and without."""
 
@@ -148,11 +148,12 @@ AUTOENCODERS = Experiment(
         "loading of images and measuring.",
     ),
     scales={
-        "small": _scale("digits", _NARROW, 128 * 200, 20, 6, without=("kl-soap",)),
+        "small": _scale("digits", NARROW, 128 * 200, 20, 6, without=("kl-soap",)),
         "full": _scale("mnist", AUTOENCODER, 128 * 14_400, 90, 30),
     },
     network=network,
     train=run,
     score=score,
     report=report,
+    sources=("autoencoder_experiment",),
 )

@@ -229,7 +229,7 @@ def attach(method: Method, model: nn.Module, values: Values) -> AttachedMethod:
         method: One that is available.
         model: Not whitened; it is changed.
         values: Its settings. What is left out is at the package's defaults; PRONG takes `lr`,
-            `period`, `damping`, `step_limit` (0: none), `momentum` and `mode`.
+            `period`, `damping`, `step_limit` (0: none), `momentum`, `early` and `mode`.
     """
     if not method.whitened:
         attached = AttachedMethod(model, method.build(model, values), None)
@@ -243,6 +243,8 @@ def attach(method: Method, model: nn.Module, values: Values) -> AttachedMethod:
             options[key] = kind(values[key])
     if "step_limit" in values:
         options["step_limit"] = float(values["step_limit"]) or None
+    if "early" in values:
+        options["savings"] = prong.Savings(early=bool(values["early"]))
     if "momentum" in values:
         options["whitening"] = prong.Whitening(momentum=str(values["momentum"]))
     natural = prong.Reparametrizer(model, made, **options)

@@ -250,6 +250,7 @@ class Experiment:
         train: Makes one training.
         score: Of a trial; smaller is better, not finite is a failure.
         report: Makes the report's content.
+        sources: Modules of this package by which only this experiment's trainings can change.
     """
 
     name: str
@@ -262,3 +263,4 @@ class Experiment:
     train: Callable[[Scale, Examples, TrainingTask], Curve]
     score: Callable[[Scale, Curve], float]
     report: Callable[[Results], Sheet]
+    sources: tuple[str, ...] = ()

@@ -6,8 +6,9 @@ from pipelines.core.errors import UserError
 from pipelines.paper.autoencoder_experiment import AUTOENCODERS
 from pipelines.paper.experiment import SCALES, Experiment
 from pipelines.paper.fisher_experiment import FISHER
+from pipelines.paper.sensitivity_experiment import SENSITIVITY
 
-EXPERIMENTS: dict[str, Experiment] = {one.name: one for one in (FISHER, AUTOENCODERS)}
+EXPERIMENTS: dict[str, Experiment] = {one.name: one for one in (FISHER, SENSITIVITY, AUTOENCODERS)}
 
 
 def experiment(name: str) -> Experiment:

@@ -205,4 +205,5 @@ FISHER = Experiment(
     train=run,
     score=score,
     report=fisher_report.report,
+    sources=("fisher_experiment",),
 )

@@ -37,9 +37,7 @@ _PYTHON = {"python": '"\\${PRONG_PYTHON:-python}" -m pipelines.paper.paper_stage
 """The interpreter that runs prong."""
 _TRAINING = (
     "pipelines/data",
-    "pipelines/paper/autoencoder_experiment.py",
     "pipelines/paper/experiment.py",
-    "pipelines/paper/fisher_experiment.py",
     "pipelines/paper/paper_images.py",
     "pipelines/paper/one_training.py",
     "pipelines/paper/compared_methods.py",
@@ -53,7 +51,7 @@ _TRAINING = (
     "pipelines/systems/optuna",
     "prong",
 )
-"""The sources by which a training can change."""
+"""The sources by which every training can change."""
 Kind = Literal["data", "search", "train", "report"]
 
 
@@ -139,11 +137,12 @@ def lay_out(folder: Path, asked: AskedExperiment) -> tuple[PlannedStage, ...]:
     Raises:
         UserError: If a name is unknown.
     """
-    _, scale = asked.experiment()
+    found, scale = asked.experiment()
     _write(folder / ".dvc/config", _CONFIG)
     _write(folder / ".gitignore", "*\n")
     root = Path(asked.checkout)
-    codes = {"training": _TRAINING, "report": ("pipelines/paper", "pipelines/pipeline")}
+    own = tuple(f"pipelines/paper/{name}.py" for name in found.sources)
+    codes = {"training": (*_TRAINING, *own), "report": ("pipelines/paper", "pipelines/pipeline")}
     for name, sources in codes.items():
         _write_json(folder / f"code/{name}.json", {"package": package_hash(root, sources)})
     _write_json(folder / SETTINGS, _settings(asked, scale))

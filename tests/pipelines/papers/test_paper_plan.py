@@ -44,10 +44,15 @@ def test_every_training_depends_on_the_sources_that_it_is_made_of() -> None:
     without = {  # what only reports, and what the stages and the command share
         f"pipelines.paper.{name}"
         for name in ("autoencoder_report", "comparison", "experiments", "fisher_report", "machine",
-                     "method_charts", "paper_report", "plan", "sheet")
+                     "method_charts", "paper_report", "plan", "sensitivity_report", "sheet")
     }  # fmt: skip
-    paths = {f"{name.replace('.', '/')}.py" for name in own - without}
+    experiments = {f"pipelines.paper.{m}" for one in EXPERIMENTS.values() for m in one.sources}
+    paths = {f"{name.replace('.', '/')}.py" for name in own - without - experiments}
     assert paths <= set(plan._TRAINING), paths - set(plan._TRAINING)
+    for one in EXPERIMENTS.values():
+        module = one.train.__module__
+        needed = {module, one.score.__module__, one.network.__module__} & experiments
+        assert needed <= {f"pipelines.paper.{name}" for name in one.sources}
     assert all((ROOT / source).exists() for source in plan._TRAINING)
 
 
