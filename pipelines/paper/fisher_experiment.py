@@ -150,7 +150,7 @@ def _scale(data: str, examples: int, seeds: int, trials: int, fisher_images: int
             fixed |= {"damping": 1e-3}
         low, high = (1e-6, 0.1) if method == "rmsprop" else (1e-4, 1.0)
         space = {"lr": Range(low, high, log=True, whole=False)}
-        first = ({"lr": METHODS[method].first},)
+        first = ({"lr": 1e-3 if method == "prong" else METHODS[method].first},)
         studies[key] = StudyPlan(method, space, fixed, first)
         points[key] = Point(label, method, study=key)
     return Scale(

@@ -97,6 +97,7 @@ def _dress(axes: Any, chart: Chart) -> None:
             axis.set_major_locator(LogLocator(subs=subs))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()
     axes.grid(visible=True, axis="y", color=GRID, linewidth=0.8)
     axes.spines[["top", "right", "left"]].set_visible(False)
 

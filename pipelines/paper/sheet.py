@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Axis = Literal["linear", "log"]
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,9 @@ def number(value: float | None, digits: int = 3) -> str:
     """Return a number as tables show it; a dash for none."""
     if value is None or value != value or value in (float("inf"), float("-inf")):
         return "–"
+    if value and not 1e-4 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.{max(digits - 2, 0)}e}".split("e")
+        return f"{mantissa} × 10{str(int(exponent)).translate(_RAISED)}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 

@@ -131,6 +131,9 @@ def test_who_is_first_is_measured_at_the_others_end() -> None:
 def test_numbers_are_shown_with_three_digits_and_a_range() -> None:
     assert number(1234.6) == "1,235"
     assert number(0.012345) == "0.0123"
+    assert number(146_647_147) == "1.5 × 10⁸"
+    assert number(2e-6) == "2.0 × 10⁻⁶"
+    assert number(0.0) == "0"
     assert number(None) == number(math.nan) == "–"
     assert spread([3.0, 1.0, 2.0]) == "2 (1 to 3)"
     assert spread([1.5]) == "1.5"
