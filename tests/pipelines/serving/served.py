@@ -98,6 +98,7 @@ def serving(
     live = live or Live(NAME)
     if version is not None:
         live.swap(version)
+        version = None  # kept by nobody else
     listener = listen(0)
     chosen = ServeSettings(port=port_of(listener), **settings)
     app = create_app(live, chosen, log, Metrics(live), shadow, checkout=ROOT)

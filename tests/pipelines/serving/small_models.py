@@ -27,7 +27,9 @@ def card(form: Form, outputs: tuple[str, str], shape: tuple[int, ...]) -> OnnxMe
     return OnnxMetadata(form, outputs, shape, DIGEST, DIGEST, DIGEST)
 
 
-def classifier(path: Path, size: int = 4, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
+def classifier(
+    path: Path, size: int = 4, classes: tuple[str, ...] = CLASSES, seed: int = 0
+) -> Path:
     """A linear classifier of grey images."""
     form = classifier_form(classes, size, 1, (0.25,), (0.5,))
     draw = np.random.default_rng(seed)

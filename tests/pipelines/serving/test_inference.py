@@ -133,9 +133,7 @@ def test_only_the_version_that_answers_can_be_asked(digits: Running) -> None:
         assert digits.ask(f"/v2/models/digits/versions/4{path}").status == 404
 
 
-@pytest.mark.parametrize(
-    ("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
-)
+@pytest.mark.parametrize(("coding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
 def test_packed_bodies_and_answers(digits: Running, coding: str, pack) -> None:  # type: ignore[no-untyped-def]
     many = np.repeat(IMAGES, 9, axis=0)
     head, behind = question({"images": many}, binary=True)
