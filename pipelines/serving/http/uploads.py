@@ -83,10 +83,13 @@ def uploads(body: bytes, content_type: bytes) -> list[Upload]:
         said = (file.content_type or "").split(";")[0].strip().lower()
         found.append(Upload(name or f"file {len(found) + 1}", held.read(), said.encode("latin-1")))
 
+    edge = options.get(b"boundary", b"")
+    if not body.rstrip().endswith(b"--" + edge + b"--"):
+        raise bad("the form is not whole: its last boundary is absent")
     limits = {"MAX_MEMORY_FILE_SIZE": math.inf, "MAX_FIELD_SIZE": 2**16, "MAX_FIELDS": 64}
     try:
         parser = FormParser(
-            _FORM.decode(), lambda _: None, take, boundary=options.get(b"boundary"), config=limits
+            _FORM.decode(), lambda _: None, take, boundary=edge, config=limits
         )
         parser.write(body)
         parser.finalize()
