@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -15,6 +16,9 @@ MOST_HEAD = 64 * 1024
 HEAD_SECONDS = 30.0
 """How long these may take, also from the start of the connection."""
 _LARGE = f"headers of more than {MOST_HEAD} bytes"
+# A client can break the protocol as often as it likes; that must not fill the log.
+_QUIET = logging.getLogger("uvicorn.error.connections")
+_QUIET.setLevel(logging.ERROR)
 _FRAMES = 16  # bytes around one byte of a body that is sent in chunks
 
 
@@ -23,6 +27,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.logger = _QUIET
         self._given = self._body = 0  # bytes of this request: all, and those of its body
         self._head = True  # whether its headers are not complete
         self._large = False

@@ -222,7 +222,15 @@ def _unserved(app: FastAPI, state: State) -> None:
         async def refused() -> None:
             raise Refused(HTTPStatus.BAD_REQUEST, reason)
 
-        app.post(path, summary=f"Refused: {reason}")(refused)
+        async def refused_model(model: str) -> None:
+            await refused()
+
+        async def refused_region(region: str) -> None:
+            await refused()
+
+        names = {"{model}": refused_model, "{region}": refused_region}
+        chosen = next((made for name, made in names.items() if name in path), refused)
+        app.post(path, summary=f"Refused: {reason}")(chosen)
 
     refuse("/v2/logging", "log settings are fixed when the server starts")
     refuse("/v2/trace/setting", "tracing is not served")
