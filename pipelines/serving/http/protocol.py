@@ -28,6 +28,7 @@ MOST_NUMBERS = 2**24
 """Most numbers in the outputs of one request."""
 MOST_NUMBERS_AS_JSON = 2**20
 """Most numbers of one output that is sent as JSON."""
+_ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
 _SIZE = "binary_data_size"
 
 
@@ -228,16 +229,14 @@ def answer(
         else:
             said["data"] = array.ravel().tolist()
         told.append(said)
-    head = json.dumps(
+    head = _ENCODE(
         {
             "model_name": name,
             "model_version": str(loaded.version),
             "id": request,
             "parameters": {"alias": ALIAS},
             "outputs": told,
-        },
-        separators=(",", ":"),
-        allow_nan=False,
+        }
     ).encode()
     return (b"".join((head, *behind)), len(head)) if behind else (head, None)
 
