@@ -42,7 +42,8 @@ class Batcher:
         self._asked = self._taken = 0
         self._handed = self._back = 0  # requests that the thread was given, and those it has ended
         self._new: list[Job] = []  # that the loop has read and nobody has taken
-        self._batch_seconds = self._example_seconds = 0.0  # means; 0: not known yet
+        self._batch_seconds = self._example_seconds = 0.0  # means
+        self._timed_version = 0  # whose means they are
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -114,9 +115,11 @@ class Batcher:
 
     def _short(self, jobs: Sequence[Job]) -> bool:
         """Say whether requests are one batch that the loop may run."""
-        if self._delay or self._handed != self._back or not self._batch_seconds:
+        if self._delay or self._handed != self._back:
             return False
         count, first = sum(job.left for job in jobs), jobs[0].loaded
+        if first.version != self._timed_version:
+            return False
         if count > self._most or any(job.loaded is not first for job in jobs):
             return False
         return max(self._batch_seconds, self._example_seconds * count) < _AT_ONCE
@@ -127,7 +130,8 @@ class Batcher:
         began = time.perf_counter()
         done = self._caller.run(batch)
         seconds = time.perf_counter() - began
-        if not self._batch_seconds:
+        if batch[0].loaded.version != self._timed_version:
+            self._timed_version = batch[0].loaded.version
             self._batch_seconds, self._example_seconds = seconds, seconds / count
         self._batch_seconds += _MEMORY * (seconds - self._batch_seconds)
         self._example_seconds += _MEMORY * (seconds / count - self._example_seconds)
