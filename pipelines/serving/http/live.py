@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.core.errors import Unavailable
+from pipelines.serving.http.signature import Signature
 from pipelines.systems.onnx.runtime import OnnxModel
 
 ALIAS = "champion"
@@ -86,6 +88,15 @@ class Loaded:
     drift: Drift | None
     since: datetime
 
+    @cached_property
+    def signature(self) -> Signature:
+        """Inputs and outputs by name; asks the model once.
+
+        Raises:
+            UserError: If the runtime fails.
+        """
+        return Signature.of(self.model)
+
 
 class Live:
     """The version that answers now.
@@ -132,7 +143,11 @@ class Live:
         Returns:
             The one that answered before; None if there was none. Drop it: it is freed when its
             last request has ended.
+
+        Raises:
+            UserError: If the model cannot be asked; then the one before answers on.
         """
+        _ = loaded.signature  # here, so that no request waits for it
         before, self._loaded = self._loaded, loaded
         self.swaps += before is not None
         return before
