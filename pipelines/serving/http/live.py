@@ -97,6 +97,11 @@ class Loaded:
         """
         return Signature.of(self.model)
 
+    @cached_property
+    def reference(self) -> tuple[float, ...]:
+        """Drift scores of held-out examples, sorted; empty without a drift model."""
+        return () if self.drift is None else tuple(sorted(self.drift.card.reference_scores))
+
 
 class Live:
     """The version that answers now.
