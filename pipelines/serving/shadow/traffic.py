@@ -17,6 +17,15 @@ from numpy.typing import NDArray
 from pipelines.core.paths import Layout
 from pipelines.registry.last_seen import cached_file
 from pipelines.serving.http.live import Live, Loaded
+from pipelines.serving.http.metrics import Metrics
+from pipelines.serving.request_log import (
+    MOST_EXAMPLES,
+    MOST_NUMBERS,
+    LoggedRequest,
+    RequestLog,
+    Shadow,
+    now,
+)
 from pipelines.serving.shadow.child import MOST
 from pipelines.serving.shadow.process import ShadowFailed, ShadowProcess
 from pipelines.serving.watch.lines import Challenger
@@ -26,6 +35,8 @@ _log = logging.getLogger("prong.serve")
 _WAITING = 32  # requests; what comes while so many wait is dropped
 _LARGEST = 16 * 2**20  # bytes of the inputs of one request; a larger one is dropped
 _LOAD, _ANSWER = 60.0, 10.0  # seconds
+_MEMORY = 2 * 2**30
+_NUMBERS = 1024  # of one answer; longer ones are images, and not kept
 _DEATHS = 3  # after which a challenger is not asked again
 _PAUSE = 2.0  # seconds before it is started again
 _SAID = 10.0  # seconds between two lines of the server's log
@@ -81,8 +92,9 @@ class ShadowTraffic:
         live: Live,
         share: float,
         *,
-        memory: int,
-        on_compared: Callable[[Compared], None],
+        log: RequestLog,
+        metrics: Metrics,
+        memory: int = _MEMORY,
     ) -> None:
         """Prepare; `begin` starts the thread.
 
@@ -90,11 +102,12 @@ class ShadowTraffic:
             layout: The checkout.
             live: The version that answers.
             share: Of the requests that are offered, 0 to 1.
+            log: For what the challenger answers, apart from the server's own.
+            metrics: That count it.
             memory: Bytes that the challenger's process may use.
-            on_compared: Called for each request that both answered, by the thread.
         """
         self._layout, self._live, self._share = layout, live, share
-        self._memory, self._on_compared = memory, on_compared
+        self._log, self._metrics, self._memory = log, metrics, memory
         self._waiting: queue.Queue[_Offered] = queue.Queue(_WAITING)
         self._challenger: Challenger | None = None
         self._stop = threading.Event()
@@ -135,12 +148,16 @@ class ShadowTraffic:
             if self._random.random() >= self._share:
                 continue
             if count > MOST or inputs[part].nbytes > _LARGEST:
-                self.dropped += 1
+                self._drop()
                 continue
             try:
                 self._waiting.put_nowait(_Offered(request, inputs[part], answers[part], version))
             except queue.Full:
-                self.dropped += 1
+                self._drop()
+
+    def _drop(self) -> None:
+        self.dropped += 1
+        self._metrics.shadow_dropped()
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -200,13 +217,35 @@ class ShadowTraffic:
                     continue
                 began = time.monotonic()
                 found = process.ask(offered.inputs, offered.answers, _ANSWER)
-                now = time.monotonic()
-                compared = _compared(offered, found, challenger, now - began, classified=classified)
-                self.compared += 1
-                self._on_compared(compared)
-                if now - said > _SAID:
-                    said = now
+                ended = time.monotonic()
+                compared = _compared(
+                    offered, found, challenger, ended - began, classified=classified
+                )
+                self._keep(compared, classified)
+                if ended - said > _SAID:
+                    said = ended
                     _log.info("shadow", extra=self._figures(compared))
+
+    def _keep(self, compared: Compared, classified: bool) -> None:
+        """Count and log what the challenger answered."""
+        self.compared += 1
+        examples, agree = len(compared.answers), compared.agree
+        same = round(agree * examples)
+        self._metrics.shadowed(compared.challenger, same, examples - same, compared.difference)
+        kept = compared.answers[:MOST_EXAMPLES].reshape(min(examples, MOST_EXAMPLES), -1)
+        record = LoggedRequest(
+            time=now(),
+            request=compared.request,
+            model=self._live.name,
+            version=compared.challenger,
+            sha256=compared.sha256,
+            examples=examples,
+            seconds=compared.seconds,
+            answers=kept[:, :MOST_NUMBERS].tolist() if kept.shape[1] <= _NUMBERS else [],
+            labels=kept.argmax(axis=1).tolist() if classified else [],
+            shadow=Shadow(compared.challenger, agree),
+        )
+        self._log.append([record])
 
     def _figures(self, compared: Compared) -> dict[str, object]:
         return {

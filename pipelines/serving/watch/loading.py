@@ -49,7 +49,9 @@ def load(layout: Layout, release: Release, settings: ServeSettings) -> Loaded:
     if model.sha256 != statement.sha256:  # exchanged between the two looks
         raise NotHere(f"{name}: the file in the cache was exchanged while it was loaded")
     _warm(layout, model, settings.max_batch, name)
-    return Loaded(statement.version, statement.sha256, model, None, datetime.now(UTC))
+    loaded = Loaded(statement.version, statement.sha256, model, None, datetime.now(UTC))
+    assert loaded.signature  # made now, by asking the model, and not by the first request
+    return loaded
 
 
 def _warm(layout: Layout, model: OnnxModel, largest: int, name: str) -> None:
