@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pipelines
-from pipelines.serving.shadow.child import ANSWERS, COUNT_BYTES, READY
+from pipelines.serving.shadow.run_challenger import ANSWERS, COUNT_BYTES, READY
 from pipelines.systems.confined import OUT_OF_MEMORY, Limits, end_of, resident, start_confined
 from pipelines.systems.processes import end_group
 
@@ -47,7 +47,7 @@ class ShadowProcess:
         self._log, self._memory = folder / _LOG, memory
         self._process = start_confined(
             [
-                *(sys.executable, "-m", "pipelines.serving.shadow.child"),
+                *(sys.executable, "-m", "pipelines.serving.shadow.run_challenger"),
                 *(str(file), sha256, str(champion)),
             ],
             cwd=folder,

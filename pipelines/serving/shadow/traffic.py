@@ -26,8 +26,8 @@ from pipelines.serving.request_log import (
     Shadow,
     now,
 )
-from pipelines.serving.shadow.child import MOST
 from pipelines.serving.shadow.process import ShadowFailed, ShadowProcess
+from pipelines.serving.shadow.run_challenger import MOST
 from pipelines.serving.watch.lines import Challenger
 from pipelines.systems.scratch import scratch
 

@@ -18,7 +18,7 @@ from pipelines.registry.history import BEGUN_ANEW
 from pipelines.registry.last_seen import Release, last_seen, verified
 from pipelines.serving.http.live import Live
 from pipelines.serving.http.settings import ServeSettings
-from pipelines.serving.watch.lines import Challenger, Told
+from pipelines.serving.watch.lines import Challenger, RegistryLook
 from pipelines.serving.watch.loading import NotHere, load
 from pipelines.serving.watch.watching import Silent, Watching
 
@@ -29,7 +29,7 @@ _END = 5.0  # seconds that the thread may take to end
 
 
 @dataclass(frozen=True)
-class _Failed:
+class _NotLoaded:
     """What could not be obeyed.
 
     Attributes:
@@ -74,7 +74,7 @@ class Following:
         shadow = on_challenger is not None
         self.watching = Watching(layout, live.name, settings.poll, shadow=shadow)
         self._release: Release | None = None
-        self._failed: _Failed | None = None
+        self._failed: _NotLoaded | None = None
         self._first = threading.Event()
         self._error: UserError | None = None
         self._thread = threading.Thread(target=self._follow, name="follow-registry", daemon=True)
@@ -121,15 +121,15 @@ class Following:
                     break
         self._first.set()
 
-    def _hear(self, heard: Told | Silent) -> None:
+    def _hear(self, heard: RegistryLook | Silent) -> None:
         """Act on what was heard.
 
         Raises:
             UserError: If nothing answers yet, and nothing can.
         """
         problems = [heard.reason] if isinstance(heard, Silent) else list(heard.problems)
-        shown = isinstance(heard, Told) and bool(heard.last)
-        if isinstance(heard, Told) and heard.last:
+        shown = isinstance(heard, RegistryLook) and bool(heard.last)
+        if isinstance(heard, RegistryLook) and heard.last:
             try:
                 self._obey(heard)
             except NotHere as error:  # the watching process fetches it again
@@ -141,7 +141,7 @@ class Following:
         if not shown and not self._live.ready:
             raise UserError(f"there is nothing to answer from: {'; '.join(problems)}")
         self._say(tuple(problems))
-        if self._on_challenger is not None and isinstance(heard, Told):
+        if self._on_challenger is not None and isinstance(heard, RegistryLook):
             self._on_challenger(heard.challenger)
 
     def _say(self, problems: tuple[str, ...]) -> None:
@@ -151,7 +151,7 @@ class Following:
         _log.log(level, "registry", extra={"problems": problems})
         self._live.problems = problems
 
-    def _obey(self, told: Told) -> None:
+    def _obey(self, told: RegistryLook) -> None:
         """Let what the registry says is live answer, unless it does already.
 
         Raises:
@@ -171,10 +171,10 @@ class Following:
             self._failed = None
         except UserError as error:
             pause = 1.0 if self._failed is None else min(2 * self._failed.pause, _LONGEST_PAUSE)
-            self._failed = _Failed(told.last, error, time.monotonic() + pause, pause)
+            self._failed = _NotLoaded(told.last, error, time.monotonic() + pause, pause)
             raise
 
-    def _checked(self, told: Told) -> Release:
+    def _checked(self, told: RegistryLook) -> Release:
         """Return what was told, if it is signed and nothing older than what was seen.
 
         Raises:

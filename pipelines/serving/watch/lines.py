@@ -34,7 +34,7 @@ class Challenger:
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
-class Told:
+class RegistryLook:
     """What one look at the registry found.
 
     Attributes:
@@ -56,7 +56,7 @@ class Told:
         return _ADAPTER.dump_json(self) + b"\n"
 
 
-_ADAPTER = TypeAdapter(Told)
+_ADAPTER = TypeAdapter(RegistryLook)
 
 
 def shortened(problems: tuple[str, ...]) -> tuple[str, ...]:
@@ -64,7 +64,7 @@ def shortened(problems: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(text[:_LONGEST_PROBLEM] for text in problems[:_MOST_PROBLEMS])
 
 
-def parsed(line: bytes) -> Told | None:
+def parsed(line: bytes) -> RegistryLook | None:
     """Return what a line tells; None if it tells nothing that fits."""
     try:
         return _ADAPTER.validate_json(line)

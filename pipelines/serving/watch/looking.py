@@ -23,7 +23,7 @@ from pipelines.registry.version_files import (
     warnings,
 )
 from pipelines.registry.versions import CHALLENGER, version_or_none
-from pipelines.serving.watch.lines import Challenger, Told, shortened
+from pipelines.serving.watch.lines import Challenger, RegistryLook, shortened
 from pipelines.systems.mlflow import answering, connect
 from pipelines.systems.mlflow.address import is_read_only, shown_uri, sqlite_file, tracking_uri
 
@@ -32,7 +32,7 @@ _LONGEST_PAUSE = 60.0
 
 
 @dataclass
-class _Failed:
+class _NotFetched:
     """A file that could not be had.
 
     Attributes:
@@ -53,16 +53,16 @@ class Looking:
         self._layout, self._model, self._shadow = layout, model, shadow
         self._statements: dict[str, Statement] = {}  # newest entry's hash → its statement
         self._there: dict[str, tuple[int, ...]] = {}  # sha256 → what its file was when checked
-        self._failed: dict[str, _Failed] = {}
+        self._failed: dict[str, _NotFetched] = {}
 
-    def look(self) -> Told:
+    def look(self) -> RegistryLook:
         """Return what the registry says now."""
         try:
             return self._look()
         except UserError as error:  # silent, damaged, empty: said, and asked again
-            return Told(shortened((f"registry: {error}",)))
+            return RegistryLook(shortened((f"registry: {error}",)))
 
-    def _look(self) -> Told:
+    def _look(self) -> RegistryLook:
         layout, model = self._layout, self._model
         database = sqlite_file(tracking_uri(layout))
         if database and not database.exists() and not is_read_only(tracking_uri(layout)):
@@ -84,9 +84,9 @@ class Looking:
         try:
             self._have(statement.sha256, lambda: released_file(layout, statement))
         except UserError as error:
-            return Told(shortened((f"registry: {error}", *problems)), challenger=challenger)
+            return RegistryLook(shortened((f"registry: {error}", *problems)), challenger=challenger)
         entry = state.history.release_of(state.live) or last
-        return Told(
+        return RegistryLook(
             shortened(tuple(problems)), last.text(), entry.text(), statement.text, challenger
         )
 
@@ -124,7 +124,7 @@ class Looking:
             fetch()
         except UserError as error:
             pause = 1.0 if failed is None else min(2 * failed.pause, _LONGEST_PAUSE)
-            self._failed[sha256] = _Failed(str(error), time.monotonic() + pause, pause)
+            self._failed[sha256] = _NotFetched(str(error), time.monotonic() + pause, pause)
             raise
         self._failed.pop(sha256, None)
         self._there = {**dict(list(self._there.items())[-3:]), sha256: _identity(path)}

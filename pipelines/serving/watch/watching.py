@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from pipelines.core.paths import Layout
-from pipelines.serving.watch.lines import LONGEST_LINE, Told, parsed
+from pipelines.serving.watch.lines import LONGEST_LINE, RegistryLook, parsed
 from pipelines.systems.processes import end_group, kept
 
 _TICK = 0.25  # seconds between two looks at whether to stop
@@ -48,7 +48,7 @@ class Watching:
         root = str(layout.root.resolve())
         share = "shadow" if shadow else "alone"
         self._command = [
-            *(sys.executable, "-m", "pipelines.serving.watch.child"),
+            *(sys.executable, "-m", "pipelines.serving.watch.watch_registry"),
             *(root, model, repr(poll), share),
         ]
         self._silent = max(_SILENT, 5 * poll)
@@ -59,7 +59,7 @@ class Watching:
         """Let the iteration end within a second, and the process with it."""
         self._stop.set()
 
-    def __iter__(self) -> Iterator[Told | Silent]:
+    def __iter__(self) -> Iterator[RegistryLook | Silent]:
         """Yield each line, and each reason why there is none, once it is a reason."""
         pause = 1.0
         while not self._stop.is_set():
@@ -72,7 +72,7 @@ class Watching:
             self._stop.wait(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _one_process(self) -> Generator[Told | Silent, None, str]:
+    def _one_process(self) -> Generator[RegistryLook | Silent, None, str]:
         """Yield what one process tells until it ends; return why it did."""
         process = subprocess.Popen(
             self._command,
@@ -90,7 +90,9 @@ class Watching:
             process.stdout.close()
             end_group(process, grace=0.0)
 
-    def _lines(self, process: subprocess.Popen[bytes]) -> Generator[Told | Silent, None, str]:
+    def _lines(
+        self, process: subprocess.Popen[bytes]
+    ) -> Generator[RegistryLook | Silent, None, str]:
         assert process.stdout is not None
         descriptor, pending = process.stdout.fileno(), b""
         heard, patience, said = time.monotonic(), _FIRST, False

@@ -1,4 +1,4 @@
-"""The process that runs the challenger: `… shadow.child FILE SHA256 CHAMPION`.
+"""The process that runs the challenger: `… run_challenger FILE SHA256 CHAMPION`.
 
 Nobody has let this model through. So it runs under limits (`pipelines.systems.confined`), after the
 checks of the gates that only read it, and is talked to by pipes: a count and inputs come in,

@@ -1,4 +1,4 @@
-"""The process that watches the registry: `python -m pipelines.serving.watch.child ROOT MODEL POLL`.
+"""The process that watches the registry: `… watch_registry ROOT MODEL POLL SHADOW`.
 
 The server starts it, so that importing MLflow and asking the registry cost the server nothing. It
 writes one line for each look (`pipelines.serving.watch.lines`), and ends with the server.
