@@ -75,7 +75,7 @@ def read(path: Path, where: str) -> Table:
         raise UserError(f"{where}: no table; allowed: {', '.join(ENDINGS)}")
     try:
         if path.name.lower().endswith(PARQUET):
-            return _parquet(path, where)
+            return from_parquet(path, where)
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{where}: cannot be read: {error.strerror}") from None
@@ -166,7 +166,7 @@ def from_lines(content: bytes, where: str) -> Table:
     for line, text in enumerate(_decoded(content, where).removeprefix("\ufeff").splitlines(), 1):
         try:
             record = json.loads(text) if text.strip() else {}
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise UserError(f"{where}: line {line}: not JSON: {error}") from None
         if not isinstance(record, dict):
             raise UserError(f'{where}: line {line}: not a JSON object, such as {{"age": 3}}')
@@ -268,15 +268,35 @@ def _cell(value: Any) -> str:
     )
 
 
-def _parquet(path: Path, where: str) -> Table:
+def from_parquet(source: Path | bytes, where: str, most: int | None = None) -> Table:
+    """Return the table in a Parquet file, or in its bytes.
+
+    Args:
+        source: Of the table.
+        where: What to call it in messages.
+        most: Bytes that its columns may say they unpack to, and cells that it may say it has;
+            default: any.
+
+    Raises:
+        UserError: See `read`; or if it is larger than `most`.
+    """
     import pyarrow as arrow  # here, because it takes a moment and most tables are CSVs
     import pyarrow.parquet as parquet
 
     try:
-        found = parquet.ParquetFile(path).read()
-    except (arrow.ArrowException, UnicodeDecodeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: not a whole Parquet file: {said}") from None
+        file = parquet.ParquetFile(arrow.BufferReader(source) if type(source) is bytes else source)
+        if most is not None:
+            said = file.metadata
+            groups = [said.row_group(at) for at in range(said.num_row_groups)]
+            size = sum(group.total_byte_size for group in groups)
+            if max(size, said.num_rows * said.num_columns) > most:
+                raise UserError(f"{where}: unpacks to more than {most} bytes or cells")
+        found = file.read()
+    except (arrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if type(source) is not bytes and isinstance(error, OSError) and error.errno:
+            raise  # of the disk
+        told_ = " ".join(str(error).split())[:200]
+        raise UserError(f"{where}: not a whole Parquet file: {told_}") from None
     keep = [name for name in found.column_names if not name.startswith(_PANDAS_INDEX)]
     kinds = arrow.types
     cells: dict[str, list[str]] = {}

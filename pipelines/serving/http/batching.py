@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.core.errors import UserError
-from pipelines.serving.http.live import Live, Loaded
+from pipelines.serving.http.live import Loaded
 from pipelines.serving.http.metrics import Metrics
 from pipelines.serving.http.recording import Recorder
 from pipelines.serving.http.refusal import Refused, busy, unfit, unready
@@ -82,10 +82,8 @@ class Batcher:
         totals: Of each version that was asked.
     """
 
-    def __init__(
-        self, live: Live, settings: ServeSettings, metrics: Metrics, recorder: Recorder
-    ) -> None:
-        self._live, self._settings = live, settings
+    def __init__(self, settings: ServeSettings, metrics: Metrics, recorder: Recorder) -> None:
+        self._settings = settings
         self._metrics, self._recorder = metrics, recorder
         self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._delay = settings.batch_delay_ms / 1000
@@ -192,22 +190,10 @@ class Batcher:
         """Ask the model once, or each request alone if that fails."""
         loaded, most = batch[0].loaded, self._settings.max_batch
         began = time.perf_counter()
+        asked = [job.inputs[job.done : job.done + most] for job in batch]
+        joined = asked[0] if len(asked) == 1 else np.concatenate(asked)
         try:
-            if len(batch) == 1:
-                (job,) = batch
-                part = job.inputs[job.done : job.done + most]
-                raw, answers = loaded.model.both(part, batch=len(part))
-                count = len(part)
-                job.parts.append((raw, answers))
-                job.done += count
-            else:
-                joined = np.concatenate([job.inputs for job in batch])
-                raw, answers = loaded.model.both(joined, batch=len(joined))
-                count = start = 0
-                for job in batch:
-                    count = start + len(job.inputs)
-                    job.parts.append((raw[start:count], answers[start:count]))
-                    job.done, start = len(job.inputs), count
+            raw, answers = loaded.model.both(joined, batch=len(joined))
         except UserError as error:
             if len(batch) > 1:
                 for job in batch:
@@ -216,11 +202,16 @@ class Batcher:
             batch[0].error = self._told(batch[0], error)
             return
         seconds = time.perf_counter() - began
-        self._metrics.ran(loaded.version, len(batch), count, seconds)
+        start = 0
+        for job, part in zip(batch, asked, strict=True):
+            end = start + len(part)
+            job.parts.append((raw[start:end], answers[start:end]))
+            job.done, start = job.done + len(part), end
+        self._metrics.ran(loaded.version, len(batch), len(joined), seconds)
         totals = self._totals(loaded.version)
         totals.calls += 1
         totals.computed += seconds
-        totals.waited += sum(began - job.arrived for job in batch if job.done == len(job.inputs))
+        totals.waited += sum(began - job.arrived for job in batch if len(job.parts) == 1)
 
     def _told(self, job: Job, error: UserError) -> Refused:
         """Return why a request failed: because of itself, or because the model fails on all."""

@@ -33,58 +33,73 @@ class Metrics:
 
     def __init__(self, live: Live) -> None:
         self.registry = CollectorRegistry()
-        made = {"registry": self.registry, "namespace": "prong"}
+        registry = self.registry
         self._requests = Counter(
-            "requests", "Requests that were answered", ["route", "version", "status"], **made
+            "prong_requests",
+            "Requests that were answered",
+            ["route", "version", "status"],
+            registry=registry,
         )
         self._seconds = Histogram(
-            "request_seconds",
+            "prong_request_seconds",
             "From a request's arrival to its answer",
             ["route", "version"],
             buckets=_SECONDS,
-            **made,
+            registry=registry,
         )
         self._batches = Histogram(
-            "batch_examples",
+            "prong_batch_examples",
             "Examples in one call of the model",
             ["version"],
             buckets=_SIZES,
-            **made,
+            registry=registry,
         )
         self._joined = Histogram(
-            "batch_requests",
+            "prong_batch_requests",
             "Requests in one call of the model",
             ["version"],
             buckets=_SIZES,
-            **made,
+            registry=registry,
         )
         self._inference = Histogram(
-            "inference_seconds", "One call of the model", ["version"], buckets=_SECONDS, **made
+            "prong_inference_seconds",
+            "One call of the model",
+            ["version"],
+            buckets=_SECONDS,
+            registry=registry,
         )
-        self._waiting = Gauge("queue_requests", "Requests that wait for the model", **made)
-        self._lost = Gauge("log_lost", "Requests that the request log could not keep", **made)
+        self._waiting = Gauge(
+            "prong_queue_requests", "Requests that wait for the model", registry=registry
+        )
+        self._lost = Gauge(
+            "prong_log_lost", "Requests that the request log could not keep", registry=registry
+        )
         self._ranks = Histogram(
-            "drift_rank",
+            "prong_drift_rank",
             "Share of held-out examples with a smaller drift score",
             ["version"],
             buckets=_RANKS,
-            **made,
+            registry=registry,
         )
-        self._unscored = Counter("drift_failures", "Batches without a drift score", **made)
+        self._unscored = Counter(
+            "prong_drift_failures", "Batches without a drift score", registry=registry
+        )
         self._shadowed = Counter(
-            "shadow_examples",
+            "prong_shadow_examples",
             "Examples that the challenger answered, by whether its answer was the same",
             ["version", "agree"],
-            **made,
+            registry=registry,
         )
         self._differences = Histogram(
-            "shadow_difference",
+            "prong_shadow_difference",
             "Mean difference between the challenger's answers and the champion's, by batch",
             ["version"],
             buckets=_DIFFERENCES,
-            **made,
+            registry=registry,
         )
-        self._dropped = Counter("shadow_dropped", "Requests that no challenger saw", **made)
+        self._dropped = Counter(
+            "prong_shadow_dropped", "Requests that no challenger saw", registry=registry
+        )
         self.registry.register(_State(live))
 
     def watch(self, waiting: Callable[[], float], lost: Callable[[], float]) -> None:
