@@ -11,15 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from types import FrameType
 
 import uvicorn
 from pythonjsonlogger.json import JsonFormatter
 
-from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.serving.http.app import create_app
+from pipelines.serving.http.connection import configuration, require_packages
 from pipelines.serving.http.live import Live
 from pipelines.serving.http.metrics import Metrics
 from pipelines.serving.http.settings import ServeSettings
@@ -27,13 +26,11 @@ from pipelines.serving.listening import listen, url
 from pipelines.serving.request_log import RequestLog, log_folder
 from pipelines.serving.shadow.traffic import ShadowTraffic
 from pipelines.serving.watch.following import Following
-from pipelines.systems.loopback import Application
 from pipelines.systems.processes import exit_on_sigterm
 
 LAST_CALL = 1.0
 """Seconds after SIGTERM in which requests are still taken: each answer says that the connection
 closes, so that clients that keep theirs lose none."""
-_NEEDED = ("httptools", "uvloop")
 _LOGGED = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
@@ -51,9 +48,7 @@ def run_server(layout: Layout, model: str, settings: ServeSettings) -> None:
         UserError: If a package is missing, the address cannot be listened on, there is nothing to
             answer from, or it does not run on the provider asked for.
     """
-    for name in _NEEDED:
-        if find_spec(name) is None:
-            raise UserError(f"{name} is not installed, and the server needs it: pip install {name}")
+    require_packages()
     exit_on_sigterm()
     with ExitStack() as stack:
         keyed = settings.api_key is not None
@@ -71,15 +66,17 @@ def run_server(layout: Layout, model: str, settings: ServeSettings) -> None:
         )
         stack.callback(following.end)
         following.begin()
-        app = create_app(live, settings, log, metrics, shadow)
+        app = create_app(live, settings, log, metrics, shadow, checkout=layout.root)
         gc.collect()
         gc.freeze()  # what stays for good need not be looked at again
         version = live.current.version
         said = f"{model} v{version} is served at {url(listener)}"
+
+        def close() -> None:
+            app.draining = True
+
         server = _Server(
-            _configured(app, settings),
-            begun=lambda: print(said, flush=True),
-            closing=app.drain,
+            configuration(app, settings), begun=lambda: print(said, flush=True), closing=close
         )
         server.run(sockets=[listener])
 
@@ -110,23 +107,6 @@ def _log_as_json() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in ("prong", "pipelines"):
         logging.getLogger(name).setLevel(logging.INFO)
-
-
-def _configured(app: Application, settings: ServeSettings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http="httptools",
-        loop="uvloop",
-        interface="asgi3",
-        lifespan="on",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=True,
-        proxy_headers=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain)),
-    )
 
 
 class _Server(uvicorn.Server):
