@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finished_checkout import PARAMS
 from small_checkout import SOURCE
 
 from pipelines.core.paths import Layout
 from pipelines.core.waiting import wait_until
 
+MODEL = PARAMS.model_name
 PATIENCE = 40.0
 
 
@@ -31,14 +33,15 @@ def command(layout: Layout, *options: str, **more: str) -> subprocess.Popen[str]
         if not (layout.root / name).exists():
             shutil.copy(SOURCE / name, layout.root / name)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
-    return subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli.app", "serve", "--port", "0", *options],
-        cwd=layout.root,
-        env={**kept, "PYTHONPATH": str(SOURCE), **more},
-        stdout=subprocess.PIPE,
-        stderr=(layout.root / "server.log").open("w"),
-        text=True,
-    )
+    with (layout.root / "server.log").open("w") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli.app", "serve", "--port", "0", *options],
+            cwd=layout.root,
+            env={**kept, "PYTHONPATH": str(SOURCE), **more},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
 
 
 def refused(layout: Layout, *options: str, **more: str) -> tuple[int, str, str]:
