@@ -49,15 +49,16 @@ class Call:
         id: Of the request: what the client calls it, else a new one.
         arrived: `time.perf_counter()`.
         version: That answers; empty until it is known.
+        begun: Whether its answer is being sent.
     """
 
-    __slots__ = ("arrived", "headers", "id", "receive", "scope", "version")
+    __slots__ = ("arrived", "begun", "headers", "id", "receive", "scope", "version")
 
     def __init__(self, scope: Scope, receive: Receive, new_id: Callable[[], str]) -> None:
         self.arrived = time.perf_counter()
         self.scope, self.receive = scope, receive
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        self.version = ""
+        self.version, self.begun = "", False
         given = self.headers.get(b"x-request-id")
         sane = given is not None and _SANE_ID.fullmatch(given)
         self.id = given.decode() if given is not None and sane else new_id()
@@ -125,7 +126,9 @@ class Server:
         except Exception:
             _LOG.exception("a request failed: %s", call.id)
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            await self._refuse(call, send, Refused(HTTPStatus(status), "an error of the server"))
+            if not call.begun:
+                broken = Refused(HTTPStatus(status), "an error of the server")
+                await self._refuse(call, send, broken)
         finally:
             seconds = time.perf_counter() - call.arrived
             self.metrics.answered(route, call.version, int(status), seconds)
@@ -197,6 +200,7 @@ class Server:
     ) -> None:
         headers.append((b"content-length", str(len(content)).encode()))
         headers += self._common(call)
+        call.begun = True
         await send({"type": "http.response.start", "status": status.value, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
@@ -225,7 +229,7 @@ class Server:
         async def noted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, call.begun = message["status"], True
                 message["headers"] = [*message.get("headers", ()), *self._common(call)]
             await send(message)
 

@@ -163,6 +163,7 @@ class Batcher:
             if done := [job for job in batch if job.error is not None or not job.left]:
                 self._settle(done)
             waiting.extend(job for job in batch if job.error is None and job.left)
+            del batch, done  # a version that was swapped out is freed at once
 
     def _wait(self, waiting: deque[Job], seconds: float | None) -> bool:
         """Take a request from the queue if one comes in time; False: there will be none."""

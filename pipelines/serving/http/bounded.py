@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -14,6 +15,10 @@ MOST_HEAD = 64 * 1024
 """Most bytes of a request's first line and headers."""
 HEAD_SECONDS = 30.0
 """How long these may take, also from the start of the connection."""
+_LARGE = f"headers of more than {MOST_HEAD} bytes"
+# A client can break the protocol as often as it likes; that must not fill the log.
+_QUIET = logging.getLogger("uvicorn.error.connections")
+_QUIET.setLevel(logging.ERROR)
 _FRAMES = 16  # bytes around one byte of a body that is sent in chunks
 
 
@@ -22,8 +27,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.logger = _QUIET
         self._given = self._body = 0  # bytes of this request: all, and those of its body
         self._head = True  # whether its headers are not complete
+        self._large = False
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -46,15 +53,17 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         beside = self._given - self._body
         if beside > MOST_HEAD and (self._head or beside > MOST_HEAD + _FRAMES * self._body):
-            self._refuse(
-                HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-                f"headers of more than {MOST_HEAD} bytes",
-            )
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _LARGE)
 
     def on_headers_complete(self) -> None:
-        """Note that the headers are whole."""
+        """Note that the headers are whole, and count them where they came with much else."""
         self._head = False
         self._stop()
+        if self._given > MOST_HEAD:
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > MOST_HEAD:
+                self._large = True
+                raise ValueError(_LARGE)  # the parser stops, and says so by `send_400_response`
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -69,8 +78,11 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP."""
-        self._refuse(HTTPStatus.BAD_REQUEST, msg)
+        """Answer what the parser refuses."""
+        if self._large:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, _LARGE)
+        else:
+            self._refuse(HTTPStatus.BAD_REQUEST, msg)
 
     def _stop(self) -> None:
         if self._timer is not None:

@@ -38,7 +38,7 @@ class WantedOutput(TypedDict):
 class InferRequest(TypedDict):
     """A question to the model."""
 
-    id: NotRequired[Annotated[str, Field(max_length=256)]]
+    id: NotRequired[Annotated[str, Field(max_length=128)]]
     parameters: NotRequired[Parameters]
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=16)]
     outputs: NotRequired[Annotated[list[WantedOutput], Field(max_length=64)]]

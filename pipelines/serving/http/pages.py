@@ -14,10 +14,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from pipelines.serving.http import describe, metrics
-from pipelines.serving.http.live import Live, Loaded
+from pipelines.serving.http.live import Live, Loaded, NotReady
 from pipelines.serving.http.messages import Refusal
 from pipelines.serving.http.openapi import complete
-from pipelines.serving.http.refusal import Refused, body, unready
+from pipelines.serving.http.refusal import Refused, body, short, unready
 from pipelines.serving.http.settings import ServeSettings
 
 _REFUSED: dict[int | str, dict[str, Any]] = {
@@ -74,6 +74,9 @@ def pages(state: State) -> FastAPI:
         responses=_REFUSED,
     )
     app.add_exception_handler(HTTPException, _unknown)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(NotReady, _not_ready)
+    app.add_exception_handler(Exception, _broken)
     _health(app, state)
     _models(app, state)
     _unserved(app, state)
@@ -85,10 +88,22 @@ def pages(state: State) -> FastAPI:
 async def _unknown(request: Request, error: Exception) -> Response:
     """Answer a path that there is not, in the form of all refusals."""
     assert isinstance(error, HTTPException)
-    reason = f"{request.method} {request.url.path}: {error.detail}"
-    headers = dict(error.headers or {})
-    refused = Refused(HTTPStatus(error.status_code), reason)
-    return Response(body(refused.reason), error.status_code, headers, "application/json")
+    reason = short(f"{request.method} {request.url.path}: {error.detail}")
+    return Response(body(reason), error.status_code, error.headers, "application/json")
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    headers = {key.decode(): value.decode() for key, value in error.headers}
+    return Response(body(error.reason), error.status, headers, "application/json")
+
+
+async def _not_ready(request: Request, error: Exception) -> Response:
+    return await _refused(request, unready(str(error)))
+
+
+async def _broken(_: Request, error: Exception) -> Response:
+    return Response(body("an error of the server"), 500, None, "application/json")
 
 
 def _health(app: FastAPI, state: State) -> None:
@@ -207,7 +222,15 @@ def _unserved(app: FastAPI, state: State) -> None:
         async def refused() -> None:
             raise Refused(HTTPStatus.BAD_REQUEST, reason)
 
-        app.post(path, summary=f"Refused: {reason}")(refused)
+        async def refused_model(model: str) -> None:
+            await refused()
+
+        async def refused_region(region: str) -> None:
+            await refused()
+
+        names = {"{model}": refused_model, "{region}": refused_region}
+        chosen = next((made for name, made in names.items() if name in path), refused)
+        app.post(path, summary=f"Refused: {reason}")(chosen)
 
     refuse("/v2/logging", "log settings are fixed when the server starts")
     refuse("/v2/trace/setting", "tracing is not served")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ MOST_FILES = 256
 """Files in one form."""
 MOST_CELLS = 2**22
 """Cells that a Parquet file may say it has, and bytes of its columns times eight."""
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # broken forms are clients' matter
 _FORM = b"multipart/form-data"
 _CSV = (b"text/csv", b"text/tab-separated-values", b"application/csv", b"application/vnd.ms-excel")
 _PARQUET = (b"application/vnd.apache.parquet", b"application/x-parquet", b"application/parquet")
@@ -83,11 +85,12 @@ def uploads(body: bytes, content_type: bytes) -> list[Upload]:
         said = (file.content_type or "").split(";")[0].strip().lower()
         found.append(Upload(name or f"file {len(found) + 1}", held.read(), said.encode("latin-1")))
 
+    edge = options.get(b"boundary", b"")
+    if not body.rstrip().endswith(b"--" + edge + b"--"):
+        raise bad("the form is not whole: its last boundary is absent")
     limits = {"MAX_MEMORY_FILE_SIZE": math.inf, "MAX_FIELD_SIZE": 2**16, "MAX_FIELDS": 64}
     try:
-        parser = FormParser(
-            _FORM.decode(), lambda _: None, take, boundary=options.get(b"boundary"), config=limits
-        )
+        parser = FormParser(_FORM.decode(), lambda _: None, take, boundary=edge, config=limits)
         parser.write(body)
         parser.finalize()
         parser.close()
