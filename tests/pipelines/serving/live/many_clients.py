@@ -93,6 +93,8 @@ class Load:
                 status, closes, version = await _answer(reader)
             except _LOST as error:
                 self.report.failures.append((name, repr(error)))
+                if writer is not None:
+                    writer.close()
                 reader = writer = None
                 await asyncio.sleep(0.05)
                 continue
