@@ -239,20 +239,19 @@ class Server:
     async def _body(self, call: Call) -> tuple[bytes, int]:
         """Return the body of a request, and the bytes taken of the memory for bodies."""
         headers, most = call.headers, self.settings.max_body
-        length = bodies.length_of(headers, most)
-        held = most if b"transfer-encoding" in headers else length
-        self._memory.take(held)
-        try:
-            body = await bodies.read(call.receive, most)
-            coding = headers.get(b"content-encoding", b"identity")
-            if coding.lower() not in (b"identity", b""):
+        bodies.check_length(headers, most)
+        body = await bodies.read(call.receive, most, self._memory)
+        held = len(body)
+        coding = headers.get(b"content-encoding")
+        if coding and coding.lower() != b"identity":
+            try:
                 loop = asyncio.get_running_loop()
                 body = await loop.run_in_executor(self._files, bodies.unpacked, body, coding, most)
                 self._memory.take(len(body))
                 held += len(body)
-        except BaseException:
-            self._memory.give(held)
-            raise
+            except BaseException:
+                self._memory.give(held)
+                raise
         return body, held
 
     async def _infer(self, call: Call, model: str, version: str | None) -> tuple[bytes, Headers]:

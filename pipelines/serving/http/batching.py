@@ -1,9 +1,8 @@
-"""Requests that arrive together are answered together, by one thread that asks the model."""
+"""Requests that arrive together are answered together; one call of the model runs at a time."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 import time
 from collections import deque
@@ -11,86 +10,47 @@ from collections.abc import Sequence
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.core.errors import UserError
+from pipelines.serving.http.calling import Arrays, Caller, Job
 from pipelines.serving.http.live import Loaded
 from pipelines.serving.http.metrics import Metrics
 from pipelines.serving.http.recording import Recorder
-from pipelines.serving.http.refusal import Refused, busy, unfit, unready
+from pipelines.serving.http.refusal import busy, unready
 from pipelines.serving.http.settings import ServeSettings
 from pipelines.serving.http.totals import Totals
 
-Arrays = tuple[NDArray[Any], NDArray[Any]]
-_LOG = logging.getLogger(__name__)
-_MOST_VERSIONS = 32  # whose totals are kept
-
-
-class Job:
-    """A request that waits for the model.
-
-    Attributes:
-        loaded: The version that answers it.
-        request: Its id.
-        inputs: Its examples, [n, *input_shape].
-        arrived: `time.perf_counter()` when the request came.
-        future: Of the loop that waits for it.
-        parts: Outputs of its first examples, call by call.
-        done: Examples that these parts answer.
-        error: Why it cannot be answered.
-    """
-
-    __slots__ = ("arrived", "done", "error", "future", "inputs", "loaded", "parts", "request")
-
-    def __init__(
-        self,
-        loaded: Loaded,
-        request: str,
-        inputs: NDArray[Any],
-        arrived: float,
-        future: asyncio.Future[Arrays],
-    ) -> None:
-        self.loaded, self.request, self.inputs = loaded, request, inputs
-        self.arrived, self.future = arrived, future
-        self.parts: list[Arrays] = []
-        self.done = 0
-        self.error: Exception | None = None
-
-    @property
-    def left(self) -> int:
-        """Examples that are not answered yet."""
-        return len(self.inputs) - self.done
-
-    @property
-    def arrays(self) -> Arrays:
-        """Raw outputs and answers of all its examples."""
-        if len(self.parts) == 1:
-            return self.parts[0]
-        raw, answers = zip(*self.parts, strict=True)
-        return np.concatenate(raw), np.concatenate(answers)
+_AT_ONCE = 0.0005
+"""Seconds of a batch that the loop itself runs: less than a thread and back costs under load."""
+_MEMORY = 0.2  # weight of the newest batch in the means
 
 
 class Batcher:
     """A bounded queue, and the thread behind it that asks the model.
 
     Requests of one version that wait at the same time share a call. While a call runs the next
-    batch gathers. What one request breaks stays with that request. A request of more than a batch
-    is answered in parts, between which others have their turn.
-
-    Attributes:
-        totals: Of each version that was asked.
+    batch gathers. A request of more than a batch is answered in parts, between which others have
+    their turn. Batches of a model that needs far less than a millisecond are run by the loop, where
+    the thread has nothing to do: all requests that it has just read are joined.
     """
 
     def __init__(self, settings: ServeSettings, metrics: Metrics, recorder: Recorder) -> None:
-        self._settings = settings
-        self._metrics, self._recorder = metrics, recorder
-        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._most, self._longest = settings.max_batch, settings.queue
         self._delay = settings.batch_delay_ms / 1000
-        self._asked = self._taken = 0  # the loop counts one, the thread the other
+        self._caller = Caller(settings.max_batch, metrics, recorder)
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._asked = self._taken = 0
+        self._handed = self._back = 0  # requests that the thread was given, and those it has ended
+        self._new: list[Job] = []  # that the loop has read and nobody has taken
+        self._batch_seconds = self._example_seconds = 0.0  # means
+        self._timed_version = 0  # whose means they are
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self.totals: dict[int, Totals] = {}
+
+    @property
+    def totals(self) -> dict[int, Totals]:
+        """What each version that was asked has answered."""
+        return self._caller.totals
 
     @property
     def waiting(self) -> int:
@@ -106,13 +66,14 @@ class Batcher:
     async def close(self) -> None:
         """Answer what waits, and end the thread."""
         if self._thread is not None:
+            self._dispatch()
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join)
             self._thread = None
 
     def full(self) -> bool:
         """Say whether no further request may wait."""
-        return self.waiting >= self._settings.queue
+        return self.waiting >= self._longest
 
     async def ask(
         self, loaded: Loaded, request: str, inputs: NDArray[Any], arrived: float
@@ -132,54 +93,88 @@ class Batcher:
         if self._loop is None or self._thread is None:
             raise unready("the server is not started")
         if self.full():
-            raise busy(f"{self._settings.queue} requests wait already; try again later")
+            raise busy(f"{self._longest} requests wait already; try again later")
         job = Job(loaded, request, inputs, arrived, self._loop.create_future())
         self._asked += 1
-        self._queue.put(job)
+        self._new.append(job)
+        if len(self._new) == 1:
+            self._loop.call_soon(self._dispatch)  # after all requests that were read with it
         return await job.future
 
+    def _dispatch(self) -> None:
+        """Run what is new at once, or hand it to the thread."""
+        jobs, self._new = self._new, []
+        if jobs and self._short(jobs):
+            self._taken += len(jobs)
+            for job in self._timed(jobs):
+                job.resolve()
+            return
+        self._handed += len(jobs)
+        for job in jobs:
+            self._queue.put(job)
+
+    def _short(self, jobs: Sequence[Job]) -> bool:
+        """Say whether requests are one batch that the loop may run."""
+        if self._delay or self._handed != self._back:
+            return False
+        count, first = sum(job.left for job in jobs), jobs[0].loaded
+        if first.version != self._timed_version:
+            return False
+        if count > self._most or any(job.loaded is not first for job in jobs):
+            return False
+        return max(self._batch_seconds, self._example_seconds * count) < _AT_ONCE
+
+    def _timed(self, batch: Sequence[Job]) -> list[Job]:
+        """Run a batch and note how long it took; return the requests that have ended."""
+        count = sum(min(job.left, self._most) for job in batch)
+        began = time.perf_counter()
+        done = self._caller.run(batch)
+        seconds = time.perf_counter() - began
+        if batch[0].loaded.version != self._timed_version:
+            self._timed_version = batch[0].loaded.version
+            self._batch_seconds, self._example_seconds = seconds, seconds / count
+        self._batch_seconds += _MEMORY * (seconds - self._batch_seconds)
+        self._example_seconds += _MEMORY * (seconds / count - self._example_seconds)
+        return done
+
     def _work(self) -> None:
+        assert self._loop is not None
         waiting: deque[Job] = deque()
         ends = False
         while not ends or waiting:
+            ends = self._gather(waiting, ends)
             if not waiting:
-                ends = not self._wait(waiting, None)
-                if not waiting:
-                    continue
-            until = waiting[0].arrived + self._delay
-            while not ends and sum(job.left for job in waiting) < self._settings.max_batch:
-                left = until - time.perf_counter() if self._delay else 0.0
-                before = len(waiting)
-                ends = not self._wait(waiting, max(left, 0.0))
-                if len(waiting) == before:
-                    break
+                continue
             batch = self._next(waiting)
-            try:
-                self._answer(batch)
-            except Exception as error:
-                _LOG.exception("a batch failed")
-                for job in batch:
-                    job.error = error
-            if done := [job for job in batch if job.error is not None or not job.left]:
-                self._settle(done)
-            waiting.extend(job for job in batch if job.error is None and job.left)
+            done = self._timed(batch)
+            self._loop.call_soon_threadsafe(_resolve, done)
+            waiting.extend(job for job in batch if not job.ended)
+            self._back += len(done)
             del batch, done  # a version that was swapped out is freed at once
 
-    def _wait(self, waiting: deque[Job], seconds: float | None) -> bool:
-        """Take a request from the queue if one comes in time; False: there will be none."""
-        try:
-            job = self._queue.get(timeout=seconds) if seconds != 0.0 else self._queue.get_nowait()
-        except Empty:
-            return True
-        if job is None:
-            return False
-        waiting.append(job)
-        return True
+    def _gather(self, waiting: deque[Job], ends: bool) -> bool:
+        """Take what the queue holds, or comes in time to join a batch; True: no more will come."""
+        count = sum(job.left for job in waiting)
+        while not ends and count < self._most:
+            try:
+                if not waiting:
+                    job = self._queue.get()
+                elif (left := waiting[0].arrived + self._delay - time.perf_counter()) > 0:
+                    job = self._queue.get(timeout=left)
+                else:
+                    job = self._queue.get_nowait()
+            except Empty:
+                break
+            if job is None:
+                return True
+            waiting.append(job)
+            count += job.left
+        return ends
 
     def _next(self, waiting: deque[Job]) -> list[Job]:
         """Take requests for one call: of one version, in their order, as many as fit."""
         first = waiting.popleft()
-        batch, room = [first], self._settings.max_batch - first.left
+        batch, room = [first], self._most - first.left
         while waiting and waiting[0].loaded is first.loaded and waiting[0].left <= room:
             job = waiting.popleft()
             batch.append(job)
@@ -187,85 +182,7 @@ class Batcher:
         self._taken += sum(not job.done for job in batch)
         return batch
 
-    def _answer(self, batch: Sequence[Job]) -> None:
-        """Ask the model once, or each request alone if that fails."""
-        loaded, most = batch[0].loaded, self._settings.max_batch
-        began = time.perf_counter()
-        asked = [job.inputs[job.done : job.done + most] for job in batch]
-        joined = asked[0] if len(asked) == 1 else np.concatenate(asked)
-        try:
-            raw, answers = loaded.model.both(joined, batch=len(joined))
-        except UserError as error:
-            if len(batch) > 1:
-                for job in batch:
-                    self._answer([job])
-                return
-            batch[0].error = self._told(batch[0], error)
-            return
-        seconds = time.perf_counter() - began
-        start = 0
-        for job, part in zip(batch, asked, strict=True):
-            end = start + len(part)
-            job.parts.append((raw[start:end], answers[start:end]))
-            job.done, start = job.done + len(part), end
-        self._metrics.ran(loaded.version, len(batch), len(joined), seconds)
-        totals = self._totals(loaded.version)
-        totals.calls += 1
-        totals.computed += seconds
-        totals.waited += sum(began - job.arrived for job in batch if len(job.parts) == 1)
-
-    def _told(self, job: Job, error: UserError) -> Refused:
-        """Return why a request failed: because of itself, or because the model fails on all."""
-        form = job.loaded.model.form
-        try:
-            job.loaded.model.both(np.zeros((1, *form.input_shape), form.dtype))
-        except UserError:
-            _LOG.error("the model fails on every input: %s", error)
-            return unready(f"the model cannot be asked: {error}")
-        return unfit(f"the model cannot answer these inputs: {error}")
-
-    def _totals(self, version: int) -> Totals:
-        found = self.totals.get(version)
-        if found is None:
-            if len(self.totals) >= _MOST_VERSIONS:
-                del self.totals[min(self.totals)]
-            found = self.totals[version] = Totals()
-        return found
-
-    def _settle(self, done: Sequence[Job]) -> None:
-        """Write down finished requests, then let their answers go."""
-        for job in done:
-            if job.error is None and not all(np.isfinite(part).all() for part in job.arrays):
-                job.error = unfit("the model's answer to these inputs is no finite number")
-            totals = self._totals(job.loaded.version)
-            seconds = time.perf_counter() - job.arrived
-            if job.error is None:
-                totals.requests += 1
-                totals.examples += len(job.inputs)
-                totals.seconds += seconds
-                totals.last = time.time_ns() // 1_000_000
-            else:
-                totals.failed += 1
-                totals.failed_seconds += seconds
-        try:
-            self._recorder.record(
-                [
-                    (job.loaded, job.request, job.inputs, job.arrays, job.arrived)
-                    for job in done
-                    if job.error is None
-                ]
-            )
-        except Exception:  # no request fails because it cannot be written down
-            _LOG.exception("requests could not be recorded")
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(_resolve, done)
-
 
 def _resolve(done: Sequence[Job]) -> None:
     for job in done:
-        if job.future.done():
-            continue  # its client has gone
-        if job.error is not None:
-            job.future.set_exception(job.error)
-        else:
-            job.future.set_result(job.arrays)
+        job.resolve()

@@ -43,8 +43,8 @@ class Memory:
         self._held -= count
 
 
-def length_of(headers: Mapping[bytes, bytes], most: int) -> int:
-    """Return the length that a body is said to have; 0 if it is not said.
+def check_length(headers: Mapping[bytes, bytes], most: int) -> None:
+    """Look at the length that a body is said to have, before any of it is read.
 
     Raises:
         Refused: 413 if it is more than `most`.
@@ -53,38 +53,47 @@ def length_of(headers: Mapping[bytes, bytes], most: int) -> int:
     length = int(said) if said.isdigit() and len(said) < 20 else most + 1
     if length > most:
         raise large(f"a body of {said[:20].decode('latin-1')} bytes; allowed: {most} (--max-body)")
-    return length
 
 
-async def read(receive: Receive, most: int) -> bytes:
-    """Return the body of a request.
+async def read(receive: Receive, most: int, memory: Memory) -> bytes:
+    """Return the body of a request; its bytes are taken of the memory and must be given back.
 
     Raises:
-        Refused: 413 if it is too large; 408 if it takes too long.
-        Gone: If the client went.
+        Refused: 413 if it is too large; 408 if it takes too long; 429 if memory is short. Nothing
+            is taken then.
+        Gone: If the client went; likewise.
     """
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body"):
         whole: bytes = message.get("body", b"")
         if len(whole) > most:
             raise large(f"a body of more than {most} bytes (--max-body)")
+        memory.take(len(whole))
         return whole
     body = bytearray()
+    held = 0
     try:
         async with asyncio.timeout(_SECONDS):
             while True:
                 if message["type"] != "http.request":
                     raise Gone
-                body += message.get("body", b"")
-                if len(body) > most:
+                part: bytes = message.get("body", b"")
+                if len(body) + len(part) > most:
                     raise large(f"a body of more than {most} bytes (--max-body)")
+                memory.take(len(part))
+                held += len(part)
+                body += part
                 if not message.get("more_body"):
                     return bytes(body)
                 message = await receive()
     except TimeoutError:
+        memory.give(held)
         raise Refused(
             HTTPStatus.REQUEST_TIMEOUT, f"the body took more than {_SECONDS:g} seconds"
         ) from None
+    except BaseException:
+        memory.give(held)
+        raise
 
 
 def unpacked(body: bytes, coding: bytes, most: int) -> bytes:

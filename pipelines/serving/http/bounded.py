@@ -19,7 +19,43 @@ _LARGE = f"headers of more than {MOST_HEAD} bytes"
 # A client can break the protocol as often as it likes; that must not fill the log.
 _QUIET = logging.getLogger("uvicorn.error.connections")
 _QUIET.setLevel(logging.ERROR)
+_CONTINUE = b"HTTP/1.1 100 "
 _FRAMES = 16  # bytes around one byte of a body that is sent in chunks
+
+
+class _Joining:
+    """The transport of one answer, which sends its head together with its body.
+
+    uvicorn writes them one after the other, and each write costs a call of the system and wakes the
+    client.
+    """
+
+    __slots__ = ("_head", "_open", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self._open = True
+
+    def write(self, data: bytes) -> None:
+        """Send what comes; the head of the answer only with what follows it."""
+        if not self._open or data.startswith(_CONTINUE):
+            self._transport.write(data)
+        elif not self._head:
+            self._head = data
+        else:
+            self._transport.writelines((self._head, data))
+            self._open = False
+
+    def is_closing(self) -> bool:
+        """Say whether the connection ends."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """End the connection after what was written."""
+        if self._open and self._head:
+            self._transport.write(self._head)
+        self._transport.close()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -64,7 +100,10 @@ class BoundedProtocol(HttpToolsProtocol):
             if size > MOST_HEAD:
                 self._large = True
                 raise ValueError(_LARGE)  # the parser stops, and says so by `send_400_response`
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before and self.scope["method"] != "HEAD":
+            self.cycle.transport = _Joining(self.transport)  # type: ignore[assignment]
 
     def on_body(self, body: bytes) -> None:
         """Count the body, which the application bounds."""

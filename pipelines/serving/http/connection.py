@@ -58,6 +58,7 @@ def configuration(application: Application, settings: ServeSettings) -> uvicorn.
         access_log=False,
         server_header=False,
         date_header=False,
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(settings.drain)),
         backlog=2048,

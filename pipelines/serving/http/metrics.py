@@ -101,6 +101,8 @@ class Metrics:
             "prong_shadow_dropped", "Requests that no challenger saw", registry=registry
         )
         self.registry.register(_State(live))
+        self._answered: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._ran: dict[int, tuple[Histogram, ...]] = {}
 
     def watch(self, waiting: Callable[[], float], lost: Callable[[], float]) -> None:
         """Say where the queue's length and the count of lost log records are read."""
@@ -116,14 +118,22 @@ class Metrics:
             status: Of HTTP.
             seconds: Since the request arrived.
         """
-        self._requests.labels(route, version, status).inc()
-        self._seconds.labels(route, version).observe(seconds)
+        key = (route, version, status)
+        found = self._answered.get(key)
+        if found is None:  # looking up labels takes longer than counting
+            found = self._requests.labels(*key), self._seconds.labels(route, version)
+            self._answered[key] = found
+        found[0].inc()
+        found[1].observe(seconds)
 
     def ran(self, version: int, requests: int, examples: int, seconds: float) -> None:
         """Count a call of the model."""
-        self._batches.labels(version).observe(examples)
-        self._joined.labels(version).observe(requests)
-        self._inference.labels(version).observe(seconds)
+        found = self._ran.get(version)
+        if found is None:
+            every = (self._batches, self._joined, self._inference)
+            found = self._ran[version] = tuple(one.labels(version) for one in every)
+        for one, value in zip(found, (examples, requests, seconds), strict=True):
+            one.observe(value)
 
     def drifted(
         self, version: int, scores: NDArray[np.float64], reference: Sequence[float]

@@ -28,6 +28,8 @@ MOST_NUMBERS = 2**24
 """Most numbers in the outputs of one request."""
 MOST_NUMBERS_AS_JSON = 2**20
 """Most numbers of one output that is sent as JSON."""
+_ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
+_MOST_KNOWN, _LONGEST_KNOWN = 256, 2048  # entries and bytes of requests' JSON that is remembered
 _SIZE = "binary_data_size"
 
 
@@ -61,6 +63,25 @@ class Question:
     outputs: tuple[Wanted, ...]
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One input of a request: its values, or how many bytes of them lie behind the JSON."""
+
+    tensor: Tensor
+    count: int
+    size: int
+    values: NDArray[Any] | None
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The JSON of a request, checked."""
+
+    id: str
+    parts: tuple[_Part, ...]
+    outputs: tuple[Wanted, ...]
+
+
 def parse(body: bytes, header_length: int | None, signature: Signature) -> Question:
     """Read the body of a request for inference.
 
@@ -83,33 +104,44 @@ def parse(body: bytes, header_length: int | None, signature: Signature) -> Quest
         raise large(
             f"{header_length} bytes of JSON; allowed: {MOST_JSON}; send tensors as bytes instead"
         )
-    view = memoryview(body)
-    request = read_request(view[:header_length])
+    text = body[:header_length]
+    head = signature.known.get(text)
+    if head is None:
+        head = _head(text, signature)
+        if not head.id and all(part.values is None for part in head.parts):
+            # A client sends the same JSON again and again; only the bytes behind it differ.
+            if len(signature.known) >= _MOST_KNOWN:
+                signature.known.clear()
+            if len(text) <= _LONGEST_KNOWN:
+                signature.known[text] = head
+    examples = signature.examples(_given(head.parts, memoryview(body)[header_length:]))
+    return Question(head.id, examples, head.outputs)
+
+
+def _head(text: bytes, signature: Signature) -> _Head:
+    request = read_request(text)
     settings = request.get("parameters", {})
-    for name in settings:
-        if name.startswith("sequence_") and settings[name] not in (0, "", False):
-            raise bad(f"parameter {name!r}: the model keeps no state between requests")
+    for key, value in settings.items():
+        if key.startswith("sequence_") and value not in (0, "", False):
+            raise bad(f"parameter {key!r}: the model keeps no state between requests")
     name = request.get("id", "")
     if not name.isprintable():
         raise bad("id: allowed are printable characters")
-    given = _inputs(request["inputs"], view[header_length:], signature)
+    parts = _parts(request["inputs"], signature)
     outputs = _outputs(request.get("outputs", ()), settings, signature)
-    examples = signature.examples(given)
-    _bounded(len(examples), outputs, signature)
-    return Question(name, examples, outputs)
+    _bounded(parts[0].count, outputs, signature)
+    return _Head(name, parts, outputs)
 
 
-def _inputs(
-    tensors: Sequence[InputTensor], rest: memoryview, signature: Signature
-) -> dict[str, NDArray[Any]]:
+def _parts(tensors: Sequence[InputTensor], signature: Signature) -> tuple[_Part, ...]:
     known = {tensor.name: tensor for tensor in signature.inputs}
-    given: dict[str, NDArray[Any]] = {}
+    found: dict[str, _Part] = {}
     for one in tensors:
         name = one["name"]
         tensor = known.get(name)
         if tensor is None:
             raise bad(f"input {name!r}: the model takes {', '.join(known)}")
-        if name in given:
+        if name in found:
             raise bad(f"input {name!r} occurs twice")
         count = tensor.check(one["datatype"], one["shape"])
         if count * signature.numbers > MOST_NUMBERS:
@@ -121,21 +153,34 @@ def _inputs(
         if size is None:
             if "data" not in one:
                 raise bad(f"input {name!r} has neither data nor {_SIZE}")
-            given[name] = from_json(tensor, count, one["data"])
+            found[name] = _Part(tensor, count, 0, from_json(tensor, count, one["data"]))
             continue
         if "data" in one:
             raise bad(f"input {name!r} has data and {_SIZE}")
-        if type(size) is not int or not 0 <= size <= rest.nbytes:
-            raise bad(
-                f"input {name!r}: {_SIZE} = {size}, but {rest.nbytes} bytes are left "
-                "behind the JSON"
-            )
-        given[name] = from_bytes(tensor, count, rest[:size])
-        rest = rest[size:]
+        if type(size) is not int or size < 0:
+            raise bad(f"input {name!r}: {_SIZE} = {size}; needed: a number of bytes")
+        found[name] = _Part(tensor, count, size, None)
+    if absent := [name for name in known if name not in found]:
+        raise bad(f"lacks the input {', '.join(map(repr, absent))}")
+    return tuple(found.values())
+
+
+def _given(parts: Sequence[_Part], rest: memoryview) -> dict[str, NDArray[Any]]:
+    """Return the values of the inputs by name."""
+    given = {}
+    for part in parts:
+        name, values = part.tensor.name, part.values
+        if values is None:
+            if part.size > rest.nbytes:
+                raise bad(
+                    f"input {name!r}: {_SIZE} = {part.size}, but {rest.nbytes} bytes are left "
+                    "behind the JSON"
+                )
+            values = from_bytes(part.tensor, part.count, rest[: part.size])
+            rest = rest[part.size :]
+        given[name] = values
     if rest.nbytes:
         raise bad(f"{rest.nbytes} bytes behind the JSON belong to no input")
-    if absent := [name for name in known if name not in given]:
-        raise bad(f"lacks the input {', '.join(map(repr, absent))}")
     return given
 
 
@@ -228,16 +273,14 @@ def answer(
         else:
             said["data"] = array.ravel().tolist()
         told.append(said)
-    head = json.dumps(
+    head = _ENCODE(
         {
             "model_name": name,
             "model_version": str(loaded.version),
             "id": request,
             "parameters": {"alias": ALIAS},
             "outputs": told,
-        },
-        separators=(",", ":"),
-        allow_nan=False,
+        }
     ).encode()
     return (b"".join((head, *behind)), len(head)) if behind else (head, None)
 

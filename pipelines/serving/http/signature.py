@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,13 @@ class Signature:
         form: Inputs and answers, as the project describes them.
         inputs: By the names that the file gives them.
         outputs: Raw outputs, and answers.
+        known: What `pipelines.serving.http.protocol` remembers of requests.
     """
 
     form: Form
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, Tensor]
+    known: dict[bytes, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, model: OnnxModel) -> Signature:
