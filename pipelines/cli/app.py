@@ -15,6 +15,7 @@ import typer
 
 from pipelines.cli import new_project, registry_commands
 from pipelines.cli.search_command import search
+from pipelines.cli.serve_command import serve
 from pipelines.cli.shared_arguments import AsJson, Name
 from pipelines.core.errors import Failed, UserError, disk_error
 from pipelines.core.text import print_anything, shown, shown_lines
@@ -147,6 +148,7 @@ def _as_json(answer: Prediction) -> dict[str, object]:
     return row
 
 
+app.command()(serve)
 app.command()(registry_commands.promote)
 app.command()(registry_commands.rollback)
 app.command()(registry_commands.history)

@@ -12,6 +12,7 @@ from pathlib import Path
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
+from pipelines.registry.last_seen import cached_file as cached_file  # part of this module
 from pipelines.registry.state import ModelState, read_state, statement_of, unsigned
 from pipelines.registry.statements import Statement
 from pipelines.registry.versions import Version, list_versions, version_or_none
@@ -61,7 +62,7 @@ def champion(layout: Layout, model: str) -> ReleasedVersion:
     with answering(layout):
         state = read_state(layout, client, model)
         if state.live is None:
-            raise _none_live(layout, state)
+            raise none_live(layout, state)
         statement = required_statement(layout, client, state, state.live)
     path = released_file(layout, statement)
     return ReleasedVersion(state.live, path, statement, warnings(state))
@@ -76,7 +77,13 @@ def warnings(state: ModelState) -> tuple[str, ...]:
     return tuple(f"{said}; `prong repair` mends it" for said in found)
 
 
-def _none_live(layout: Layout, state: ModelState) -> UserError:
+def none_live(layout: Layout, state: ModelState) -> UserError:
+    """Return why nothing is answered from, and what helps.
+
+    Raises:
+        UserError: If there is no version at all.
+        Unavailable: If the registry does not answer.
+    """
     model = state.model
     if state.unsigned:
         return NotReleased(unsigned(state))
@@ -140,11 +147,6 @@ def released_sha256(layout: Layout, model: str, number: int) -> str:
             return required_statement(layout, client, state, number).sha256
         except NotReleased:
             return ""
-
-
-def cached_file(layout: Layout, sha256: str) -> Path:
-    """Return where a downloaded model of this hash lies, or would."""
-    return layout.state / "cache" / f"{sha256}.onnx"
 
 
 def released_file(layout: Layout, statement: Statement) -> Path:

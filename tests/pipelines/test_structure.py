@@ -51,6 +51,7 @@ WITHOUT_INFLUENCE = (
     "pipelines.systems.locks",
     "pipelines.systems.mlflow",  # records what is measured
     "pipelines.systems.processes",
+    "pipelines.systems.tracking_address",
 )
 """What a step imports and what cannot change what it makes."""
 
