@@ -6,6 +6,7 @@ the data that it was made from are still prepared here.
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from pathlib import Path
 
@@ -74,6 +75,12 @@ class Released:
             else:
                 self._statements[version] = found
         return self._statements[version]
+
+    def champions_data(self) -> str:
+        """Return the hash of the data that the champion was made from; empty if it is unknown."""
+        found = None if self.champion is None else self.statement(self.champion)
+        known = "" if found is None else found.made_from.get("data_hash", "")
+        return known if re.fullmatch("[0-9a-f]{64}", known) else ""
 
     def sha256(self, version: int) -> str:
         """Return the hash of a version's released file; empty if no statement releases it."""
