@@ -97,7 +97,7 @@ def _schedule(
     from pipelines.systems.prefect.server import prefect_api
 
     with prefect_api(layout) as wait:
-        from pipelines.monitoring.flow import deployed
+        from pipelines.monitoring.scheduled_look import deployed
         from pipelines.scheduling.cron import schedule
         from pipelines.scheduling.deployment import deploy
 
@@ -111,7 +111,7 @@ def _schedule(
 
 
 def _show(layout: Layout, done: Monitored, as_json: bool) -> None:
-    from pipelines.monitoring.report import as_json as plain
+    from pipelines.monitoring.look_report import as_json as plain
 
     look = done.look
     if as_json:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pipelines.core.config import Params
 from pipelines.core.paths import Layout
+from pipelines.monitoring.held_out import ReleasedVersions
 from pipelines.monitoring.look import Settings
 from pipelines.monitoring.monitor import Monitored, monitor
-from pipelines.monitoring.references import Released
 
 
 def look_by_hand(
@@ -18,13 +18,13 @@ def look_by_hand(
         UserError: If the registry, the log's state or a training is at fault.
         Failed: If a training crashed.
     """
-    versions = Released(layout, model)
+    versions = ReleasedVersions(layout, model)
 
     def train() -> str:
         from pipelines.systems.prefect.server import prefect_api
 
         with prefect_api(layout) as wait:
-            from pipelines.monitoring.flow import by_hand
+            from pipelines.monitoring.scheduled_look import by_hand
 
             wait()
             return by_hand(layout, params, versions.champions_data())

@@ -9,8 +9,8 @@ from typing import Literal, Protocol
 
 from pipelines.core.paths import Layout
 from pipelines.monitoring.comparison import MINIMUM, RATE, Examples, Test, alarms, compare
+from pipelines.monitoring.look_state import PastLook, State
 from pipelines.monitoring.sample import Key, Sample, gather
-from pipelines.monitoring.state import PastLook, State
 from pipelines.serving.request_log import log_folder, written_time
 from pipelines.serving.request_records import read_log
 
@@ -34,7 +34,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Reference:
+class HeldOut:
     """What a version's requests are held to.
 
     Attributes:
@@ -62,7 +62,7 @@ class Versions(Protocol):
     def sha256(self, version: int) -> str:
         """Return the hash of a version's released file; empty if no statement releases it."""
 
-    def reference(self, version: int) -> Reference:
+    def reference(self, version: int) -> HeldOut:
         """Return what the requests of a released version are held to."""
 
 
@@ -166,7 +166,7 @@ class Seen:
     """
 
     look: Look
-    compared: Mapping[int, tuple[Reference, Examples]] = field(default_factory=dict)
+    compared: Mapping[int, tuple[HeldOut, Examples]] = field(default_factory=dict)
 
 
 def look(layout: Layout, model: str, settings: Settings, versions: Versions, state: State) -> Seen:
@@ -226,7 +226,7 @@ def look(layout: Layout, model: str, settings: Settings, versions: Versions, sta
     return Seen(done, {key[0]: pair for key, pair in held.items()})
 
 
-def _held(versions: Versions, key: Key, sample: Sample) -> tuple[Reference, Examples]:
+def _held(versions: Versions, key: Key, sample: Sample) -> tuple[HeldOut, Examples]:
     reference = versions.reference(key[0])
     return reference, sample.of_width(reference.examples.answers.shape[1])
 
@@ -234,7 +234,7 @@ def _held(versions: Versions, key: Key, sample: Sample) -> tuple[Reference, Exam
 def _of_version(
     key: Key,
     sample: Sample,
-    reference: Reference,
+    reference: HeldOut,
     seen: Examples,
     settings: Settings,
     judged: int,
@@ -270,7 +270,7 @@ def _of_version(
 def _decided(
     tests: tuple[Test, ...],
     sample: Sample,
-    reference: Reference,
+    reference: HeldOut,
     seen: Examples,
     settings: Settings,
 ) -> tuple[Decision, str]:

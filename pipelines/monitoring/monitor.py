@@ -14,9 +14,9 @@ from pathlib import Path
 from pipelines.core.config import AlertsConfig
 from pipelines.core.errors import Failed, UserError
 from pipelines.core.paths import Layout
-from pipelines.monitoring import state as states
+from pipelines.monitoring import look_state as states
 from pipelines.monitoring.look import Look, Settings, VersionLook, Versions, look
-from pipelines.monitoring.report import write_report
+from pipelines.monitoring.look_report import write_report
 from pipelines.scheduling import alerts
 from pipelines.systems.locks import locked
 

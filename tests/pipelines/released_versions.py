@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from pipelines.monitoring.comparison import Examples
-from pipelines.monitoring.look import Reference
+from pipelines.monitoring.look import HeldOut
 from pipelines.serving.request_log import LoggedRequest
 
 HASHES = {number: f"{number:064x}" for number in range(1, 9)}
@@ -65,9 +65,9 @@ class Known:
         self.asked.append(version)
         return HASHES[version] if version in self.numbers else ""
 
-    def reference(self, version: int) -> Reference:
+    def reference(self, version: int) -> HeldOut:
         said = f"{self.held_out.count} held-out examples of its drift graph"
-        return Reference(self.held_out, said, "layers", CLASSES, self.threshold)
+        return HeldOut(self.held_out, said, "layers", CLASSES, self.threshold)
 
 
 def renamed(records: Sequence[LoggedRequest], **values: object) -> list[LoggedRequest]:

@@ -12,12 +12,12 @@ from released_versions import HASHES, MODEL, Known, drawn, renamed, requests
 
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
+from pipelines.monitoring import look_state as states
 from pipelines.monitoring import sample as sampling
-from pipelines.monitoring import state as states
 from pipelines.monitoring.comparison import Examples
 from pipelines.monitoring.look import Look, Settings, look
+from pipelines.monitoring.look_state import State
 from pipelines.monitoring.sample import MOST_VERSIONS, Sample
-from pipelines.monitoring.state import State
 from pipelines.serving.request_log import RequestLog, Shadow, log_folder
 
 

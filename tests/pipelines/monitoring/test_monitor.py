@@ -17,8 +17,8 @@ from webhook import Receiver, receiver  # noqa: F401
 from pipelines.core.config import AlertsConfig
 from pipelines.core.errors import Failed, UserError
 from pipelines.core.paths import Layout
+from pipelines.monitoring import look_state as states
 from pipelines.monitoring import monitor as monitoring
-from pipelines.monitoring import state as states
 from pipelines.monitoring.comparison import Examples
 from pipelines.monitoring.look import Settings
 from pipelines.monitoring.monitor import Caller, Monitored, checked, monitor, summary

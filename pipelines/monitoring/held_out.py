@@ -16,7 +16,7 @@ from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card, load_split
 from pipelines.monitoring.comparison import Examples
-from pipelines.monitoring.look import Reference
+from pipelines.monitoring.look import HeldOut
 from pipelines.registry.state import ModelState, read_state
 from pipelines.registry.statements import Statement
 from pipelines.registry.version_files import NotReleased, released_file, required_statement
@@ -35,7 +35,7 @@ def drift_file(layout: Layout, released: Statement) -> Path | None:
     return None
 
 
-class Released:
+class ReleasedVersions:
     """The released versions of a model, from the registry; each is asked for once.
 
     Methods raise `Unavailable` if the registry does not answer.
@@ -50,7 +50,7 @@ class Released:
         """
         self._layout, self._model = layout, model
         self._statements: dict[int, Statement | None] = {}
-        self._references: dict[int, Reference] = {}
+        self._references: dict[int, HeldOut] = {}
 
     @cached_property
     def _state(self) -> tuple[MlflowClient, ModelState]:
@@ -87,7 +87,7 @@ class Released:
         found = self.statement(version)
         return "" if found is None else found.sha256
 
-    def reference(self, version: int) -> Reference:
+    def reference(self, version: int) -> HeldOut:
         """Return what the requests of a version are held to.
 
         Raises:
@@ -96,7 +96,7 @@ class Released:
         if version not in self._references:
             statement = self.statement(version)
             if statement is None:
-                return Reference(Examples(), "not released")
+                return HeldOut(Examples(), "not released")
             path = drift_file(self._layout, statement)
             if path is not None:
                 card = DriftModel.load(path, model=statement.sha256).card
@@ -106,10 +106,10 @@ class Released:
         return self._references[version]
 
 
-def of_card(card: DriftCard) -> Reference:
+def of_card(card: DriftCard) -> HeldOut:
     """Return the held-out examples that a drift graph keeps."""
     count = len(card.reference_scores)
-    return Reference(
+    return HeldOut(
         Examples(
             scores=np.array(card.reference_scores, float),
             answers=np.array(card.reference_answers, float).reshape(
@@ -124,7 +124,7 @@ def of_card(card: DriftCard) -> Reference:
     )
 
 
-def _of_prepared(layout: Layout, statement: Statement) -> Reference:
+def _of_prepared(layout: Layout, statement: Statement) -> HeldOut:
     """Return answers to the gate split, if these are the data that the version was made from."""
     nothing = "it has no drift graph, and the data that it was made from are not prepared here"
     try:
@@ -133,13 +133,13 @@ def _of_prepared(layout: Layout, statement: Statement) -> Reference:
     except UserError:
         split = None
     if split is None or not len(split.inputs):
-        return Reference(Examples(), nothing)
+        return HeldOut(Examples(), nothing)
     model = OnnxModel.load(released_file(layout, statement), "cpu")
     answers = np.asarray(model.answers(split.inputs[:MOST_EXAMPLES]), float)
     form = model.form
     if answers.ndim != 2:
-        return Reference(Examples(), "it has no drift graph, and its answers are images")
-    return Reference(
+        return HeldOut(Examples(), "it has no drift graph, and its answers are images")
+    return HeldOut(
         Examples(
             answers=answers[:, :MOST_NUMBERS],
             labels=answers.argmax(1) if form.classes else np.zeros(0, np.int64),

@@ -9,9 +9,9 @@ from pipelines.core.config import Params
 from pipelines.core.environment import open_checkout
 from pipelines.core.paths import Layout
 from pipelines.monitoring.comparison import MINIMUM, RATE
+from pipelines.monitoring.held_out import ReleasedVersions
 from pipelines.monitoring.look import Settings
 from pipelines.monitoring.monitor import Caller, Monitored, checked, monitor, summary
-from pipelines.monitoring.references import Released
 from pipelines.monitoring.retraining import retrain
 from pipelines.scheduling import flow_runs, rules
 from pipelines.scheduling.deployment import Deployed
@@ -24,7 +24,7 @@ NAME = "monitor"
 """What a deployment is called unless told otherwise."""
 DRIFT = "Drift"
 """Name of the state of a run that decided for drift."""
-ENTRYPOINT = "pipelines.monitoring.flow.monitored"
+ENTRYPOINT = "pipelines.monitoring.scheduled_look.monitored"
 
 
 def deployed(settings: Settings, *, retraining: bool) -> Deployed:
@@ -76,7 +76,7 @@ def scheduled_look(
         UserError: If the log's state, the registry or a training is at fault.
         Failed: If a stage of a training crashed.
     """
-    versions = Released(layout, params.model_name)
+    versions = ReleasedVersions(layout, params.model_name)
     return monitor(
         layout,
         params.alerts,

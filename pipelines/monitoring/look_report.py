@@ -15,8 +15,8 @@ from pipelines.core.files import write_json, write_text
 from pipelines.core.paths import Layout
 from pipelines.core.text import shown
 from pipelines.monitoring.comparison import Examples, Test
-from pipelines.monitoring.look import Look, Reference, Seen, VersionLook
-from pipelines.monitoring.state import PastLook
+from pipelines.monitoring.look import HeldOut, Look, Seen, VersionLook
+from pipelines.monitoring.look_state import PastLook
 
 _TESTS = 15  # rows of the table, the surest first
 _CLASSES = 20
@@ -104,7 +104,7 @@ def _surest(tests: Sequence[Test]) -> list[Test]:
 
 
 def _charts(
-    one: VersionLook, reference: Reference, seen: Examples, past: Sequence[PastLook], charts: Any
+    one: VersionLook, reference: HeldOut, seen: Examples, past: Sequence[PastLook], charts: Any
 ) -> list[dict[str, str]]:
     """Return the drift score, the answer that moved most, and the looks so far, as pictures."""
     found = []
@@ -158,7 +158,7 @@ def _cumulative(values: NDArray[np.float64]) -> list[tuple[float, float]]:
     return [(x, y) for x, y in points if math.isfinite(x)]
 
 
-def _labels(reference: Reference, seen: Examples) -> list[dict[str, Any]]:
+def _labels(reference: HeldOut, seen: Examples) -> list[dict[str, Any]]:
     """Return how often each class was answered, in per cent, the largest change first."""
     first, second = reference.examples.labels, seen.labels
     if not len(first) or not len(second):
