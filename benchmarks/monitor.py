@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if form.kind != "images" or form.bits != 8 or not form.classes:
         raise UserError("benchmarks.monitor: allowed: classes of images of 8 bits")
     model = OnnxModel.load(layout.onnx, "cpu")
-    path = asked.drift or layout.root / "models/drift.onnx"
+    path = asked.drift or layout.drift
     drift = DriftModel.load(path, model=model.sha256) if path.is_file() else None
     test = load_split(layout.prepared, "test").inputs
     if drift is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +18,12 @@ from pipelines.monitoring.comparison import Examples
 from pipelines.monitoring.look import HeldOut
 from pipelines.registry.state import ModelState, read_state
 from pipelines.registry.statements import Statement
-from pipelines.registry.version_files import NotReleased, released_file, required_statement
+from pipelines.registry.version_files import (
+    NotReleased,
+    drift_file,
+    released_file,
+    required_statement,
+)
 from pipelines.serving.request_log import MOST_NUMBERS
 from pipelines.systems.mlflow import MlflowClient, answering, connect
 from pipelines.systems.onnx.drift_model import DriftCard, DriftModel
@@ -28,11 +32,6 @@ from pipelines.tasks.form import CLASSIFICATION
 
 MOST_EXAMPLES = 1000
 """Held-out examples of a version without a drift graph."""
-
-
-def drift_file(layout: Layout, released: Statement) -> Path | None:
-    """Return the drift graph of a released version; None for one made before there were any."""
-    return None
 
 
 class ReleasedVersions:
