@@ -28,6 +28,9 @@ from pipelines.core.errors import Failed, Unavailable, UserError
 from pipelines.core.paths import Layout
 
 if TYPE_CHECKING:  # seconds of imports, which only who calls the function spends
+    from datetime import datetime
+
+    from pipelines.monitoring.look import Look
     from pipelines.pipeline.report import Summary
     from pipelines.registry.history import Entry
     from pipelines.registry.version_files import ReleasedVersion
@@ -151,6 +154,36 @@ class Project:
         from pipelines.release.health import standing
 
         return standing(self.layout, self._name(model))
+
+    def monitor(
+        self,
+        *,
+        since: datetime | None = None,
+        rate: float = 0.01,
+        minimum: int = 100,
+        retrain: bool = False,
+        model: str | None = None,
+    ) -> Look:
+        """Look for drift in the request log; write the report, and send an alert on drift.
+
+        Args:
+            since: Look back to this time; None: since the last look.
+            rate: False alarms per look on unchanged inputs, above 0, at most 0.5.
+            minimum: Examples that a decision needs, 20 to 10,000.
+            retrain: Whether drift starts a training, if labelled data has changed.
+            model: The registered model's name; None: that of the parameters.
+
+        Returns:
+            What was decided for each version, and why; `drift` holds those that drifted.
+
+        Raises:
+            Failed: If a training crashed.
+        """
+        from pipelines.monitoring.by_hand import look_by_hand
+        from pipelines.monitoring.look import Settings
+
+        settings, name = Settings(rate, minimum, since), self._name(model)
+        return look_by_hand(self.layout, self.params, name, settings, retrain=retrain).look
 
     def promote(self, version: int | None = None, model: str | None = None) -> Decision:
         """Hold a version to the gates and make it champion if all of them pass.

@@ -6,12 +6,14 @@ that is what the gates go by, and nothing is answered from it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
+from pipelines.provenance.attachments import DRIFT
 from pipelines.registry.last_seen import cached_file as cached_file  # part of this module
 from pipelines.registry.state import ModelState, read_state, statement_of, unsigned
 from pipelines.registry.statements import Statement
@@ -159,6 +161,52 @@ def released_file(layout: Layout, statement: Statement) -> Path:
     return _checked(
         layout, statement.model, statement.version, statement.sha256, "released, by its statement,"
     )
+
+
+def cached_drift(layout: Layout, sha256: str) -> Path:
+    """Return where a downloaded drift graph of this hash lies, or would."""
+    return layout.state / "cache" / f"{sha256}.drift.onnx"
+
+
+def drift_sha256(statement: Statement) -> str:
+    """Return the hash of the drift graph that was released with a version; empty if none was."""
+    found = statement.made_from.get("drift_sha256", "")
+    return found if re.fullmatch(r"[0-9a-f]{64}", found) else ""
+
+
+def drift_file(layout: Layout, released: ReleasedVersion | Statement) -> Path | None:
+    """Return the drift graph that was released with a version, downloaded at most once.
+
+    Its hash is that of the signed statement, and was checked.
+
+    Args:
+        layout: The checkout.
+        released: The version, or its statement.
+
+    Returns:
+        None if the version has none: it was made before there were any, or none could be made.
+
+    Raises:
+        UserError: If the registry's file is gone or another one.
+        Unavailable: If the registry does not answer.
+    """
+    statement = released if isinstance(released, Statement) else released.statement
+    sha256 = drift_sha256(statement)
+    if not sha256:
+        return None
+    path = cached_drift(layout, sha256)
+    if path.is_file() and sha256_file(path) == sha256:
+        return path
+    where = _where(layout, statement.model, statement.version)
+    found = artifacts.download(layout, where, DRIFT, path)
+    if found != sha256:
+        path.unlink()
+        raise UserError(
+            f"{statement.model} version {statement.version}: the registry's drift graph is damaged "
+            f"or was exchanged: sha256 {found}, released {sha256}; `prong repair` puts back what "
+            "is still here"
+        )
+    return path
 
 
 def version_file(layout: Layout, version: Version) -> Path:
