@@ -56,6 +56,7 @@ STAGE_SOURCES: dict[str, tuple[str, ...]] = {
         "pipelines/core/files.py",
         "pipelines/core/fingerprints.py",
         "pipelines/core/own_code.py",
+        "pipelines/core/processors.py",
         "pipelines/data/prepared.py",
         "pipelines/export",
         "pipelines/systems/onnx",
