@@ -18,6 +18,7 @@ from pipelines.cli.predict_command import predict
 from pipelines.cli.score_command import score
 from pipelines.cli.search_command import search
 from pipelines.cli.shared_arguments import AsJson, Name
+from pipelines.cli.triton_command import triton
 from pipelines.core.errors import Failed, UserError, disk_error
 from pipelines.core.text import print_anything, shown, shown_lines
 
@@ -88,6 +89,7 @@ app.command()(registry_commands.gates)
 
 app.command()(predict)
 app.command()(score)
+app.command()(triton)
 app.command()(registry_commands.promote)
 app.command()(registry_commands.rollback)
 app.command()(registry_commands.history)

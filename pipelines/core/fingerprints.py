@@ -46,6 +46,7 @@ STAGE_SOURCES: dict[str, tuple[str, ...]] = {
         "pipelines/data",
         "pipelines/export",
         "pipelines/systems/onnx/category_inputs.py",
+        "pipelines/systems/onnx/graph_values.py",
         "pipelines/systems/onnx/metadata.py",
         "pipelines/systems/onnx/serialise.py",
         "pipelines/tasks",

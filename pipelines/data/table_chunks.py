@@ -31,7 +31,7 @@ _LONGEST_LINE = 2**24
 
 
 @dataclass(frozen=True)
-class Fault:
+class TableFault:
     """A line that is no row.
 
     Attributes:
@@ -43,7 +43,7 @@ class Fault:
     reason: str
 
 
-def chunks(path: Path, where: str, size: int) -> Iterator[Table | Fault]:
+def chunks(path: Path, where: str, size: int) -> Iterator[Table | TableFault]:
     """Yield the rows of a table, at most `size` at a time, and the lines that are none, in order.
 
     Args:
@@ -53,7 +53,7 @@ def chunks(path: Path, where: str, size: int) -> Iterator[Table | Fault]:
 
     Raises:
         UserError: If it cannot be read or its column names are wrong. What is found wrong after
-            the column names is a `Fault` instead.
+            the column names is a `TableFault` instead.
     """
     if not is_table(path.name):
         raise UserError(f"{where}: no table; allowed: {', '.join(ENDINGS)}")
@@ -61,7 +61,7 @@ def chunks(path: Path, where: str, size: int) -> Iterator[Table | Fault]:
     yield from found(path, where, size)
 
 
-def _parquet(path: Path, where: str, size: int) -> Iterator[Table | Fault]:
+def _parquet(path: Path, where: str, size: int) -> Iterator[Table | TableFault]:
     import pyarrow as arrow  # here, because it takes a moment and most tables are CSVs
     import pyarrow.parquet as parquet
 
@@ -76,10 +76,10 @@ def _parquet(path: Path, where: str, size: int) -> Iterator[Table | Fault]:
         said = " ".join(str(error).split())[:200]
         if not done:
             raise UserError(f"{where}: not a whole Parquet file: {said}") from None
-        yield Fault(done + 1, f"not read from here on: {said}")
+        yield TableFault(done + 1, f"not read from here on: {said}")
 
 
-def _delimited(path: Path, where: str, size: int) -> Iterator[Table | Fault]:
+def _delimited(path: Path, where: str, size: int) -> Iterator[Table | TableFault]:
     names: list[str] = []
     rows: list[list[str]] = []
     lines: list[int] = []
@@ -110,7 +110,7 @@ def _delimited(path: Path, where: str, size: int) -> Iterator[Table | Fault]:
             rows.clear()
             lines.clear()
         if fault:
-            yield Fault(line, fault)
+            yield TableFault(line, fault)
     if rows:
         yield taken()
     if not names:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 import prong
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
-from pipelines.core.files import atomic_path
+from pipelines.core.files import atomic_directory, atomic_path
 from pipelines.core.fingerprints import code_hash, own_code_of, params_hash
 from pipelines.data.prepared import load_card
+from pipelines.export.triton import write_repository
 from pipelines.systems.onnx.category_inputs import take_texts
 from pipelines.systems.onnx.metadata import (
     IMAGES,
@@ -87,6 +88,7 @@ def export(
     root: Path,
     out: Path,
     weights: Path | None = None,
+    triton: Path | None = None,
 ) -> None:
     """Write a trained network as one ONNX file, and its plain weights beside it.
 
@@ -103,6 +105,7 @@ def export(
         out: The file, replaced atomically.
         weights: File of the plain weights, safetensors, from which another training can start;
             the exporter folds batch normalisation away, so the ONNX file does not hold them all.
+        triton: Folder that becomes a model repository for Triton, with the file as version 1.
 
     Raises:
         UserError: If the network does not fit the data, or is too large for one ONNX file.
@@ -118,6 +121,9 @@ def export(
         temporary.write_bytes(content)
     if weights is not None:
         save_plain(plain, spec.form.classes, weights)
+    if triton is not None:
+        with atomic_directory(triton) as folder:
+            write_repository(folder, params.model_name, out, 1, spec.form.classes)
 
 
 def metadata(

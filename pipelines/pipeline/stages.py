@@ -59,10 +59,11 @@ def evaluate(layout: Layout, params: Params) -> None:
 
 
 def export(layout: Layout, params: Params) -> None:
-    """Make `models/model.onnx` and `models/weights.safetensors`."""
+    """Make `models/model.onnx`, `models/weights.safetensors` and `models/triton`."""
     from pipelines.export.to_onnx import export
 
-    export(layout.trained, layout.prepared, params, layout.root, layout.onnx, layout.weights)
+    places = {"out": layout.onnx, "weights": layout.weights, "triton": layout.triton}
+    export(layout.trained, layout.prepared, params, layout.root, **places)
 
 
 def verify(layout: Layout, params: Params) -> None:

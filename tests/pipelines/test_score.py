@@ -18,7 +18,7 @@ import pytest
 from small_models import CLASSES, classifier, reconstruction, regression, write_images
 
 from pipelines.core.errors import UserError
-from pipelines.serving.batch.score import Scored, quarantine_of, score
+from pipelines.serving.batch.score import ScoredInputs, quarantine_of, score
 from pipelines.systems.onnx.runtime import OnnxModel
 
 
@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     return OnnxModel.load(classifier(tmp_path_factory.mktemp("model") / "m.onnx"), "cpu")
 
 
-def run(model: OnnxModel, path: Path, out: Path, **more: bool) -> Scored:
+def run(model: OnnxModel, path: Path, out: Path, **more: bool) -> ScoredInputs:
     return score(model, path, out, name="m", version=7, checkout=out.parent, **more)
 
 

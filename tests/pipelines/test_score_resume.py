@@ -16,8 +16,8 @@ from small_models import CLASSES, classifier, regression, write_images
 
 from pipelines.core.errors import Failed, UserError, disk_error
 from pipelines.serving.batch import score as scoring
-from pipelines.serving.batch.score import Scored, quarantine_of, score
-from pipelines.serving.batch.score_parts import Parts
+from pipelines.serving.batch.score import ScoredInputs, quarantine_of, score
+from pipelines.serving.batch.score_parts import ScoreParts
 from pipelines.systems.locks import take
 from pipelines.systems.onnx.runtime import OnnxModel
 
@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     return OnnxModel.load(classifier(tmp_path_factory.mktemp("model") / "m.onnx"), "cpu")
 
 
-def run(model: OnnxModel, path: Path, out: Path) -> Scored:
+def run(model: OnnxModel, path: Path, out: Path) -> ScoredInputs:
     return score(model, path, out, name="m", version=7, checkout=out.parent)
 
 
@@ -100,14 +100,14 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
-    add = Parts.add
+    add = ScoreParts.add
 
-    def added(self: Parts, batches: Any) -> None:
+    def added(self: ScoreParts, batches: Any) -> None:
         add(self, batches)
         if self.done >= BATCH * parts:
             raise Stopped
 
-    monkeypatch.setattr(Parts, "add", added)
+    monkeypatch.setattr(ScoreParts, "add", added)
 
 
 def test_a_run_that_was_ended_is_gone_on_with_to_the_same_file(

@@ -19,7 +19,7 @@ _READ = 2**16  # bytes
 
 
 @dataclass(frozen=True)
-class Listed:
+class FolderListing:
     """A list of files.
 
     Attributes:
@@ -44,7 +44,7 @@ class Listed:
                     at += 1
 
 
-def list_files(folder: Path, into: Path) -> Listed:
+def list_files(folder: Path, into: Path) -> FolderListing:
     """List all that is below a folder and is no folder, in a fixed order.
 
     Links to files are followed, and so are links to folders outside, each once; links to folders
@@ -66,7 +66,7 @@ def list_files(folder: Path, into: Path) -> Listed:
             size, changed = _facts(entry)
             digest.update(b"%b\0%d %d\0" % (encoded, size, changed))
             count += 1
-    return Listed(into, count, digest.hexdigest())
+    return FolderListing(into, count, digest.hexdigest())
 
 
 def _walk(folder: Path, own: Path) -> Iterator[tuple[os.DirEntry[str], str]]:

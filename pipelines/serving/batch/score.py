@@ -37,8 +37,8 @@ from pipelines.serving.batch.score_columns import (
     AnswerColumns,
     Batch,
 )
-from pipelines.serving.batch.score_inputs import Inputs, Source, identity, source_of
-from pipelines.serving.batch.score_parts import LISTING, Parts, held
+from pipelines.serving.batch.score_inputs import InputSource, NamedInputs, identity, source_of
+from pipelines.serving.batch.score_parts import LISTING, ScoreParts, held
 from pipelines.systems.onnx.runtime import OnnxModel
 from pipelines.tasks.named import task_of
 
@@ -52,7 +52,7 @@ _MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredInputs:
     """What a scoring came to.
 
     Attributes:
@@ -87,7 +87,7 @@ def score(
     version: int,
     checkout: Path,
     overwrite: bool = False,
-) -> Scored:
+) -> ScoredInputs:
     """Write a model's answers for many inputs.
 
     Args:
@@ -131,7 +131,7 @@ def score(
             inputs, quarantined = parts.done, parts.quarantined
             _write(parts, columns, out, facts)
             parts.remove()
-    return Scored(
+    return ScoredInputs(
         out,
         quarantine_of(out) if quarantined else None,
         inputs,
@@ -185,7 +185,9 @@ def batch_size(model: OnnxModel) -> int:
     return max(1, min(_LARGEST_BATCH, _BATCH_BYTES // max(bytes_each, 1)))
 
 
-def _answer(model: OnnxModel, source: Source, columns: AnswerColumns, parts: Parts) -> None:
+def _answer(
+    model: OnnxModel, source: InputSource, columns: AnswerColumns, parts: ScoreParts
+) -> None:
     """Answer what no part answers yet, part by part."""
     size = batch_size(model)
     rows = model.form.kind == "rows"
@@ -212,9 +214,9 @@ def _answer(model: OnnxModel, source: Source, columns: AnswerColumns, parts: Par
             parts.add(pending)
 
 
-def _batches(found: Iterable[Inputs], size: int) -> Iterator[Inputs]:
+def _batches(found: Iterable[NamedInputs], size: int) -> Iterator[NamedInputs]:
     """Yield the same inputs, `size` at a time; so a batch does not depend on where a run began."""
-    waiting: list[Inputs] = []
+    waiting: list[NamedInputs] = []
     count = 0
     for inputs in found:
         rest = inputs
@@ -229,13 +231,13 @@ def _batches(found: Iterable[Inputs], size: int) -> Iterator[Inputs]:
         yield _joined(waiting)
 
 
-def _joined(several: list[Inputs]) -> Inputs:
+def _joined(several: list[NamedInputs]) -> NamedInputs:
     names = [name for one in several for name in one.names]
     reasons = [reason for one in several for reason in one.reasons]
-    return Inputs(names, reasons, np.concatenate([one.arrays for one in several]))
+    return NamedInputs(names, reasons, np.concatenate([one.arrays for one in several]))
 
 
-def _asked(model: OnnxModel, columns: AnswerColumns, inputs: Inputs, size: int) -> Batch:
+def _asked(model: OnnxModel, columns: AnswerColumns, inputs: NamedInputs, size: int) -> Batch:
     if not len(inputs.arrays):
         return inputs.names, inputs.reasons, None
     kept = columns.kept(model.answers(inputs.arrays, batch=size), inputs.arrays)
@@ -249,7 +251,7 @@ def _asked(model: OnnxModel, columns: AnswerColumns, inputs: Inputs, size: int) 
     return inputs.names, reasons, kept[finite]
 
 
-def _write(parts: Parts, columns: AnswerColumns, out: Path, facts: dict[str, Any]) -> None:
+def _write(parts: ScoreParts, columns: AnswerColumns, out: Path, facts: dict[str, Any]) -> None:
     """Write the list of inputs without an answer, and then the file; check both."""
     quarantine = quarantine_of(out)
     if parts.quarantined:
@@ -262,7 +264,7 @@ def _write(parts: Parts, columns: AnswerColumns, out: Path, facts: dict[str, Any
         _check(temporary, quarantine if parts.quarantined else None, parts.done)
 
 
-def _write_quarantine(parts: Parts, into: Path) -> None:
+def _write_quarantine(parts: ScoreParts, into: Path) -> None:
     with into.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow((NUMBER, PATH, REASON))
@@ -272,7 +274,9 @@ def _write_quarantine(parts: Parts, into: Path) -> None:
             writer.writerows(zip(*chosen.values(), strict=True))
 
 
-def _write_rows(parts: Parts, columns: AnswerColumns, into: Path, facts: dict[str, Any]) -> None:
+def _write_rows(
+    parts: ScoreParts, columns: AnswerColumns, into: Path, facts: dict[str, Any]
+) -> None:
     """Write the rows in groups whose size does not depend on that of the parts."""
     schema = columns.final_schema(facts)
     group = max(1024, min(_LARGEST_GROUP, _GROUP_BYTES // (8 * (columns.width + 4))))

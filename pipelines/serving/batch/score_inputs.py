@@ -22,9 +22,9 @@ from pipelines.data import archives
 from pipelines.data.collection import Encoded
 from pipelines.data.images import decode
 from pipelines.data.read_rows import encoded
-from pipelines.data.table_chunks import Fault, chunks
+from pipelines.data.table_chunks import TableFault, chunks
 from pipelines.data.table_file import ENDINGS, Table, is_table
-from pipelines.serving.batch.folder_listing import Listed
+from pipelines.serving.batch.folder_listing import FolderListing
 from pipelines.tasks.form import Form
 
 _IMAGES = 32  # per unit of work
@@ -34,7 +34,7 @@ _HEAVY = 2**20  # what a unit of work is taken to weigh whose size is not known
 
 
 @dataclass(frozen=True)
-class Inputs:
+class NamedInputs:
     """Some inputs that follow one another.
 
     Attributes:
@@ -47,16 +47,16 @@ class Inputs:
     reasons: list[str]
     arrays: NDArray[Any]
 
-    def split(self, at: int) -> tuple[Inputs, Inputs]:
+    def split(self, at: int) -> tuple[NamedInputs, NamedInputs]:
         """Return the first so many inputs, and the others."""
         readable = sum(not reason for reason in self.reasons[:at])
         return (
-            Inputs(self.names[:at], self.reasons[:at], self.arrays[:readable]),
-            Inputs(self.names[at:], self.reasons[at:], self.arrays[readable:]),
+            NamedInputs(self.names[:at], self.reasons[:at], self.arrays[:readable]),
+            NamedInputs(self.names[at:], self.reasons[at:], self.arrays[readable:]),
         )
 
 
-class Source(Protocol):
+class InputSource(Protocol):
     """Where inputs come from."""
 
     @property
@@ -66,7 +66,7 @@ class Source(Protocol):
     def pieces(self, start: int) -> Iterator[Any]:
         """Yield units of work from the input of that number on; for one thread."""
 
-    def inputs(self, piece: Any) -> Inputs:
+    def inputs(self, piece: Any) -> NamedInputs:
         """Return the inputs of a unit of work; called by several threads."""
 
     def weight(self, piece: Any) -> int:
@@ -86,7 +86,7 @@ class _ImageSource:
     def __init__(self, form: Form) -> None:
         self._form = form
 
-    def inputs(self, piece: Images) -> Inputs:
+    def inputs(self, piece: Images) -> NamedInputs:
         form, names, reasons = self._form, [], []
         arrays = []
         for name, content in piece:
@@ -109,7 +109,7 @@ class _ImageSource:
             except (UserError, OSError) as error:
                 reasons.append(shown(error) or type(error).__name__)
         empty = np.zeros((0, *form.input_shape), form.dtype)
-        return Inputs(names, reasons, np.stack(arrays) if arrays else empty)
+        return NamedInputs(names, reasons, np.stack(arrays) if arrays else empty)
 
     def weight(self, piece: Images) -> int:
         return sum(len(one) for _, one in piece if isinstance(one, bytes)) or _HEAVY
@@ -124,7 +124,7 @@ class FolderOfImages(_ImageSource):
         form: Of the model.
     """
 
-    def __init__(self, folder: Path, listed: Listed, form: Form) -> None:
+    def __init__(self, folder: Path, listed: FolderListing, form: Form) -> None:
         super().__init__(form)
         self._folder, self._listed = folder, listed
 
@@ -173,11 +173,11 @@ class ArchiveOfImages(_ImageSource):
             yield piece
 
 
-Rows = tuple[str, Table | Fault | UserError]
+Rows = tuple[str, Table | TableFault | UserError]
 """A table's name, and some of its rows, a line that is none, or why it cannot be read."""
 
 
-class Tables:
+class TableRows:
     """The rows of tables.
 
     Args:
@@ -189,7 +189,7 @@ class Tables:
 
     count = None
 
-    def __init__(self, folder: Path, listed: Listed | None, form: Form) -> None:
+    def __init__(self, folder: Path, listed: FolderListing | None, form: Form) -> None:
         self._folder, self._listed, self._form = folder, listed, form
 
     def _files(self) -> Iterator[tuple[str, Path]]:
@@ -218,21 +218,21 @@ class Tables:
                     yield name, error
                 at += 1
 
-    def inputs(self, piece: Rows) -> Inputs:
+    def inputs(self, piece: Rows) -> NamedInputs:
         """Return the rows of a piece; cells that hold no number make a row unreadable."""
         name, found = text_of(piece[0]), piece[1]
         empty = np.zeros((0, *self._form.input_shape), self._form.dtype)
         if isinstance(found, UserError):
-            return Inputs([name], [shown(found)], empty)
-        if isinstance(found, Fault):
-            return Inputs([f"{name}:{found.line}"], [found.reason], empty)
+            return NamedInputs([name], [shown(found)], empty)
+        if isinstance(found, TableFault):
+            return NamedInputs([f"{name}:{found.line}"], [found.reason], empty)
         names = [f"{name}:{line}" for line in found.lines]
         try:
-            return Inputs(names, [""] * len(names), encoded(found, self._form)[0])
+            return NamedInputs(names, [""] * len(names), encoded(found, self._form)[0])
         except UserError:
             return self._one_by_one(found, names, empty)
 
-    def _one_by_one(self, table: Table, names: list[str], empty: NDArray[Any]) -> Inputs:
+    def _one_by_one(self, table: Table, names: list[str], empty: NDArray[Any]) -> NamedInputs:
         reasons, rows = [], [empty]
         for at in range(len(table)):
             try:
@@ -242,7 +242,7 @@ class Tables:
                 if self._lacks_columns(table):
                     raise
                 reasons.append(shown(error))
-        return Inputs(names, reasons, np.concatenate(rows))
+        return NamedInputs(names, reasons, np.concatenate(rows))
 
     def _lacks_columns(self, table: Table) -> bool:
         """Say whether the only table there is lacks columns, so that no row can be answered."""
@@ -262,7 +262,7 @@ def is_archive(name: str) -> bool:
     )
 
 
-def source_of(path: Path, listed: Listed | None, form: Form) -> Source:
+def source_of(path: Path, listed: FolderListing | None, form: Form) -> InputSource:
     """Return the inputs at a path.
 
     Args:
@@ -280,7 +280,7 @@ def source_of(path: Path, listed: Listed | None, form: Form) -> Source:
                 f"{said}: the model takes rows; allowed: a folder of tables, or a table "
                 f"({', '.join(ENDINGS)})"
             )
-        return Tables(path, listed, form)
+        return TableRows(path, listed, form)
     if listed is not None:
         return FolderOfImages(path, listed, form)
     if is_archive(path.name):

@@ -30,7 +30,7 @@ _NAME = re.compile(r"([0-9]{12})-([0-9]{12})\.parquet")
 
 
 @dataclass(frozen=True)
-class Part:
+class FinishedPart:
     """A finished part.
 
     Attributes:
@@ -46,7 +46,7 @@ class Part:
     quarantined: int
 
 
-class Parts:
+class ScoreParts:
     """The parts of one result.
 
     Args:
@@ -55,7 +55,7 @@ class Parts:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._found: list[Part] = []
+        self._found: list[FinishedPart] = []
         self._columns: AnswerColumns
         self._key: str
 
@@ -146,13 +146,13 @@ class Parts:
         return table if sound and end > start else None
 
 
-def _part(start: int, table: Any, path: Path) -> Part:
+def _part(start: int, table: Any, path: Path) -> FinishedPart:
     missing = table.num_rows - table.column(REASON).null_count
-    return Part(start, start + table.num_rows, path, missing)
+    return FinishedPart(start, start + table.num_rows, path, missing)
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[Parts]:
+def held(folder: Path) -> Iterator[ScoreParts]:
     """Make the folder of the parts, and keep other processes out of it.
 
     Raises:
@@ -177,7 +177,7 @@ def held(folder: Path) -> Iterator[Parts]:
             raise UserError(f"{shown(folder)}: another process was at work; run it again")
         for left in (*folder.glob(".*.parquet.*"), *folder.glob(f".{_KEY}.*")):
             left.unlink()  # of a writer that was killed
-        parts = Parts(folder)
+        parts = ScoreParts(folder)
         try:
             yield parts
         finally:

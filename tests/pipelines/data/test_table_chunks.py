@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.core.errors import UserError
-from pipelines.data.table_chunks import Fault, chunks
+from pipelines.data.table_chunks import TableFault, chunks
 from pipelines.data.table_file import Table, read
 
 CELLS = st.text(alphabet='ab1.,;\t|" \n\r\u00e9\u0301NAtrue', max_size=6)
 
 
-def pieces(path: Path, size: int) -> tuple[dict[str, list[str]], list[int], list[Fault]]:
+def pieces(path: Path, size: int) -> tuple[dict[str, list[str]], list[int], list[TableFault]]:
     cells: dict[str, list[str]] = {}
     lines: list[int] = []
     faults = []
     for piece in chunks(path, path.name, size):
-        if isinstance(piece, Fault):
+        if isinstance(piece, TableFault):
             faults.append(piece)
             continue
         assert 1 <= len(piece) <= size
