@@ -16,10 +16,11 @@ from torch import Tensor, nn
 import prong
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
-from pipelines.core.files import atomic_path
+from pipelines.core.files import atomic_directory, atomic_path
 from pipelines.core.fingerprints import code_hash, own_code_of, params_hash
 from pipelines.data.prepared import load_card, load_split
 from pipelines.drift.fit_drift import fit
+from pipelines.export.triton import write_repository
 from pipelines.systems.onnx.category_inputs import take_texts
 from pipelines.systems.onnx.metadata import (
     IMAGES,
@@ -90,8 +91,9 @@ def export(
     out: Path,
     weights: Path | None = None,
     drift: Path | None = None,
+    triton: Path | None = None,
 ) -> list[str]:
-    """Write a trained network as one ONNX file, its plain weights and drift graph beside it.
+    """Write a trained network as one ONNX file; its weights, drift graph and Triton's folder too.
 
     Inputs are `images`, uint8 [batch, channels, size, size], normalised inside the graph; or, of a
     table, `numbers` double [batch, numbers] and `categories` string [batch, categories]. Outputs
@@ -107,6 +109,7 @@ def export(
         weights: File of the plain weights, safetensors, from which another training can start;
             the exporter folds batch normalisation away, so the ONNX file does not hold them all.
         drift: File of the drift graph, see `pipelines.drift.fit_drift`; empty if none can be made.
+        triton: Folder that becomes a model repository for Triton, with the file as version 1.
 
     Returns:
         Warnings: why there is no drift graph.
@@ -125,6 +128,9 @@ def export(
         temporary.write_bytes(content)
     if weights is not None:
         save_plain(plain, spec.form.classes, weights)
+    if triton is not None:
+        with atomic_directory(triton) as folder:
+            write_repository(folder, params.model_name, out, 1, spec.form.classes)
     return [] if drift is None else _export_drift(content, prepared, drift)
 
 

@@ -59,10 +59,11 @@ def evaluate(layout: Layout, params: Params) -> None:
 
 
 def export(layout: Layout, params: Params) -> None:
-    """Make `models/model.onnx`, `weights.safetensors` and `drift.onnx`."""
+    """Make `models/model.onnx`, `weights.safetensors`, `drift.onnx` and `triton`."""
     from pipelines.export.to_onnx import export
 
-    places = {"out": layout.onnx, "weights": layout.weights, "drift": layout.drift}
+    places = {"out": layout.onnx, "weights": layout.weights}
+    places |= {"drift": layout.drift, "triton": layout.triton}
     for warning in export(layout.trained, layout.prepared, params, layout.root, **places):
         print(f"  export: {shown(warning)}", flush=True)
 

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from pipelines.core.errors import UserError
+from pipelines.core.processors import processors, whole_processors
 from pipelines.systems.onnx.inputs_by_name import fed
 from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.model_file import read_checked
@@ -108,10 +109,8 @@ def _session(
 
         ort.preload_dlls()
         chosen.insert(0, (_NAMES["cuda"], {"use_tf32": int(tf32)}))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or _threads()
     try:
-        session = ort.InferenceSession(content, options, providers=chosen)
+        session = ort.InferenceSession(content, _options(threads), providers=chosen)
     except _FAILURES as error:
         raise _Broken.of(error) from None
     runs = session.get_providers()[0]  # the session falls back without raising
@@ -120,11 +119,23 @@ def _session(
     return session
 
 
+def _options(threads: int | None) -> Any:
+    """Return the options of a session that uses the processors it was given and no others."""
+    options = ort.SessionOptions()
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = threads or _threads()
+    if processors() < len(os.sched_getaffinity(0)):
+        # A thread that waits by spinning would use up the quota of those that work.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
 def _threads() -> int:
-    """Return the cores this process may use, or fewer where OMP_NUM_THREADS says so."""
-    cores = len(os.sched_getaffinity(0))
+    """Return the processors this process may use, or fewer where OMP_NUM_THREADS says so."""
+    count = whole_processors()
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(asked)) if asked.isdigit() and int(asked) else cores
+    return min(count, int(asked)) if asked.isdigit() and int(asked) else count
 
 
 class OnnxModel:
@@ -167,7 +178,8 @@ class OnnxModel:
             provider: `auto` takes CUDA where it really runs, else the CPU.
             tf32: Whether CUDA may round products to TF32, about 1e-3 off float32.
             asked: By what setting the user chose the provider, for messages.
-            threads: That share one operator on the CPU; default: one per core.
+            threads: That share one operator on the CPU; default: one for each whole processor
+                that this process may use, a quota counted.
 
         Raises:
             UserError: If the file is unreadable, not one whole model of this project, refers to
