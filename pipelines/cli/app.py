@@ -16,6 +16,7 @@ import typer
 from pipelines.cli import new_project, registry_commands
 from pipelines.cli.search_command import search
 from pipelines.cli.shared_arguments import AsJson, Name
+from pipelines.cli.variants_command import variants
 from pipelines.core.errors import Failed, UserError, disk_error
 from pipelines.core.text import print_anything, shown, shown_lines
 
@@ -85,6 +86,7 @@ def join() -> None:
 app.command()(search)
 app.command()(registry_commands.models)
 app.command()(registry_commands.gates)
+app.command()(variants)
 
 
 @app.command()

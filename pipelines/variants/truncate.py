@@ -1,0 +1,180 @@
+"""The spectrally truncated variant: as few whitened units a layer as the margin of error allows.
+
+A whitened layer's units are uncorrelated, so the spectrum of its weights in whitened coordinates
+says what dropping each costs (`prong.compress`). The largest truncation is taken whose rise of the
+error, as estimated on the validation split, stays within `gates.margin`. All of it is computed in
+float64 on one thread and rounded once, so that equal networks give equal bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import nn
+
+import prong
+from pipelines.core.errors import UserError
+from pipelines.data.prepared import Split, load_split
+from pipelines.evaluation.scoring import fitted
+from pipelines.export.to_onnx import folded, onnx_bytes
+from pipelines.registry.start_weights import released_weights
+from pipelines.systems.onnx.model_file import opset
+from pipelines.systems.onnx.runtime import OnnxModel
+from pipelines.tasks.named import task_of
+from pipelines.tasks.task import Task
+from pipelines.training.network import describe, load, plain
+from pipelines.variants.base import Base, NotMade
+
+TOLERANCES = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
+"""Relative errors of a layer's output that are tried, the largest first."""
+SAMPLES = 2000
+"""Training examples for the spectra."""
+_BATCH = 250
+_PROBED = 32  # examples by which a network is known to be the champion's
+
+
+def truncated(base: Base) -> tuple[bytes, str]:
+    """Return the truncated variant of a champion, and how it was made, in one line.
+
+    Args:
+        base: The champion.
+
+    Raises:
+        NotMade: If its network is not at hand, has no layer that can be truncated, or no
+            truncation stays within the margin.
+    """
+    network = champions_network(base)
+    task = task_of(base.card.form, base.layout.root)
+    split, inputs = _estimated_on(base)
+    before = _errors(network, task, split, inputs)
+    margin = base.params.gates.margin
+    with _one_thread(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*Less than half is whitened", UserWarning)
+        try:
+            whitened = prong.whiten(copy.deepcopy(network).double())
+        except ValueError as error:
+            raise NotMade(f"no layer can be truncated: {error}") from None
+        examples = _examples(base)
+        for tolerance in TOLERANCES:
+            smaller, layers = prong.compress(
+                whitened, examples, tolerance=tolerance, samples=SAMPLES
+            )
+            smaller = smaller.float().eval()
+            rise = task.rise(_errors(smaller, task, split, inputs), before)
+            if rise <= margin:
+                content = onnx_bytes(smaller, task, base.card, opset(base.content))
+                ranks = ", ".join(f"{one.kept} of {one.units}" for one in layers)
+                return content, f"tolerance {tolerance:g}: units kept {ranks}"
+    raise NotMade(
+        f"no truncation keeps the estimated rise of the error within gates.margin ({margin:g}) on "
+        f"{len(inputs)} validation examples"
+    )
+
+
+def _estimated_on(base: Base) -> tuple[Split, NDArray[Any]]:
+    """Return the examples on which the rise of the error is estimated: never the gate's."""
+    for name in ("validation", "train"):
+        split = load_split(base.layout.prepared, name)
+        if len(split.inputs):
+            return split, fitted(split.inputs, base.data.form, base.card.form)
+    raise NotMade("there is no example to estimate the rise of its error on")
+
+
+def _examples(base: Base) -> list[torch.Tensor]:
+    inputs = load_split(base.layout.prepared, "train").inputs[:SAMPLES]
+    taken = torch.from_numpy(fitted(inputs, base.data.form, base.card.form))
+    return [taken[at : at + _BATCH] for at in range(0, len(taken), _BATCH)]
+
+
+def _raw(network: nn.Module, inputs: NDArray[Any]) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        tensor = torch.from_numpy(inputs)
+        parts = [network(tensor[at : at + _BATCH]) for at in range(0, len(inputs), _BATCH)]
+    found: NDArray[np.float32] = torch.cat(parts).numpy()
+    return found
+
+
+def _errors(
+    network: nn.Module, task: Task, split: Split, inputs: NDArray[Any]
+) -> NDArray[np.float64]:
+    raw = _raw(network, inputs)
+    return np.asarray(task.score(raw, split.targets, split.inputs), dtype=np.float64)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch sum in one order: with more threads the last bits would vary."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def champions_network(base: Base) -> nn.Module:
+    """Return the plain torch network that the champion's file was exported from.
+
+    It is the one trained in this checkout, or that of the parameters with the weights that were
+    released with the champion; whichever answers as the champion's file does.
+
+    Args:
+        base: The champion.
+
+    Raises:
+        NotMade: If neither does.
+    """
+    probe = load_split(base.layout.prepared, "train").inputs[:_PROBED]
+    taken = fitted(probe, base.data.form, base.card.form)
+    wanted = OnnxModel.load(base.path, "cpu").raw(taken)
+    reasons: list[str] = []
+    for find in (_trained_here, _released):
+        try:
+            network = find(base)
+        except UserError as error:
+            reasons.append(str(error))
+            continue
+        found = _raw(network, taken)
+        if found.shape == wanted.shape and _close(found, wanted, base.params.gates.parity):
+            return network
+        reasons.append(f"{_WHERE[find.__name__]} is another one")
+    raise NotMade(f"the network behind the champion is not at hand: {_told(reasons)}")
+
+
+def _close(found: NDArray[Any], wanted: NDArray[Any], parity: float) -> bool:
+    scale = max(float(np.abs(wanted).max()), float(np.finfo(np.float32).tiny))
+    return bool(np.abs(found - wanted).max() <= parity * scale)
+
+
+def _told(reasons: Sequence[str]) -> str:
+    return "; ".join(reasons)
+
+
+_WHERE = {
+    "_trained_here": "the one trained in this checkout",
+    "_released": "that of the parameters, with the champion's weights,",
+}
+
+
+def _trained_here(base: Base) -> nn.Module:
+    return folded(load(base.layout.trained)[1])
+
+
+def _released(base: Base) -> nn.Module:
+    path: Path = released_weights(base.layout, base.statement)
+    spec = describe(base.params.train, base.data, base.layout.root)
+    network = plain(spec, base.layout.root)
+    try:
+        network.load_state_dict(load_file(path), strict=True)
+    except RuntimeError:
+        raise UserError("train.* of params.yaml describes another network") from None
+    return network.eval()
