@@ -1,9 +1,10 @@
 """The spectrally truncated variant: as few whitened units a layer as the margin of error allows.
 
 A whitened layer's units are uncorrelated, so the spectrum of its weights in whitened coordinates
-says what dropping each costs (`prong.compress`). The largest truncation is taken whose rise of the
-error, as estimated on the validation split, stays within `gates.margin`. All of it is computed in
-float64 on one thread and rounded once, so that equal networks give equal bytes.
+says what dropping each costs (`prong.compress`). Of the tolerances tried the largest is taken whose
+rise of the error, as estimated on the validation split (the upper 95 % bound), stays within
+`gates.margin`. Layers that would not get smaller stay as they are. All of it is computed in float64
+on one thread and rounded once, so that equal networks give equal bytes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pipelines.systems.onnx.model_file import opset
 from pipelines.systems.onnx.runtime import OnnxModel
 from pipelines.tasks.named import task_of
 from pipelines.tasks.task import Task
-from pipelines.training.network import describe, load, plain
+from pipelines.training.network import BODY, describe, load, plain
 from pipelines.variants.base import Base, NotMade
 
 TOLERANCES = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
@@ -57,27 +58,62 @@ def truncated(base: Base) -> tuple[bytes, str]:
     split, inputs = _estimated_on(base)
     before = _errors(network, task, split, inputs)
     margin = base.params.gates.margin
-    with _one_thread(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*Less than half is whitened", UserWarning)
-        try:
-            whitened = prong.whiten(copy.deepcopy(network).double())
-        except ValueError as error:
-            raise NotMade(f"no layer can be truncated: {error}") from None
-        examples = _examples(base)
+    with _one_thread():
+        examples, gained = _examples(base), False
         for tolerance in TOLERANCES:
-            smaller, layers = prong.compress(
-                whitened, examples, tolerance=tolerance, samples=SAMPLES
-            )
-            smaller = smaller.float().eval()
+            found = _truncation(network, examples, tolerance)
+            if found is None:
+                continue
+            gained = True
+            smaller, ranks = found
             rise = task.rise(_errors(smaller, task, split, inputs), before)
             if rise <= margin:
                 content = onnx_bytes(smaller, task, base.card, opset(base.content))
-                ranks = ", ".join(f"{one.kept} of {one.units}" for one in layers)
-                return content, f"tolerance {tolerance:g}: units kept {ranks}"
+                return content, f"rank {ranks}; relative error of each layer up to {tolerance:g}"
+    if not gained:
+        raise NotMade("no layer gets smaller: their spectra are too flat, or they are too small")
     raise NotMade(
-        f"no truncation keeps the estimated rise of the error within gates.margin ({margin:g}) on "
-        f"{len(inputs)} validation examples"
+        "no truncation that makes a layer smaller keeps the estimated rise of the error within "
+        f"gates.margin ({margin:g}) on {len(inputs)} validation examples"
     )
+
+
+def _truncation(
+    network: nn.Module, examples: Sequence[torch.Tensor], tolerance: float
+) -> tuple[nn.Module, str] | None:
+    """Return a network whose layers are of lower rank where that makes them smaller, and the ranks.
+
+    Args:
+        network: Plain; not changed.
+        examples: For the spectra.
+        tolerance: Largest relative error of each layer's output.
+
+    Returns:
+        None if no layer gets smaller.
+
+    Raises:
+        NotMade: If no layer can be truncated.
+    """
+    _, layers = _compressed(network, examples, tolerance, None)
+    worthwhile = [layer.name for layer in layers if layer.split]
+    if not worthwhile:
+        return None
+    # The others stay exact: the error that the margin allows is spent where it gains something.
+    smaller, layers = _compressed(network, examples, tolerance, worthwhile)
+    ranks = (f"{one.kept} of {one.units} ({one.name.removeprefix(BODY)})" for one in layers)
+    return smaller.float().eval(), ", ".join(ranks)
+
+
+def _compressed(
+    network: nn.Module, examples: Sequence[torch.Tensor], tolerance: float, only: list[str] | None
+) -> tuple[nn.Module, list[prong.Compression]]:
+    with warnings.catch_warnings():  # how much can be truncated is told by the result
+        warnings.filterwarnings("ignore", ".*Less than half is whitened", UserWarning)
+        try:
+            whitened = prong.whiten(copy.deepcopy(network).double(), include=only)
+        except ValueError as error:
+            raise NotMade(f"no layer can be truncated: {error}") from None
+    return prong.compress(whitened, examples, tolerance=tolerance, samples=SAMPLES)
 
 
 def _estimated_on(base: Base) -> tuple[Split, NDArray[Any]]:
