@@ -24,10 +24,10 @@ def variants(
     Exit code 1 if none could be judged; a variant that a gate blocks is no error.
     """
     from pipelines.core.environment import open_checkout
-    from pipelines.variants.comparison import as_json as json_of
-    from pipelines.variants.comparison import show
     from pipelines.variants.kinds import KINDS
     from pipelines.variants.make_variants import JSON, PICTURE, make_variants
+    from pipelines.variants.side_by_side import as_json as json_of
+    from pipelines.variants.side_by_side import show
 
     layout, params = open_checkout()
     model = name or params.model_name

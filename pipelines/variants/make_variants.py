@@ -8,12 +8,12 @@ from pipelines.core.config import Params
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.provenance import keys
-from pipelines.variants.base import Base, NotMade, base_of
-from pipelines.variants.build import build
-from pipelines.variants.comparison import NOT_MADE, Row, champions_row, row_of, write
+from pipelines.variants.approximated import NotMade, VariantBase, base_of
+from pipelines.variants.bars import draw
+from pipelines.variants.build_variant import build
 from pipelines.variants.kinds import KINDS
-from pipelines.variants.picture import draw
-from pipelines.variants.release import Released, release
+from pipelines.variants.release_variant import VariantRelease, release
+from pipelines.variants.side_by_side import NOT_MADE, VariantRow, champions_row, row_of, write
 
 JSON, PICTURE = "variants.json", "variants.png"
 """Of the folder of reports."""
@@ -25,7 +25,7 @@ def make_variants(
     model: str,
     kinds: Sequence[str] = KINDS,
     say: Callable[[str], None] = lambda line: None,
-) -> list[Row]:
+) -> list[VariantRow]:
     """Make, register and judge the variants of a champion; those that pass go live.
 
     Each is a version of a registered model of its own, such as `digits-int8`. What was made,
@@ -54,8 +54,8 @@ def make_variants(
         raise UserError(f"--only {unknown[0]!r}: allowed: {', '.join(KINDS)}")
     base = base_of(layout, params, model)
     keys.signing_key(layout)  # of a champion that was released: never a new one
-    rows: list[Row] = []
-    judged: list[Released] = []
+    rows: list[VariantRow] = []
+    judged: list[VariantRelease] = []
     for kind in dict.fromkeys(kinds):
         say(f"{base.name_of(kind)} …")
         row, released = _one(base, kind)
@@ -67,10 +67,10 @@ def make_variants(
     return found
 
 
-def _one(base: Base, kind: str) -> tuple[Row, Released | None]:
+def _one(base: VariantBase, kind: str) -> tuple[VariantRow, VariantRelease | None]:
     try:
         built = build(base, kind)
     except NotMade as error:
-        return Row(base.name_of(kind), NOT_MADE, None, str(error)), None
+        return VariantRow(base.name_of(kind), NOT_MADE, None, str(error)), None
     released = release(base, built)
     return row_of(released, built.how), released

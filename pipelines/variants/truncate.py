@@ -33,7 +33,7 @@ from pipelines.systems.onnx.runtime import OnnxModel
 from pipelines.tasks.named import task_of
 from pipelines.tasks.task import Task
 from pipelines.training.network import BODY, describe, load, plain
-from pipelines.variants.base import Base, NotMade
+from pipelines.variants.approximated import NotMade, VariantBase
 
 TOLERANCES = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
 """Relative errors of a layer's output that are tried, the largest first."""
@@ -43,7 +43,7 @@ _BATCH = 250
 _PROBED = 32  # examples by which a network is known to be the champion's
 
 
-def truncated(base: Base) -> tuple[bytes, str]:
+def truncated(base: VariantBase) -> tuple[bytes, str]:
     """Return the truncated variant of a champion, and how it was made, in one line.
 
     Args:
@@ -116,7 +116,7 @@ def _compressed(
     return prong.compress(whitened, examples, tolerance=tolerance, samples=SAMPLES)
 
 
-def _estimated_on(base: Base) -> tuple[Split, NDArray[Any]]:
+def _estimated_on(base: VariantBase) -> tuple[Split, NDArray[Any]]:
     """Return the examples on which the rise of the error is estimated: never the gate's."""
     for name in ("validation", "train"):
         split = load_split(base.layout.prepared, name)
@@ -125,7 +125,7 @@ def _estimated_on(base: Base) -> tuple[Split, NDArray[Any]]:
     raise NotMade("there is no example to estimate the rise of its error on")
 
 
-def _examples(base: Base) -> list[torch.Tensor]:
+def _examples(base: VariantBase) -> list[torch.Tensor]:
     inputs = load_split(base.layout.prepared, "train").inputs[:SAMPLES]
     taken = torch.from_numpy(fitted(inputs, base.data.form, base.card.form))
     return [taken[at : at + _BATCH] for at in range(0, len(taken), _BATCH)]
@@ -157,7 +157,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def champions_network(base: Base) -> nn.Module:
+def champions_network(base: VariantBase) -> nn.Module:
     """Return the plain torch network that the champion's file was exported from.
 
     It is the one trained in this checkout, or that of the parameters with the weights that were
@@ -201,11 +201,11 @@ _WHERE = {
 }
 
 
-def _trained_here(base: Base) -> nn.Module:
+def _trained_here(base: VariantBase) -> nn.Module:
     return folded(load(base.layout.trained)[1])
 
 
-def _released(base: Base) -> nn.Module:
+def _released(base: VariantBase) -> nn.Module:
     path: Path = released_weights(base.layout, base.statement)
     spec = describe(base.params.train, base.data, base.layout.root)
     network = plain(spec, base.layout.root)

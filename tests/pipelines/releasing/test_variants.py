@@ -40,11 +40,11 @@ from pipelines.release.rebuild import rebuild
 from pipelines.release.repair import repair
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.onnx.runtime import OnnxModel
-from pipelines.variants import build as building
-from pipelines.variants import release as releasing
-from pipelines.variants.comparison import BLOCKED, LIVE, NOT_MADE, Row
+from pipelines.variants import build_variant as building
+from pipelines.variants import release_variant as releasing
 from pipelines.variants.kinds import limits_of
 from pipelines.variants.make_variants import make_variants
+from pipelines.variants.side_by_side import BLOCKED, LIVE, NOT_MADE, VariantRow
 
 FP16, INT8, TRUNCATED = (f"{MODEL}-{kind}" for kind in ("fp16", "int8", "truncated"))
 
@@ -66,7 +66,7 @@ def made(starts: Starts, layout: Layout) -> FinishedCheckout:
     return replace(found, params=roomy(found.params))
 
 
-def variants(made: FinishedCheckout, *kinds: str) -> dict[str, Row]:
+def variants(made: FinishedCheckout, *kinds: str) -> dict[str, VariantRow]:
     rows = make_variants(made.layout, made.params, MODEL, kinds or ("fp16", "int8", "truncated"))
     return {row.name: row for row in rows}
 

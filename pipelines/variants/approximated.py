@@ -26,7 +26,7 @@ class NotMade(UserError):
 
 
 @dataclass(frozen=True)
-class Base:
+class VariantBase:
     """A champion of which variants are made.
 
     Attributes:
@@ -99,7 +99,7 @@ class Base:
             return read_state(self.layout, client, self.model).live == self.number
 
 
-def base_of(layout: Layout, params: Params, model: str) -> Base:
+def base_of(layout: Layout, params: Params, model: str) -> VariantBase:
     """Return the champion of a model, after statement and bytes held.
 
     Args:
@@ -120,4 +120,4 @@ def base_of(layout: Layout, params: Params, model: str) -> Base:
     client = connect(layout)
     with answering(layout):
         version = get_version(client, model, found.version)
-    return Base(layout, params, version, found.statement, found.path)
+    return VariantBase(layout, params, version, found.statement, found.path)

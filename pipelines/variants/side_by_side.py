@@ -11,15 +11,15 @@ from typing import Any
 from pipelines.core import tables
 from pipelines.core.files import write_json
 from pipelines.gates.finding import Finding
-from pipelines.variants.base import Base
-from pipelines.variants.release import Released, finding_of
+from pipelines.variants.approximated import VariantBase
+from pipelines.variants.release_variant import VariantRelease, finding_of
 
 LIVE, BLOCKED, NOT_MADE = "live", "blocked", "not made"
 """States of a variant: released; not let through by a gate, or put aside; could not be made."""
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantRow:
     """A model, as it was measured; None where it was not.
 
     Attributes:
@@ -52,7 +52,7 @@ class Row:
     blocked_by: tuple[str, ...] = field(default=())
 
 
-def row_of(released: Released, how: str) -> Row:
+def row_of(released: VariantRelease, how: str) -> VariantRow:
     """Return the row of a variant that was judged, now or before."""
     decision = released.decision
     stopped = released.blocked_by
@@ -60,7 +60,7 @@ def row_of(released: Released, how: str) -> Row:
     figures = _figures(decision.findings)
     agreement = finding_of(decision.findings, "agreement")
     reason = how if released.live else decision.reason
-    return Row(
+    return VariantRow(
         released.model,
         state,
         decision.version,
@@ -71,7 +71,7 @@ def row_of(released: Released, how: str) -> Row:
     )
 
 
-def champions_row(base: Base, released: Sequence[Released]) -> Row:
+def champions_row(base: VariantBase, released: Sequence[VariantRelease]) -> VariantRow:
     """Return the row of the champion, as it was measured beside its variants.
 
     Where several were judged, the champion was measured beside each; the last one counts.
@@ -81,7 +81,7 @@ def champions_row(base: Base, released: Sequence[Released]) -> Row:
         figures |= _figures(one.decision.findings)
     measured = _measured(figures, "champion_")
     size = float(base.path.stat().st_size)
-    return Row(base.model, LIVE, base.number, "the champion", **{**measured, "size": size})
+    return VariantRow(base.model, LIVE, base.number, "the champion", **{**measured, "size": size})
 
 
 def _figures(findings: Sequence[Finding]) -> dict[str, float]:
@@ -100,17 +100,17 @@ def _measured(figures: Mapping[str, float], prefix: str) -> dict[str, Any]:
     }
 
 
-def as_json(rows: Sequence[Row]) -> str:
+def as_json(rows: Sequence[VariantRow]) -> str:
     """Return the comparison as JSON."""
     return json.dumps([asdict(row) for row in rows], indent=2, allow_nan=False)
 
 
-def write(rows: Sequence[Row], path: Path) -> None:
+def write(rows: Sequence[VariantRow], path: Path) -> None:
     """Write the comparison as a JSON file."""
     write_json(path, [asdict(row) for row in rows])
 
 
-def show(rows: Sequence[Row]) -> None:
+def show(rows: Sequence[VariantRow]) -> None:
     """Print the comparison as a table; the first row is the champion's."""
     champion = rows[0]
     printed = []

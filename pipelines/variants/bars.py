@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pipelines.core.files import atomic_path
-from pipelines.variants.comparison import LIVE, Row
+from pipelines.variants.side_by_side import LIVE, VariantRow
 
 _CHAMPION, _RELEASED, _OTHER = "#5b6472", "#2a6fbb", "#c9d3de"
-_PANELS: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
+_PANELS: tuple[tuple[str, Callable[[VariantRow], float | None]], ...] = (
     ("error, %", lambda row: None if row.error is None else 100 * row.error),
     ("size, kB", lambda row: None if row.size is None else row.size / 1000),
     ("p50 at batch 1, ms", lambda row: row.p50_ms),
@@ -22,7 +22,7 @@ _PANELS: tuple[tuple[str, Callable[[Row], float | None]], ...] = (
 )
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
+def draw(rows: Sequence[VariantRow], path: Path) -> None:
     """Write the picture as a PNG file.
 
     Args:
@@ -43,13 +43,13 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def _label(row: Row) -> str:
+def _label(row: VariantRow) -> str:
     name = f"{row.name} v{row.version}"
     return name if row.state == LIVE else f"{name}\nblocked: {', '.join(row.blocked_by[:2])}"
 
 
 def _bars(
-    panel: Axes, rows: Sequence[Row], title: str, value: Callable[[Row], float | None]
+    panel: Axes, rows: Sequence[VariantRow], title: str, value: Callable[[VariantRow], float | None]
 ) -> None:
     panel.set_title(title, fontsize=9)
     for place, row in enumerate(rows):

@@ -27,8 +27,8 @@ from pipelines.release.transaction import Transaction, transaction
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.mlflow.leases import leased
 from pipelines.systems.scratch import scratch
-from pipelines.variants.base import Base
-from pipelines.variants.build import Built
+from pipelines.variants.approximated import VariantBase
+from pipelines.variants.build_variant import BuiltVariant
 from pipelines.variants.kinds import limits_of
 
 _GATES = tuple(GATES_OF_VARIANTS)
@@ -36,7 +36,7 @@ _TRIES = 3
 
 
 @dataclass(frozen=True)
-class Released:
+class VariantRelease:
     """What became of a variant.
 
     Attributes:
@@ -64,7 +64,7 @@ class Released:
         return tuple(finding.gate for finding in order)
 
 
-def release(base: Base, built: Built) -> Released:
+def release(base: VariantBase, built: BuiltVariant) -> VariantRelease:
     """Register a variant and let it go live if every gate of variants passes.
 
     What is registered, judged or live already stays so. One that a person rolled back from does not
@@ -99,7 +99,7 @@ def release(base: Base, built: Built) -> Released:
                 with transaction(layout, model) as held:
                     decision = committed(held, base.params, case, "")
             if decision is not None:
-                return Released(model, done.created, judged_now, decision)
+                return VariantRelease(model, done.created, judged_now, decision)
     raise Failed(
         f"{model}: another version of it, or of {base.model}, went live while it was judged; run "
         "again"
@@ -107,7 +107,7 @@ def release(base: Base, built: Built) -> Released:
 
 
 def _known(
-    base: Base, candidate: Version, state: ModelState, limits: VariantLimits
+    base: VariantBase, candidate: Version, state: ModelState, limits: VariantLimits
 ) -> Decision | None:
     """Return the decision if nothing is to be asked; None if the gates are."""
     if state.live == candidate.number:
@@ -118,7 +118,7 @@ def _known(
     return nothing_new(candidate, state, state.live, _question(base, limits), _GATES)
 
 
-def _question(base: Base, limits: VariantLimits) -> dict[str, object]:
+def _question(base: VariantBase, limits: VariantLimits) -> dict[str, object]:
     """Return all that the gates' answers on a variant depend on, beside the variant itself."""
     return {
         registry.VARIANT_OF: base.text,
@@ -128,7 +128,9 @@ def _question(base: Base, limits: VariantLimits) -> dict[str, object]:
     }
 
 
-def _judged(base: Base, candidate: Version, state: ModelState, limits: VariantLimits) -> Case:
+def _judged(
+    base: VariantBase, candidate: Version, state: ModelState, limits: VariantLimits
+) -> Case:
     """Hold a variant to its gates, without a lease, against the champion that it approximates."""
     layout = base.layout
     champion = StoredVersion(layout, base.version, base.statement)
@@ -139,7 +141,7 @@ def _judged(base: Base, candidate: Version, state: ModelState, limits: VariantLi
     return Case(candidate, after, _question(base, limits), findings, _GATES)
 
 
-def _new_version(held: Transaction, base: Base, built: Built) -> tuple[int, str]:
+def _new_version(held: Transaction, base: VariantBase, built: BuiltVariant) -> tuple[int, str]:
     """Upload a variant as a complete version; return its number and its run."""
     layout, client = base.layout, held.client
     made_from = base.lineage_of(built.kind, built.sha256)
@@ -166,7 +168,7 @@ def _new_version(held: Transaction, base: Base, built: Built) -> tuple[int, str]
     return number, run_id
 
 
-def _card(base: Base, built: Built, made_from: dict[str, str]) -> str:
+def _card(base: VariantBase, built: BuiltVariant, made_from: dict[str, str]) -> str:
     lines = [
         f"# {base.name_of(built.kind)}",
         "",

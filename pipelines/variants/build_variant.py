@@ -17,7 +17,7 @@ from pipelines.evaluation.scoring import fitted
 from pipelines.provenance.lineage import versions as package_versions
 from pipelines.registry.outside import Sha256
 from pipelines.registry.version_files import cached_file
-from pipelines.variants.base import Base, NotMade
+from pipelines.variants.approximated import NotMade, VariantBase
 from pipelines.variants.kinds import FP16, INT8, TRUNCATED
 
 CALIBRATION = 512
@@ -27,7 +27,7 @@ _SOURCES = Path(pipelines.__file__).parent
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltVariant:
     """A variant, made and not judged.
 
     Attributes:
@@ -44,14 +44,14 @@ class Built:
 
 
 @checked(frozen=True, config=ConfigDict(extra="forbid", strict=True))
-class _Record:
+class _MadeBefore:
     """What was made of a champion before, in this checkout."""
 
     sha256: Sha256
     how: str
 
 
-def build(base: Base, kind: str) -> Built:
+def build(base: VariantBase, kind: str) -> BuiltVariant:
     """Return a variant of a champion; what was made before from the same is not made again.
 
     Args:
@@ -67,17 +67,17 @@ def build(base: Base, kind: str) -> Built:
     if record is not None:
         path = cached_file(base.layout, record.sha256)
         if path.is_file() and sha256_file(path) == record.sha256:
-            return Built(kind, path, record.sha256, record.how)
+            return BuiltVariant(kind, path, record.sha256, record.how)
     content, how = _MAKERS[kind](base)
     sha256 = hashlib.sha256(content).hexdigest()
     path = cached_file(base.layout, sha256)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
     write_json(place, {"sha256": sha256, "how": how})
-    return Built(kind, path, sha256, how)
+    return BuiltVariant(kind, path, sha256, how)
 
 
-def _recipe(base: Base, kind: str) -> str:
+def _recipe(base: VariantBase, kind: str) -> str:
     """Return the hash of all that a variant's bytes depend on."""
     sources = [_SOURCES / "variants", _SOURCES / "systems/onnx", _SOURCES / "export"]
     return sha256_json(
@@ -92,20 +92,20 @@ def _recipe(base: Base, kind: str) -> str:
     )
 
 
-def _read(place: Path) -> _Record | None:
+def _read(place: Path) -> _MadeBefore | None:
     try:
-        return TypeAdapter(_Record).validate_json(place.read_bytes())
+        return TypeAdapter(_MadeBefore).validate_json(place.read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
 
 
-def _fp16(base: Base) -> tuple[bytes, str]:
+def _fp16(base: VariantBase) -> tuple[bytes, str]:
     from pipelines.systems.onnx.half_precision import half_precision
 
     return half_precision(base.content), "weights and sums in float16"
 
 
-def _int8(base: Base) -> tuple[bytes, str]:
+def _int8(base: VariantBase) -> tuple[bytes, str]:
     from pipelines.systems.onnx.quantised import batches_of, quantised
     from pipelines.systems.onnx.runtime import fed
 
@@ -120,13 +120,13 @@ def _int8(base: Base) -> tuple[bytes, str]:
     return content, f"8-bit integers, ranges by {len(inputs)} training examples"
 
 
-def _truncated(base: Base) -> tuple[bytes, str]:
+def _truncated(base: VariantBase) -> tuple[bytes, str]:
     from pipelines.variants.truncate import truncated  # torch, which the others do without
 
     return truncated(base)
 
 
-_MAKERS: dict[str, Callable[[Base], tuple[bytes, str]]] = {
+_MAKERS: dict[str, Callable[[VariantBase], tuple[bytes, str]]] = {
     FP16: _fp16,
     INT8: _int8,
     TRUNCATED: _truncated,
