@@ -21,6 +21,7 @@ from pipelines.cli.search_command import search
 from pipelines.cli.serve_command import serve
 from pipelines.cli.shared_arguments import AsJson, Name
 from pipelines.cli.triton_command import triton
+from pipelines.cli.variants_command import variants
 from pipelines.core.errors import Failed, UserError, disk_error
 from pipelines.core.text import print_anything, shown_lines
 
@@ -87,8 +88,7 @@ def join() -> None:
 app.command()(search)
 app.command()(registry_commands.models)
 app.command()(registry_commands.gates)
-
-
+app.command()(variants)
 app.command()(predict)
 app.command()(score)
 app.command()(triton)

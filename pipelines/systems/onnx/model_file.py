@@ -28,6 +28,7 @@ __all__ = [
     "checked_card",
     "input_signatures",
     "load",
+    "opset",
     "outside",
     "parse",
     "read_checked",
@@ -114,6 +115,18 @@ def parse(content: bytes) -> ModelProto:
         return onnx.load_model_from_string(content)
     except DecodeError:
         raise ValueError("not an ONNX model, or a damaged one") from None
+
+
+def opset(content: bytes) -> int:
+    """Return the version of ONNX's operators that a model uses.
+
+    Raises:
+        ValueError: If the bytes are no model, or it uses none of them.
+    """
+    for entry in parse(content).opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            return int(entry.version)
+    raise ValueError("it uses no version of ONNX's own operators")
 
 
 def load(path: Path) -> ModelProto:

@@ -1,0 +1,73 @@
+"""A picture of the champion and its variants: error, size and speed as bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pipelines.core.files import atomic_path
+from pipelines.variants.side_by_side import LIVE, VariantRow
+
+_CHAMPION, _RELEASED, _OTHER = "#5b6472", "#2a6fbb", "#c9d3de"
+_PANELS: tuple[tuple[str, Callable[[VariantRow], float | None]], ...] = (
+    ("error, %", lambda row: None if row.error is None else 100 * row.error),
+    ("size, kB", lambda row: None if row.size is None else row.size / 1000),
+    ("p50 at batch 1, ms", lambda row: row.p50_ms),
+    ("examples/s at batch 256", lambda row: row.throughput),
+)
+
+
+def draw(rows: Sequence[VariantRow], path: Path) -> None:
+    """Write the picture as a PNG file.
+
+    Args:
+        rows: The champion's first.
+        path: The file, replaced atomically.
+    """
+    shown = [row for row in rows if row.size is not None]
+    with mpl.rc_context({"font.size": 9, "text.parse_math": False}):
+        height = 1.3 + 0.42 * len(shown)
+        figure = Figure(figsize=(11, height), layout="constrained", dpi=130)
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, len(_PANELS), sharey=True)
+        for panel, (title, value) in zip(axes, _PANELS, strict=True):
+            _bars(panel, shown, title, value)
+        axes[0].set_yticks(range(len(shown)), [_label(row) for row in shown])
+        axes[0].invert_yaxis()
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _label(row: VariantRow) -> str:
+    name = f"{row.name} v{row.version}"
+    return name if row.state == LIVE else f"{name}\nblocked: {', '.join(row.blocked_by[:2])}"
+
+
+def _bars(
+    panel: Axes, rows: Sequence[VariantRow], title: str, value: Callable[[VariantRow], float | None]
+) -> None:
+    panel.set_title(title, fontsize=9)
+    for place, row in enumerate(rows):
+        found = value(row)
+        if found is None:
+            panel.text(0, place, " not measured", va="center", color=_CHAMPION)
+            continue
+        colour = _CHAMPION if place == 0 else _RELEASED if row.state == LIVE else _OTHER
+        panel.barh(place, found, color=colour, height=0.62)
+        end = found
+        if title.startswith("error") and row.low is not None and row.high is not None:
+            low, high = 100 * row.low, 100 * row.high
+            panel.plot([low, high], [place, place], color="black", linewidth=1.2)
+            end = max(found, high)
+        panel.annotate(
+            f"{found:,.3g}", (end, place), (4, 0), textcoords="offset points", va="center"
+        )
+    panel.margins(x=0.25)
+    panel.set_xlim(left=0)
+    panel.tick_params(length=0)
+    panel.spines[["top", "right"]].set_visible(False)

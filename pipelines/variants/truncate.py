@@ -1,0 +1,216 @@
+"""The spectrally truncated variant: as few whitened units a layer as the margin of error allows.
+
+A whitened layer's units are uncorrelated, so the spectrum of its weights in whitened coordinates
+says what dropping each costs (`prong.compress`). Of the tolerances tried the largest is taken whose
+rise of the error, as estimated on the validation split (the upper 95 % bound), stays within
+`gates.margin`. Layers that would not get smaller stay as they are. All of it is computed in float64
+on one thread and rounded once, so that equal networks give equal bytes.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import nn
+
+import prong
+from pipelines.core.errors import UserError
+from pipelines.data.prepared import Split, load_split
+from pipelines.evaluation.scoring import fitted
+from pipelines.export.to_onnx import folded, onnx_bytes
+from pipelines.registry.start_weights import released_weights
+from pipelines.systems.onnx.model_file import opset
+from pipelines.systems.onnx.runtime import OnnxModel
+from pipelines.tasks.named import task_of
+from pipelines.tasks.task import Task
+from pipelines.training.network import BODY, describe, load, plain
+from pipelines.variants.approximated import NotMade, VariantBase
+
+TOLERANCES = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
+"""Relative errors of a layer's output that are tried, the largest first."""
+SAMPLES = 2000
+"""Training examples for the spectra."""
+_BATCH = 250
+_PROBED = 32  # examples by which a network is known to be the champion's
+
+
+def truncated(base: VariantBase) -> tuple[bytes, str]:
+    """Return the truncated variant of a champion, and how it was made, in one line.
+
+    Args:
+        base: The champion.
+
+    Raises:
+        NotMade: If its network is not at hand, has no layer that can be truncated, or no
+            truncation stays within the margin.
+    """
+    network = champions_network(base)
+    task = task_of(base.card.form, base.layout.root)
+    split, inputs = _estimated_on(base)
+    before = _errors(network, task, split, inputs)
+    margin = base.params.gates.margin
+    with _one_thread():
+        examples, gained = _examples(base), False
+        for tolerance in TOLERANCES:
+            found = _truncation(network, examples, tolerance)
+            if found is None:
+                continue
+            gained = True
+            smaller, ranks = found
+            rise = task.rise(_errors(smaller, task, split, inputs), before)
+            if rise <= margin:
+                content = onnx_bytes(smaller, task, base.card, opset(base.content))
+                return content, f"rank {ranks}; relative error of each layer up to {tolerance:g}"
+    if not gained:
+        raise NotMade("no layer gets smaller: their spectra are too flat, or they are too small")
+    raise NotMade(
+        "no truncation that makes a layer smaller keeps the estimated rise of the error within "
+        f"gates.margin ({margin:g}) on {len(inputs)} validation examples"
+    )
+
+
+def _truncation(
+    network: nn.Module, examples: Sequence[torch.Tensor], tolerance: float
+) -> tuple[nn.Module, str] | None:
+    """Return a network whose layers are of lower rank where that makes them smaller, and the ranks.
+
+    Args:
+        network: Plain; not changed.
+        examples: For the spectra.
+        tolerance: Largest relative error of each layer's output.
+
+    Returns:
+        None if no layer gets smaller.
+
+    Raises:
+        NotMade: If no layer can be truncated.
+    """
+    _, layers = _compressed(network, examples, tolerance, None)
+    worthwhile = [layer.name for layer in layers if layer.split]
+    if not worthwhile:
+        return None
+    # The others stay exact: the error that the margin allows is spent where it gains something.
+    smaller, layers = _compressed(network, examples, tolerance, worthwhile)
+    ranks = (f"{one.kept} of {one.units} ({one.name.removeprefix(BODY)})" for one in layers)
+    return smaller.float().eval(), ", ".join(ranks)
+
+
+def _compressed(
+    network: nn.Module, examples: Sequence[torch.Tensor], tolerance: float, only: list[str] | None
+) -> tuple[nn.Module, list[prong.Compression]]:
+    with warnings.catch_warnings():  # how much can be truncated is told by the result
+        warnings.filterwarnings("ignore", ".*Less than half is whitened", UserWarning)
+        try:
+            whitened = prong.whiten(copy.deepcopy(network).double(), include=only)
+        except ValueError as error:
+            raise NotMade(f"no layer can be truncated: {error}") from None
+    return prong.compress(whitened, examples, tolerance=tolerance, samples=SAMPLES)
+
+
+def _estimated_on(base: VariantBase) -> tuple[Split, NDArray[Any]]:
+    """Return the examples on which the rise of the error is estimated: never the gate's."""
+    for name in ("validation", "train"):
+        split = load_split(base.layout.prepared, name)
+        if len(split.inputs):
+            return split, fitted(split.inputs, base.data.form, base.card.form)
+    raise NotMade("there is no example to estimate the rise of its error on")
+
+
+def _examples(base: VariantBase) -> list[torch.Tensor]:
+    inputs = load_split(base.layout.prepared, "train").inputs[:SAMPLES]
+    taken = torch.from_numpy(fitted(inputs, base.data.form, base.card.form))
+    return [taken[at : at + _BATCH] for at in range(0, len(taken), _BATCH)]
+
+
+def _raw(network: nn.Module, inputs: NDArray[Any]) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        tensor = torch.from_numpy(inputs)
+        parts = [network(tensor[at : at + _BATCH]) for at in range(0, len(inputs), _BATCH)]
+    found: NDArray[np.float32] = torch.cat(parts).numpy()
+    return found
+
+
+def _errors(
+    network: nn.Module, task: Task, split: Split, inputs: NDArray[Any]
+) -> NDArray[np.float64]:
+    raw = _raw(network, inputs)
+    return np.asarray(task.score(raw, split.targets, split.inputs), dtype=np.float64)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch sum in one order: with more threads the last bits would vary."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def champions_network(base: VariantBase) -> nn.Module:
+    """Return the plain torch network that the champion's file was exported from.
+
+    It is the one trained in this checkout, or that of the parameters with the weights that were
+    released with the champion; whichever answers as the champion's file does.
+
+    Args:
+        base: The champion.
+
+    Raises:
+        NotMade: If neither does.
+    """
+    probe = load_split(base.layout.prepared, "train").inputs[:_PROBED]
+    taken = fitted(probe, base.data.form, base.card.form)
+    wanted = OnnxModel.load(base.path, "cpu").raw(taken)
+    reasons: list[str] = []
+    for find in (_trained_here, _released):
+        try:
+            network = find(base)
+        except UserError as error:
+            reasons.append(str(error))
+            continue
+        found = _raw(network, taken)
+        if found.shape == wanted.shape and _close(found, wanted, base.params.gates.parity):
+            return network
+        reasons.append(f"{_WHERE[find.__name__]} is another one")
+    raise NotMade(f"the network behind the champion is not at hand: {_told(reasons)}")
+
+
+def _close(found: NDArray[Any], wanted: NDArray[Any], parity: float) -> bool:
+    scale = max(float(np.abs(wanted).max()), float(np.finfo(np.float32).tiny))
+    return bool(np.abs(found - wanted).max() <= parity * scale)
+
+
+def _told(reasons: Sequence[str]) -> str:
+    return "; ".join(reasons)
+
+
+_WHERE = {
+    "_trained_here": "the one trained in this checkout",
+    "_released": "that of the parameters, with the champion's weights,",
+}
+
+
+def _trained_here(base: VariantBase) -> nn.Module:
+    return folded(load(base.layout.trained)[1])
+
+
+def _released(base: VariantBase) -> nn.Module:
+    path: Path = released_weights(base.layout, base.statement)
+    spec = describe(base.params.train, base.data, base.layout.root)
+    network = plain(spec, base.layout.root)
+    try:
+        network.load_state_dict(load_file(path), strict=True)
+    except RuntimeError:
+        raise UserError("train.* of params.yaml describes another network") from None
+    return network.eval()
