@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from handmade_models import classifier, fragile, reconstruction, table
 from served import Running, loaded, serving
-from small_models import classifier, fragile, reconstruction, table
 
 
 @pytest.fixture(scope="session")
