@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipelines.serving.http.calling import Arrays, Caller, Job
+from pipelines.serving.http.calling import Arrays, ModelCalls, WaitingRequest
 from pipelines.serving.http.live import Loaded
 from pipelines.serving.http.metrics import Metrics
 from pipelines.serving.http.recording import Recorder
@@ -22,7 +22,6 @@ from pipelines.serving.http.totals import Totals
 
 _AT_ONCE = 0.0005
 """Seconds of a batch that the loop itself runs: less than a thread and back costs under load."""
-_MEMORY = 0.2  # weight of the newest batch in the means
 
 
 class Batcher:
@@ -37,20 +36,20 @@ class Batcher:
     def __init__(self, settings: ServeSettings, metrics: Metrics, recorder: Recorder) -> None:
         self._most, self._longest = settings.max_batch, settings.queue
         self._delay = settings.batch_delay_ms / 1000
-        self._caller = Caller(settings.max_batch, metrics, recorder)
-        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._calls = ModelCalls(settings.max_batch, metrics, recorder)
+        self._queue: SimpleQueue[WaitingRequest | None] = SimpleQueue()
         self._asked = self._taken = 0
         self._handed = self._back = 0  # requests that the thread was given, and those it has ended
-        self._new: list[Job] = []  # that the loop has read and nobody has taken
-        self._batch_seconds = self._example_seconds = 0.0  # means
-        self._timed_version = 0  # whose means they are
+        self._new: list[WaitingRequest] = []  # that the loop has read and nobody has taken
+        self._timed = 0  # the version whose batches were timed last
+        self._short_count = 0  # examples that the loop may run at once
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
     @property
     def totals(self) -> dict[int, Totals]:
         """What each version that was asked has answered."""
-        return self._caller.totals
+        return self._calls.totals
 
     @property
     def waiting(self) -> int:
@@ -65,11 +64,11 @@ class Batcher:
 
     async def close(self) -> None:
         """Answer what waits, and end the thread."""
-        if self._thread is not None:
+        thread, self._thread = self._thread, None  # nothing new is taken from here on
+        if thread is not None:
             self._dispatch()
             self._queue.put(None)
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
+            await asyncio.to_thread(thread.join)
 
     def full(self) -> bool:
         """Say whether no further request may wait."""
@@ -94,7 +93,7 @@ class Batcher:
             raise unready("the server is not started")
         if self.full():
             raise busy(f"{self._longest} requests wait already; try again later")
-        job = Job(loaded, request, inputs, arrived, self._loop.create_future())
+        job = WaitingRequest(loaded, request, inputs, arrived, self._loop.create_future())
         self._asked += 1
         self._new.append(job)
         if len(self._new) == 1:
@@ -106,60 +105,58 @@ class Batcher:
         jobs, self._new = self._new, []
         if jobs and self._short(jobs):
             self._taken += len(jobs)
-            for job in self._timed(jobs):
+            for job in self._run(jobs):
                 job.resolve()
             return
         self._handed += len(jobs)
         for job in jobs:
             self._queue.put(job)
 
-    def _short(self, jobs: Sequence[Job]) -> bool:
+    def _short(self, jobs: Sequence[WaitingRequest]) -> bool:
         """Say whether requests are one batch that the loop may run."""
-        if self._delay or self._handed != self._back:
+        first = jobs[0].loaded
+        if self._delay or self._handed != self._back or first.version != self._timed:
             return False
-        count, first = sum(job.left for job in jobs), jobs[0].loaded
-        if first.version != self._timed_version:
-            return False
-        if count > self._most or any(job.loaded is not first for job in jobs):
-            return False
-        return max(self._batch_seconds, self._example_seconds * count) < _AT_ONCE
+        count = sum(job.left for job in jobs)
+        return count <= self._short_count and all(job.loaded is first for job in jobs)
 
-    def _timed(self, batch: Sequence[Job]) -> list[Job]:
-        """Run a batch and note how long it took; return the requests that have ended."""
+    def _run(self, batch: Sequence[WaitingRequest]) -> list[WaitingRequest]:
+        """Run a batch, and learn from the time it took; return the requests that have ended."""
         count = sum(min(job.left, self._most) for job in batch)
         began = time.perf_counter()
-        done = self._caller.run(batch)
+        done = self._calls.run(batch)
         seconds = time.perf_counter() - began
-        if batch[0].loaded.version != self._timed_version:
-            self._timed_version = batch[0].loaded.version
-            self._batch_seconds, self._example_seconds = seconds, seconds / count
-        self._batch_seconds += _MEMORY * (seconds - self._batch_seconds)
-        self._example_seconds += _MEMORY * (seconds / count - self._example_seconds)
+        if batch[0].loaded.version != self._timed:
+            self._timed, self._short_count = batch[0].loaded.version, 0
+        if seconds > _AT_ONCE:
+            self._short_count = min(self._short_count, count // 2)
+        elif seconds < _AT_ONCE / 2:
+            self._short_count = min(max(self._short_count, 2 * count), self._most)
         return done
 
     def _work(self) -> None:
         assert self._loop is not None
-        waiting: deque[Job] = deque()
+        waiting: deque[WaitingRequest] = deque()
         ends = False
         while not ends or waiting:
             ends = self._gather(waiting, ends)
             if not waiting:
                 continue
             batch = self._next(waiting)
-            done = self._timed(batch)
-            self._loop.call_soon_threadsafe(_resolve, done)
+            done = self._run(batch)
             waiting.extend(job for job in batch if not job.ended)
-            self._back += len(done)
+            self._back += len(done)  # before the loop goes on, which then sees an idle thread
+            self._loop.call_soon_threadsafe(_resolve, done)
             del batch, done  # a version that was swapped out is freed at once
 
-    def _gather(self, waiting: deque[Job], ends: bool) -> bool:
+    def _gather(self, waiting: deque[WaitingRequest], ends: bool) -> bool:
         """Take what the queue holds, or comes in time to join a batch; True: no more will come."""
         count = sum(job.left for job in waiting)
-        while not ends and count < self._most:
+        while not ends:
             try:
                 if not waiting:
                     job = self._queue.get()
-                elif (left := waiting[0].arrived + self._delay - time.perf_counter()) > 0:
+                elif count < self._most and (left := self._delay - waiting[0].age) > 0:
                     job = self._queue.get(timeout=left)
                 else:
                     job = self._queue.get_nowait()
@@ -171,7 +168,7 @@ class Batcher:
             count += job.left
         return ends
 
-    def _next(self, waiting: deque[Job]) -> list[Job]:
+    def _next(self, waiting: deque[WaitingRequest]) -> list[WaitingRequest]:
         """Take requests for one call: of one version, in their order, as many as fit."""
         first = waiting.popleft()
         batch, room = [first], self._most - first.left
@@ -183,6 +180,6 @@ class Batcher:
         return batch
 
 
-def _resolve(done: Sequence[Job]) -> None:
+def _resolve(done: Sequence[WaitingRequest]) -> None:
     for job in done:
         job.resolve()
