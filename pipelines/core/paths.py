@@ -86,6 +86,11 @@ class Layout:
         return self.root / "models/weights.safetensors"
 
     @property
+    def drift(self) -> Path:
+        """Output of `export`: scores how far inputs lie from the training data; may be empty."""
+        return self.root / "models/drift.onnx"
+
+    @property
     def reports(self) -> Path:
         """Metrics, plots and the HTML report."""
         return self.root / "reports"

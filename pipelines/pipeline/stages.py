@@ -59,10 +59,12 @@ def evaluate(layout: Layout, params: Params) -> None:
 
 
 def export(layout: Layout, params: Params) -> None:
-    """Make `models/model.onnx` and `models/weights.safetensors`."""
+    """Make `models/model.onnx`, `weights.safetensors` and `drift.onnx`."""
     from pipelines.export.to_onnx import export
 
-    export(layout.trained, layout.prepared, params, layout.root, layout.onnx, layout.weights)
+    places = {"out": layout.onnx, "weights": layout.weights, "drift": layout.drift}
+    for warning in export(layout.trained, layout.prepared, params, layout.root, **places):
+        print(f"  export: {shown(warning)}", flush=True)
 
 
 def verify(layout: Layout, params: Params) -> None:

@@ -23,9 +23,9 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 from pipelines.core.errors import UserError
-from pipelines.systems.onnx.metadata import CATEGORIES, IMAGES, NUMBERS, OnnxMetadata
+from pipelines.systems.onnx.inputs_by_name import fed
+from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.model_file import read_checked
-from pipelines.tasks import columns
 from pipelines.tasks.form import Form
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "OutOfMemory",
     "Provider",
     "Providers",
+    "fed",
     "providers",
 ]
 
@@ -264,32 +265,6 @@ class OnnxModel:
         except _FAILURES as error:
             raise _Broken.of(error) from None
         return answers
-
-
-def fed(form: Form, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Return what a released file is given: its inputs by name.
-
-    Args:
-        form: Of the model.
-        inputs: As the data hold them, [n, *input_shape].
-
-    Raises:
-        UserError: If a code of a row is none of the column's.
-    """
-    if form.kind == "images":
-        return {IMAGES: inputs}
-    given: dict[str, NDArray[Any]] = {}
-    if form.numbers:
-        given[NUMBERS] = np.ascontiguousarray(inputs[:, form.numbers])
-    if form.categories:
-        try:
-            cells = [
-                columns.texts(inputs[:, at], form.columns[at].categories) for at in form.categories
-            ]
-        except ValueError as error:
-            raise UserError(f"a row does not fit the model's columns: {error}") from None
-        given[CATEGORIES] = np.stack(cells, axis=1)
-    return given
 
 
 @dataclass(frozen=True)
