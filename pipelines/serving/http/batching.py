@@ -22,7 +22,6 @@ from pipelines.serving.http.totals import Totals
 
 _AT_ONCE = 0.0005
 """Seconds of a batch that the loop itself runs: less than a thread and back costs under load."""
-_MEMORY = 0.2  # weight of the newest batch in the means
 
 
 class Batcher:
@@ -42,8 +41,8 @@ class Batcher:
         self._asked = self._taken = 0
         self._handed = self._back = 0  # requests that the thread was given, and those it has ended
         self._new: list[Job] = []  # that the loop has read and nobody has taken
-        self._batch_seconds = self._example_seconds = 0.0  # means
-        self._timed_version = 0  # whose means they are
+        self._timed = 0  # the version whose batches were timed last
+        self._short_count = 0  # examples that the loop may run at once
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -106,7 +105,7 @@ class Batcher:
         jobs, self._new = self._new, []
         if jobs and self._short(jobs):
             self._taken += len(jobs)
-            for job in self._timed(jobs):
+            for job in self._run(jobs):
                 job.resolve()
             return
         self._handed += len(jobs)
@@ -115,26 +114,24 @@ class Batcher:
 
     def _short(self, jobs: Sequence[Job]) -> bool:
         """Say whether requests are one batch that the loop may run."""
-        if self._delay or self._handed != self._back:
+        first = jobs[0].loaded
+        if self._delay or self._handed != self._back or first.version != self._timed:
             return False
-        count, first = sum(job.left for job in jobs), jobs[0].loaded
-        if first.version != self._timed_version:
-            return False
-        if count > self._most or any(job.loaded is not first for job in jobs):
-            return False
-        return max(self._batch_seconds, self._example_seconds * count) < _AT_ONCE
+        count = sum(job.left for job in jobs)
+        return count <= self._short_count and all(job.loaded is first for job in jobs)
 
-    def _timed(self, batch: Sequence[Job]) -> list[Job]:
-        """Run a batch and note how long it took; return the requests that have ended."""
+    def _run(self, batch: Sequence[Job]) -> list[Job]:
+        """Run a batch, and learn from the time it took; return the requests that have ended."""
         count = sum(min(job.left, self._most) for job in batch)
         began = time.perf_counter()
         done = self._caller.run(batch)
         seconds = time.perf_counter() - began
-        if batch[0].loaded.version != self._timed_version:
-            self._timed_version = batch[0].loaded.version
-            self._batch_seconds, self._example_seconds = seconds, seconds / count
-        self._batch_seconds += _MEMORY * (seconds - self._batch_seconds)
-        self._example_seconds += _MEMORY * (seconds / count - self._example_seconds)
+        if batch[0].loaded.version != self._timed:
+            self._timed, self._short_count = batch[0].loaded.version, 0
+        if seconds > _AT_ONCE:
+            self._short_count = min(self._short_count, count // 2)
+        elif seconds < _AT_ONCE / 2:
+            self._short_count = min(max(self._short_count, 2 * count), self._most)
         return done
 
     def _work(self) -> None:
@@ -146,20 +143,20 @@ class Batcher:
             if not waiting:
                 continue
             batch = self._next(waiting)
-            done = self._timed(batch)
-            self._loop.call_soon_threadsafe(_resolve, done)
+            done = self._run(batch)
             waiting.extend(job for job in batch if not job.ended)
-            self._back += len(done)
+            self._back += len(done)  # before the loop goes on, which then sees an idle thread
+            self._loop.call_soon_threadsafe(_resolve, done)
             del batch, done  # a version that was swapped out is freed at once
 
     def _gather(self, waiting: deque[Job], ends: bool) -> bool:
         """Take what the queue holds, or comes in time to join a batch; True: no more will come."""
         count = sum(job.left for job in waiting)
-        while not ends and count < self._most:
+        while not ends:
             try:
                 if not waiting:
                     job = self._queue.get()
-                elif (left := waiting[0].arrived + self._delay - time.perf_counter()) > 0:
+                elif count < self._most and (left := self._delay - waiting[0].age) > 0:
                     job = self._queue.get(timeout=left)
                 else:
                     job = self._queue.get_nowait()

@@ -58,6 +58,11 @@ class Job:
         return len(self.inputs) - self.done
 
     @property
+    def age(self) -> float:
+        """Seconds since it arrived."""
+        return time.perf_counter() - self.arrived
+
+    @property
     def ended(self) -> bool:
         """Whether it is answered, or cannot be."""
         return self.error is not None or not self.left

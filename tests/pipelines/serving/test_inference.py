@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from handmade_models import CLASSES
 from questions import outputs, question
 from served import Running
-from small_models import CLASSES
 
 from pipelines.systems.onnx.runtime import OnnxModel
 from pipelines.tasks.columns import codes

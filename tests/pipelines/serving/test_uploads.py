@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from handmade_models import COLUMNS
 from PIL import Image
 from served import Reply, Running
-from small_models import COLUMNS
 
 from pipelines.data.images import decode
 from pipelines.systems.onnx.runtime import OnnxModel
