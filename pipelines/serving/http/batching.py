@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipelines.serving.http.calling import Arrays, Caller, Job
+from pipelines.serving.http.calling import Arrays, ModelCalls, WaitingRequest
 from pipelines.serving.http.live import Loaded
 from pipelines.serving.http.metrics import Metrics
 from pipelines.serving.http.recording import Recorder
@@ -36,11 +36,11 @@ class Batcher:
     def __init__(self, settings: ServeSettings, metrics: Metrics, recorder: Recorder) -> None:
         self._most, self._longest = settings.max_batch, settings.queue
         self._delay = settings.batch_delay_ms / 1000
-        self._caller = Caller(settings.max_batch, metrics, recorder)
-        self._queue: SimpleQueue[Job | None] = SimpleQueue()
+        self._calls = ModelCalls(settings.max_batch, metrics, recorder)
+        self._queue: SimpleQueue[WaitingRequest | None] = SimpleQueue()
         self._asked = self._taken = 0
         self._handed = self._back = 0  # requests that the thread was given, and those it has ended
-        self._new: list[Job] = []  # that the loop has read and nobody has taken
+        self._new: list[WaitingRequest] = []  # that the loop has read and nobody has taken
         self._timed = 0  # the version whose batches were timed last
         self._short_count = 0  # examples that the loop may run at once
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -49,7 +49,7 @@ class Batcher:
     @property
     def totals(self) -> dict[int, Totals]:
         """What each version that was asked has answered."""
-        return self._caller.totals
+        return self._calls.totals
 
     @property
     def waiting(self) -> int:
@@ -93,7 +93,7 @@ class Batcher:
             raise unready("the server is not started")
         if self.full():
             raise busy(f"{self._longest} requests wait already; try again later")
-        job = Job(loaded, request, inputs, arrived, self._loop.create_future())
+        job = WaitingRequest(loaded, request, inputs, arrived, self._loop.create_future())
         self._asked += 1
         self._new.append(job)
         if len(self._new) == 1:
@@ -112,7 +112,7 @@ class Batcher:
         for job in jobs:
             self._queue.put(job)
 
-    def _short(self, jobs: Sequence[Job]) -> bool:
+    def _short(self, jobs: Sequence[WaitingRequest]) -> bool:
         """Say whether requests are one batch that the loop may run."""
         first = jobs[0].loaded
         if self._delay or self._handed != self._back or first.version != self._timed:
@@ -120,11 +120,11 @@ class Batcher:
         count = sum(job.left for job in jobs)
         return count <= self._short_count and all(job.loaded is first for job in jobs)
 
-    def _run(self, batch: Sequence[Job]) -> list[Job]:
+    def _run(self, batch: Sequence[WaitingRequest]) -> list[WaitingRequest]:
         """Run a batch, and learn from the time it took; return the requests that have ended."""
         count = sum(min(job.left, self._most) for job in batch)
         began = time.perf_counter()
-        done = self._caller.run(batch)
+        done = self._calls.run(batch)
         seconds = time.perf_counter() - began
         if batch[0].loaded.version != self._timed:
             self._timed, self._short_count = batch[0].loaded.version, 0
@@ -136,7 +136,7 @@ class Batcher:
 
     def _work(self) -> None:
         assert self._loop is not None
-        waiting: deque[Job] = deque()
+        waiting: deque[WaitingRequest] = deque()
         ends = False
         while not ends or waiting:
             ends = self._gather(waiting, ends)
@@ -149,7 +149,7 @@ class Batcher:
             self._loop.call_soon_threadsafe(_resolve, done)
             del batch, done  # a version that was swapped out is freed at once
 
-    def _gather(self, waiting: deque[Job], ends: bool) -> bool:
+    def _gather(self, waiting: deque[WaitingRequest], ends: bool) -> bool:
         """Take what the queue holds, or comes in time to join a batch; True: no more will come."""
         count = sum(job.left for job in waiting)
         while not ends:
@@ -168,7 +168,7 @@ class Batcher:
             count += job.left
         return ends
 
-    def _next(self, waiting: deque[Job]) -> list[Job]:
+    def _next(self, waiting: deque[WaitingRequest]) -> list[WaitingRequest]:
         """Take requests for one call: of one version, in their order, as many as fit."""
         first = waiting.popleft()
         batch, room = [first], self._most - first.left
@@ -180,6 +180,6 @@ class Batcher:
         return batch
 
 
-def _resolve(done: Sequence[Job]) -> None:
+def _resolve(done: Sequence[WaitingRequest]) -> None:
     for job in done:
         job.resolve()

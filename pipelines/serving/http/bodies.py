@@ -22,7 +22,7 @@ class Gone(Exception):
     """The client went before its request was whole."""
 
 
-class Memory:
+class BodyMemory:
     """Bytes that bodies in flight may take together."""
 
     def __init__(self, most: int) -> None:
@@ -55,7 +55,7 @@ def check_length(headers: Mapping[bytes, bytes], most: int) -> None:
         raise large(f"a body of {said[:20].decode('latin-1')} bytes; allowed: {most} (--max-body)")
 
 
-async def read(receive: Receive, most: int, memory: Memory) -> bytes:
+async def read(receive: Receive, most: int, memory: BodyMemory) -> bytes:
     """Return the body of a request; its bytes are taken of the memory and must be given back.
 
     Raises:

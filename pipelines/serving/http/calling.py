@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 _MOST_VERSIONS = 32  # whose totals are kept
 
 
-class Job:
+class WaitingRequest:
     """A request that waits for the model.
 
     Attributes:
@@ -85,7 +85,7 @@ class Job:
             self.future.set_result(self.arrays)
 
 
-class Caller:
+class ModelCalls:
     """Asks the model, one batch at a time.
 
     Attributes:
@@ -97,7 +97,7 @@ class Caller:
         self._metrics, self._recorder = metrics, recorder
         self.totals: dict[int, Totals] = {}
 
-    def run(self, batch: Sequence[Job]) -> list[Job]:
+    def run(self, batch: Sequence[WaitingRequest]) -> list[WaitingRequest]:
         """Ask the model about the next examples of some requests of one version.
 
         What one request breaks stays with that request.
@@ -117,7 +117,7 @@ class Caller:
             self._write_down(done)
         return done
 
-    def _answer(self, batch: Sequence[Job]) -> None:
+    def _answer(self, batch: Sequence[WaitingRequest]) -> None:
         """Ask the model once, or each request alone if that fails."""
         loaded = batch[0].loaded
         began = time.perf_counter()
@@ -156,7 +156,7 @@ class Caller:
             found = self.totals[version] = Totals()
         return found
 
-    def _write_down(self, done: Sequence[Job]) -> None:
+    def _write_down(self, done: Sequence[WaitingRequest]) -> None:
         totals = self._totals(done[0].loaded.version)
         now = time.perf_counter()
         for job in done:
@@ -180,7 +180,7 @@ class Caller:
             _LOG.exception("requests could not be recorded")
 
 
-def _told(job: Job, error: UserError) -> Refused:
+def _told(job: WaitingRequest, error: UserError) -> Refused:
     """Return why a request failed: because of itself, or because the model fails on all."""
     form = job.loaded.model.form
     try:

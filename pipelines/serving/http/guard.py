@@ -24,7 +24,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class Guard:
+class Gatekeeper:
     """Lets requests pass or refuses them; see also `pipelines.systems.loopback`."""
 
     def __init__(self, host: str, key: bytes | None) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.core.errors import Unavailable
-from pipelines.serving.http.signature import Signature
+from pipelines.serving.http.tensor_signature import Signature
 from pipelines.systems.onnx.runtime import OnnxModel
 
 ALIAS = "champion"
@@ -23,7 +23,7 @@ class NotReady(Unavailable):
     """No version has been loaded yet."""
 
 
-class DriftCard(Protocol):
+class ScoreCard(Protocol):
     """What a drift model says about itself, as far as the server shows it."""
 
     @property
@@ -39,14 +39,14 @@ class Drift(Protocol):
     """Scores how far inputs lie from the training data."""
 
     @property
-    def card(self) -> DriftCard:
+    def card(self) -> ScoreCard:
         """What it says about itself."""
 
     def scores(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
         """Return a score for each of [n, *input_shape] inputs, [n]; larger is further away."""
 
 
-class Shadow(Protocol):
+class ShadowReceiver(Protocol):
     """Where a copy of the traffic goes; its answers are never returned."""
 
     def offer(

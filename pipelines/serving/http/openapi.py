@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipelines.serving.http.messages import InferAnswer, InferRequest
+from pipelines.serving.http.request_json import InferAnswer, InferRequest
 
 _REFUSAL = {"application/json": {"schema": {"$ref": "#/components/schemas/Refusal"}}}
 _REASONS = {

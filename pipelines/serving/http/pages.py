@@ -15,9 +15,9 @@ from starlette.exceptions import HTTPException
 
 from pipelines.serving.http import describe, metrics
 from pipelines.serving.http.live import Live, Loaded, NotReady
-from pipelines.serving.http.messages import Refusal
 from pipelines.serving.http.openapi import complete
 from pipelines.serving.http.refusal import Refused, body, short, unready
+from pipelines.serving.http.request_json import Refusal
 from pipelines.serving.http.settings import ServeSettings
 
 _REFUSED: dict[int | str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ _LOGGING = {
 }
 
 
-class State(Protocol):
+class ServerState(Protocol):
     """What the pages show of the server."""
 
     draining: bool
@@ -63,7 +63,7 @@ class State(Protocol):
         """Return the state of the server for people."""
 
 
-def pages(state: State) -> FastAPI:
+def pages(state: ServerState) -> FastAPI:
     """Return the application that answers all but inference."""
     app = FastAPI(
         title="prong",
@@ -106,7 +106,7 @@ async def _broken(_: Request, error: Exception) -> Response:
     return Response(body("an error of the server"), 500, None, "application/json")
 
 
-def _health(app: FastAPI, state: State) -> None:
+def _health(app: FastAPI, state: ServerState) -> None:
     @app.get("/v2/health/live")
     async def live() -> dict[str, bool]:
         """Say that the server runs."""
@@ -143,14 +143,14 @@ def _health(app: FastAPI, state: State) -> None:
         return Response(state.metrics.text(), media_type=metrics.CONTENT_TYPE)
 
 
-def _ready(state: State) -> None:
+def _ready(state: ServerState) -> None:
     if state.draining:
         raise unready("the server is ending")
     if not state.live.ready:
         raise unready("no released version is loaded yet")
 
 
-def _models(app: FastAPI, state: State) -> None:
+def _models(app: FastAPI, state: ServerState) -> None:
     @app.get("/v2")
     async def server() -> dict[str, Any]:
         """Return the metadata of the server."""
@@ -184,12 +184,12 @@ def _models(app: FastAPI, state: State) -> None:
     both("/stats", lambda loaded: _statistics_of(state, loaded), "What it has answered")
 
 
-def _statistics_of(state: State, loaded: Loaded) -> dict[str, Any]:
+def _statistics_of(state: ServerState, loaded: Loaded) -> dict[str, Any]:
     own = [one for one in state.statistics() if one["version"] == str(loaded.version)]
     return {"model_stats": own}
 
 
-def _unserved(app: FastAPI, state: State) -> None:
+def _unserved(app: FastAPI, state: ServerState) -> None:
     """Add what Triton's clients can ask and this server does not do: said, never pretended."""
 
     @app.post("/v2/repository/models/{model}/{action}")

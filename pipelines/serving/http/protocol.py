@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.serving.http.live import ALIAS, Loaded
-from pipelines.serving.http.messages import InputTensor, WantedOutput, read_request
 from pipelines.serving.http.refusal import bad, large
-from pipelines.serving.http.signature import Signature
+from pipelines.serving.http.request_json import InputTensor, WantedOutput, read_request
+from pipelines.serving.http.tensor_signature import Signature
 from pipelines.serving.http.tensors import (
     BYTES,
     Tensor,
@@ -34,7 +34,7 @@ _SIZE = "binary_data_size"
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ChosenOutput:
     """An output that the answer holds.
 
     Attributes:
@@ -60,7 +60,7 @@ class Question:
 
     id: str
     inputs: NDArray[Any]
-    outputs: tuple[Wanted, ...]
+    outputs: tuple[ChosenOutput, ...]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class _Head:
 
     id: str
     parts: tuple[_Part, ...]
-    outputs: tuple[Wanted, ...]
+    outputs: tuple[ChosenOutput, ...]
 
 
 def parse(body: bytes, header_length: int | None, signature: Signature) -> Question:
@@ -186,12 +186,12 @@ def _given(parts: Sequence[_Part], rest: memoryview) -> dict[str, NDArray[Any]]:
 
 def _outputs(
     wanted: Sequence[WantedOutput], settings: Mapping[str, Any], signature: Signature
-) -> tuple[Wanted, ...]:
+) -> tuple[ChosenOutput, ...]:
     usual = _truth("binary_data_output", settings.get("binary_data_output", False))
     names = [output.name for output in signature.outputs]
     if not wanted:
-        return tuple(Wanted(at, usual) for at in range(len(names)))
-    found: dict[str, Wanted] = {}
+        return tuple(ChosenOutput(at, usual) for at in range(len(names)))
+    found: dict[str, ChosenOutput] = {}
     for one in wanted:
         name, own = one["name"], one.get("parameters", {})
         if name not in names:
@@ -208,7 +208,9 @@ def _outputs(
             if type(classes) is not int or not classes >= 1:
                 raise bad(f"output {name!r}: classification = {classes}; allowed: 1 to {known}")
             classes = min(classes, known)
-        found[name] = Wanted(at, _truth("binary_data", own.get("binary_data", usual)), int(classes))
+        found[name] = ChosenOutput(
+            at, _truth("binary_data", own.get("binary_data", usual)), int(classes)
+        )
     return tuple(found.values())
 
 
@@ -223,7 +225,7 @@ def _no_shared_memory(where: str, settings: Mapping[str, Any]) -> None:
         raise bad(f"{where}: shared memory is not served; send the values")
 
 
-def _bounded(examples: int, outputs: Sequence[Wanted], signature: Signature) -> None:
+def _bounded(examples: int, outputs: Sequence[ChosenOutput], signature: Signature) -> None:
     """Refuse an answer that would be too large as JSON."""
     for one in outputs:
         numbers = examples * (one.classes or signature.outputs[one.at].numbers)
@@ -238,7 +240,7 @@ def answer(
     name: str,
     loaded: Loaded,
     request: str,
-    outputs: Sequence[Wanted],
+    outputs: Sequence[ChosenOutput],
     arrays: tuple[NDArray[Any], NDArray[Any]],
 ) -> tuple[bytes, int | None]:
     """Write the body of an answer.

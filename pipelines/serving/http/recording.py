@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.serving.http.live import Live, Loaded, Shadow
+from pipelines.serving.http.live import Live, Loaded, ShadowReceiver
 from pipelines.serving.http.metrics import Metrics
 from pipelines.serving.request_log import MOST_EXAMPLES, LoggedRequest, RequestLog, now
 from pipelines.systems.onnx.runtime import fed
@@ -25,7 +25,7 @@ class Recorder:
     """Writes answered requests down before their answers are sent."""
 
     def __init__(
-        self, live: Live, log: RequestLog | None, metrics: Metrics, shadow: Shadow | None
+        self, live: Live, log: RequestLog | None, metrics: Metrics, shadow: ShadowReceiver | None
     ) -> None:
         self._name = live.name
         self._log, self._metrics, self._shadow = log, metrics, shadow
@@ -89,7 +89,7 @@ class Recorder:
         ends = np.cumsum([len(one) for one in kept])[:-1]
         return [part.tolist() for part in np.split(scores, ends)]
 
-    def _offer(self, shadow: Shadow, answered: Sequence[Answered]) -> None:
+    def _offer(self, shadow: ShadowReceiver, answered: Sequence[Answered]) -> None:
         loaded = answered[0][0]
         inputs = [one[2] for one in answered]
         answers = [one[3][1] for one in answered]

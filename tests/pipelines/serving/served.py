@@ -17,11 +17,11 @@ from typing import Any
 
 import uvicorn
 
-from pipelines.serving.http.app import Server, create_app
-from pipelines.serving.http.connection import configuration
-from pipelines.serving.http.live import Drift, Live, Loaded, Shadow
+from pipelines.serving.http.application import Server, create_app
+from pipelines.serving.http.live import Drift, Live, Loaded, ShadowReceiver
 from pipelines.serving.http.metrics import Metrics
 from pipelines.serving.http.settings import ServeSettings
+from pipelines.serving.http.uvicorn_settings import configuration
 from pipelines.serving.request_log import RequestLog
 from pipelines.systems.loopback import listen, port_of
 from pipelines.systems.onnx.runtime import OnnxModel
@@ -90,7 +90,7 @@ class Running:
 def serving(
     version: Loaded | None,
     log: RequestLog | None = None,
-    shadow: Shadow | None = None,
+    shadow: ShadowReceiver | None = None,
     live: Live | None = None,
     **settings: Any,
 ) -> Iterator[Running]:

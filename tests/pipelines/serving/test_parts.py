@@ -141,7 +141,7 @@ def part(body: bytes, more: bool = True) -> dict[str, Any]:
 
 
 def test_bodies_take_memory_as_they_come_and_no_more() -> None:
-    memory = bodies.Memory(10)
+    memory = bodies.BodyMemory(10)
     two = sent(part(b"abc"), part(b"def", more=False))
     assert asyncio.run(bodies.read(two, 6, memory)) == b"abcdef"
     with pytest.raises(Refused, match="too much memory") as raised:
@@ -160,7 +160,7 @@ def test_bodies_take_memory_as_they_come_and_no_more() -> None:
 def test_slow_bodies_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "_SECONDS", 0.05)
     with pytest.raises(Refused) as raised:
-        asyncio.run(bodies.read(sent(part(b"a"), part(b"b"), pause=0.04), 9, bodies.Memory(9)))
+        asyncio.run(bodies.read(sent(part(b"a"), part(b"b"), pause=0.04), 9, bodies.BodyMemory(9)))
     assert raised.value.status == 408
 
 

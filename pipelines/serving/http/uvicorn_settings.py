@@ -34,7 +34,7 @@ def configuration(application: Application, settings: ServeSettings) -> uvicorn.
     """Return how uvicorn serves an application: its own signal handlers and logs stay as they are.
 
     Args:
-        application: Of `pipelines.serving.http.app.create_app`.
+        application: Of `pipelines.serving.http.application.create_app`.
         settings: Of the server.
 
     Raises:

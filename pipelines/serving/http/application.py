@@ -22,8 +22,8 @@ from urllib.parse import parse_qs
 
 from pipelines.serving.http import bodies, describe, protocol, refusal, uploads
 from pipelines.serving.http.batching import Batcher
-from pipelines.serving.http.guard import Guard
-from pipelines.serving.http.live import ALIAS, Live, Loaded, NotReady, Shadow
+from pipelines.serving.http.guard import Gatekeeper
+from pipelines.serving.http.live import ALIAS, Live, Loaded, NotReady, ShadowReceiver
 from pipelines.serving.http.metrics import Metrics
 from pipelines.serving.http.pages import pages
 from pipelines.serving.http.recording import Recorder
@@ -41,7 +41,7 @@ _MOST_TOP = 1000
 _LOG = logging.getLogger(__name__)
 
 
-class Call:
+class Exchange:
     """One request, on its way.
 
     Attributes:
@@ -78,16 +78,16 @@ class Server:
         settings: ServeSettings,
         log: RequestLog | None,
         metrics: Metrics,
-        shadow: Shadow | None,
+        shadow: ShadowReceiver | None,
         checkout: Path,
     ) -> None:
         self.live, self.settings, self.metrics = live, settings, metrics
         self.draining = False
         self._log = log
-        self._guard = Guard(settings.host, settings.api_key)
+        self._guard = Gatekeeper(settings.host, settings.api_key)
         self._batcher = Batcher(settings, metrics, Recorder(live, log, metrics, shadow))
         self._teller = Teller(checkout)
-        self._memory = bodies.Memory(_BODIES_IN_MEMORY * settings.max_body)
+        self._memory = bodies.BodyMemory(_BODIES_IN_MEMORY * settings.max_body)
         self._files = ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="files")
         self._in_files = 0
         self._start, self._count = secrets.token_hex(6), itertools.count(1)
@@ -102,7 +102,7 @@ class Server:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        call = Call(scope, receive, self._new_id)
+        call = Exchange(scope, receive, self._new_id)
         path: str = scope["path"]
         route, status = "other", 500
         try:
@@ -182,7 +182,7 @@ class Server:
             log=log.problem if log else "",
         )
 
-    async def _answer(self, call: Call, send: Send, made: Any) -> int:
+    async def _answer(self, call: Exchange, send: Send, made: Any) -> int:
         """Send what a handler makes: a body and its headers."""
         if call.scope["method"] != "POST":
             made.close()
@@ -196,7 +196,7 @@ class Server:
         return HTTPStatus.OK
 
     async def _send(
-        self, call: Call, send: Send, status: HTTPStatus, headers: Headers, content: bytes
+        self, call: Exchange, send: Send, status: HTTPStatus, headers: Headers, content: bytes
     ) -> None:
         headers.append((b"content-length", str(len(content)).encode()))
         headers += self._common(call)
@@ -204,7 +204,7 @@ class Server:
         await send({"type": "http.response.start", "status": status.value, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    def _common(self, call: Call) -> Headers:
+    def _common(self, call: Exchange) -> Headers:
         """Return the headers that each answer carries."""
         headers: Headers = []
         if call.id.isascii() and _SANE_ID.fullmatch(call.id.encode()):
@@ -216,13 +216,13 @@ class Server:
             headers.append((b"connection", b"close"))
         return headers
 
-    async def _refuse(self, call: Call, send: Send, refused: Refused) -> None:
+    async def _refuse(self, call: Exchange, send: Send, refused: Refused) -> None:
         headers = [refusal.JSON, *refused.headers]
         if refused.status is HTTPStatus.REQUEST_TIMEOUT:
             headers.append((b"connection", b"close"))
         await self._send(call, send, refused.status, headers, refusal.body(refused.reason))
 
-    async def _page(self, call: Call, send: Send) -> int:
+    async def _page(self, call: Exchange, send: Send) -> int:
         """Let the pages answer; return the status."""
         status = 500
 
@@ -236,7 +236,7 @@ class Server:
         await self._pages(call.scope, call.receive, noted)
         return status
 
-    async def _body(self, call: Call) -> tuple[bytes, int]:
+    async def _body(self, call: Exchange) -> tuple[bytes, int]:
         """Return the body of a request, and the bytes taken of the memory for bodies."""
         headers, most = call.headers, self.settings.max_body
         bodies.check_length(headers, most)
@@ -254,7 +254,9 @@ class Server:
                 raise
         return body, held
 
-    async def _infer(self, call: Call, model: str, version: str | None) -> tuple[bytes, Headers]:
+    async def _infer(
+        self, call: Exchange, model: str, version: str | None
+    ) -> tuple[bytes, Headers]:
         loaded = self.loaded(model, version)
         call.version = str(loaded.version)
         if self._batcher.full():
@@ -272,7 +274,7 @@ class Server:
         size = (b"inference-header-content-length", str(head).encode())
         return content, [(b"content-type", b"application/octet-stream"), size]
 
-    async def _predict(self, call: Call) -> tuple[bytes, Headers]:
+    async def _predict(self, call: Exchange) -> tuple[bytes, Headers]:
         loaded = self.live.current
         call.version = str(loaded.version)
         top = _top(call.scope["query_string"])
@@ -320,7 +322,7 @@ def create_app(
     settings: ServeSettings,
     log: RequestLog | None,
     metrics: Metrics,
-    shadow: Shadow | None = None,
+    shadow: ShadowReceiver | None = None,
     *,
     checkout: Path | None = None,
 ) -> Server:
