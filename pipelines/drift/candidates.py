@@ -95,9 +95,10 @@ class Combined:
 def rarity(values: Array, calibrated: Tail) -> Array:
     """Return −log p [n] of scores [n]; see `Tail`."""
     count = len(calibrated.values)
-    share = np.searchsorted(calibrated.values, values, side="right") / (count + 1)
+    parts = (values[:, None] - calibrated.values[:-1]) / calibrated.gaps
+    share = (count - parts.clip(0, 1).sum(axis=1)) / (count + 1)
     beyond = np.log(10) + (values - calibrated.start) / calibrated.scale
-    found: Array = np.where(values > calibrated.start, beyond, -np.log(1 - share))
+    found: Array = np.where(values > calibrated.start, beyond, -np.log(share))
     return found
 
 

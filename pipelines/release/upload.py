@@ -14,7 +14,7 @@ from pipelines.core.files import read_json, sha256_file
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_split
 from pipelines.provenance import release_branch as releases
-from pipelines.provenance.attachments import write_attachments
+from pipelines.provenance.attachments import DRIFT, write_attachments
 from pipelines.provenance.lineage import LONGEST, UNKNOWN, lineage, package_version, runtime_version
 from pipelines.registry import version_files
 from pipelines.registry.version_files import MODEL_FILE
@@ -119,8 +119,13 @@ def is_whole(layout: Layout, version: Version) -> bool:
     return stored_sha256(layout, version) == version.sha256 != ""
 
 
-def stored_sha256(layout: Layout, version: Version) -> str:
+def stored_sha256(layout: Layout, version: Version, name: str = MODEL_FILE) -> str:
     """Return the hash of a version's file as the store holds it now; empty if it is not there.
+
+    Args:
+        layout: The checkout.
+        version: Which one.
+        name: Of the file in the version's folder.
 
     Raises:
         Unavailable: If the store does not answer.
@@ -128,14 +133,14 @@ def stored_sha256(layout: Layout, version: Version) -> str:
     with scratch(layout.state, "look") as folder:
         try:
             where = version_files.location(layout, version)
-            return artifacts.download(layout, where, MODEL_FILE, folder / MODEL_FILE)
+            return artifacts.download(layout, where, name, folder / name)
         except Unavailable:
             raise
         except UserError:
             return ""
 
 
-def put_back(layout: Layout, version: Version, sha256: str) -> bool:
+def put_back(layout: Layout, version: Version, sha256: str, name: str = MODEL_FILE) -> bool:
     """Put a version's file back into the store from what is still here; say whether that was so.
 
     The checkout's own output and the cache are looked at; only bytes of this hash count.
@@ -144,21 +149,25 @@ def put_back(layout: Layout, version: Version, sha256: str) -> bool:
         layout: The checkout.
         version: Which one.
         sha256: Of its bytes: by its statement, or as it was registered.
+        name: Of the file in the version's folder: the model, or its drift graph.
 
     Raises:
         UserError: If the version is gone from the registry, or the store takes nothing.
         Unavailable: If the store does not answer.
     """
-    for path in (version_files.cached_file(layout, sha256), layout.onnx):
+    kept = (version_files.cached_file(layout, sha256), layout.onnx)
+    if name == DRIFT:
+        kept = (version_files.cached_drift(layout, sha256), layout.drift)
+    for path in kept:
         if not path.is_file() or sha256_file(path) != sha256:
             continue
         with scratch(layout.state, "upload") as folder:
-            copy = folder / MODEL_FILE
+            copy = folder / name
             shutil.copyfile(path, copy)
             if sha256_file(copy) != sha256:  # changed meanwhile
                 continue
             version_files.put_beside(layout, version, copy)
-        return stored_sha256(layout, version) == sha256
+        return stored_sha256(layout, version, name) == sha256
     return False
 
 

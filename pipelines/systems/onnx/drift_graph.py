@@ -64,10 +64,13 @@ class Whitener:
 
 @dataclass(frozen=True)
 class Tail:
-    """How rare a value is among calibrated ones: −log of the share of them that are larger.
+    """How rare a value is among calibrated ones: −log of the share p of them that are larger.
+
+    Between two of them the share is interpolated, so that rounding moves it by as little as it
+    moves the value: p = (n − Σᵢ clip((s − vᵢ)/(vᵢ₊₁ − vᵢ), 0, 1))/(n + 1).
 
     Attributes:
-        values: Calibrated ones, sorted, [n].
+        values: Calibrated ones v, sorted, [n], n ≥ 2.
         start: Their 90 % quantile; beyond it the share falls exponentially,
             −log p = log 10 + (s − start)/scale.
         scale: Mean excess over it, above 0.
@@ -76,6 +79,11 @@ class Tail:
     values: Array
     start: float
     scale: float
+
+    @property
+    def gaps(self) -> Array:
+        """Differences of neighbours [n − 1], above 0 also where values are equal."""
+        return np.maximum(np.diff(self.values), 1e-9)
 
 
 def layer_inputs(model: ModelProto) -> list[tuple[str, int]]:
@@ -214,10 +222,14 @@ class DriftGraph:
         """Return −log p [n], p the share of calibrated values above a score; see `Tail`."""
         one = self._constant([1], np.int64)
         wide = self._add("Unsqueeze", score, one)
-        below = self._add("GreaterOrEqual", wide, self._constant(tail.values[None]))
-        count = self._reduce("ReduceSum", self._add("Cast", below, to=TensorProto.DOUBLE), [1])
-        share = self._add("Div", count, self._constant([len(tail.values) + 1.0]))
-        inside = self._add("Neg", self._add("Log", self._add("Sub", self._constant([1.0]), share)))
+        off = self._add("Sub", wide, self._constant(tail.values[None, :-1]))
+        part = self._add("Div", off, self._constant(tail.gaps[None]))
+        part = self._add("Min", part, self._constant([1.0]))
+        part = self._add("Max", part, self._constant([0.0]))
+        below = self._reduce("ReduceSum", part, [1])
+        above = self._add("Sub", self._constant([float(len(tail.values))]), below)
+        share = self._add("Div", above, self._constant([len(tail.values) + 1.0]))
+        inside = self._add("Neg", self._add("Log", share))
         excess = self._add("Sub", score, self._constant([tail.start]))
         beyond = self._add("Div", excess, self._constant([tail.scale]))
         beyond = self._add("Add", beyond, self._constant([np.log(10.0)]))
