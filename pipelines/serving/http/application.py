@@ -13,6 +13,7 @@ import logging
 import re
 import secrets
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -337,4 +338,6 @@ def create_app(
         checkout: A path in the checkout that holds the code of the user's own task; default: the
             current folder.
     """
+    # What clients send makes Pillow warn; Python would print and remember every such text.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     return Server(live, settings, log, metrics, shadow, checkout or Path())

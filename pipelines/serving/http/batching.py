@@ -64,11 +64,11 @@ class Batcher:
 
     async def close(self) -> None:
         """Answer what waits, and end the thread."""
-        if self._thread is not None:
+        thread, self._thread = self._thread, None  # nothing new is taken from here on
+        if thread is not None:
             self._dispatch()
             self._queue.put(None)
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
+            await asyncio.to_thread(thread.join)
 
     def full(self) -> bool:
         """Say whether no further request may wait."""

@@ -98,9 +98,10 @@ class Loaded:
         return Signature.of(self.model)
 
     @cached_property
-    def reference(self) -> tuple[float, ...]:
-        """Drift scores of held-out examples, sorted; empty without a drift model."""
-        return () if self.drift is None else tuple(sorted(self.drift.card.reference_scores))
+    def reference(self) -> NDArray[np.float64]:
+        """Drift scores of held-out examples [n], sorted; n = 0 without a drift model."""
+        scores = () if self.drift is None else self.drift.card.reference_scores
+        return np.sort(np.array(scores, np.float64))
 
 
 class Live:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,12 +136,12 @@ class Metrics:
             one.observe(value)
 
     def drifted(
-        self, version: int, scores: NDArray[np.float64], reference: Sequence[float]
+        self, version: int, scores: NDArray[np.float64], reference: NDArray[np.float64]
     ) -> None:
-        """Count drift scores [n] by their rank among those of held-out examples, sorted."""
+        """Count drift scores [n] by their rank among those of held-out examples [m]."""
         if len(reference):
             histogram = self._ranks.labels(version)
-            for rank in np.searchsorted(reference, scores) / len(reference):
+            for rank in (np.searchsorted(reference, scores) / len(reference)).tolist():
                 histogram.observe(rank)
 
     def unscored(self) -> None:
