@@ -5,6 +5,7 @@ A server begins with it, and it is what a server checks when it is told of anoth
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,17 @@ class Release:
 def cached_file(layout: Layout, sha256: str) -> Path:
     """Return where a downloaded model of this hash lies, or would."""
     return layout.state / "cache" / f"{sha256}.onnx"
+
+
+def cached_drift(layout: Layout, sha256: str) -> Path:
+    """Return where a downloaded drift graph of this hash lies, or would."""
+    return layout.state / "cache" / f"{sha256}.drift.onnx"
+
+
+def drift_sha256(statement: Statement) -> str:
+    """Return the hash of the drift graph that was released with a version; empty if none was."""
+    found = statement.made_from.get("drift_sha256", "")
+    return found if re.fullmatch(r"[0-9a-f]{64}", found) else ""
 
 
 def last_seen(layout: Layout, model: str) -> Release | None:

@@ -6,7 +6,6 @@ that is what the gates go by, and nothing is answered from it.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,9 @@ from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
 from pipelines.provenance.attachments import DRIFT
-from pipelines.registry.last_seen import cached_file as cached_file  # part of this module
+from pipelines.registry.last_seen import cached_drift as cached_drift  # parts of this module
+from pipelines.registry.last_seen import cached_file as cached_file
+from pipelines.registry.last_seen import drift_sha256 as drift_sha256
 from pipelines.registry.state import ModelState, read_state, statement_of, unsigned
 from pipelines.registry.statements import Statement
 from pipelines.registry.versions import Version, list_versions, version_or_none
@@ -161,17 +162,6 @@ def released_file(layout: Layout, statement: Statement) -> Path:
     return _checked(
         layout, statement.model, statement.version, statement.sha256, "released, by its statement,"
     )
-
-
-def cached_drift(layout: Layout, sha256: str) -> Path:
-    """Return where a downloaded drift graph of this hash lies, or would."""
-    return layout.state / "cache" / f"{sha256}.drift.onnx"
-
-
-def drift_sha256(statement: Statement) -> str:
-    """Return the hash of the drift graph that was released with a version; empty if none was."""
-    found = statement.made_from.get("drift_sha256", "")
-    return found if re.fullmatch(r"[0-9a-f]{64}", found) else ""
 
 
 def drift_file(layout: Layout, released: ReleasedVersion | Statement) -> Path | None:

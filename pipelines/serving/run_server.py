@@ -17,11 +17,11 @@ import uvicorn
 from pythonjsonlogger.json import JsonFormatter
 
 from pipelines.core.paths import Layout
-from pipelines.serving.http.app import create_app
-from pipelines.serving.http.connection import configuration, require_packages
+from pipelines.serving.http.application import create_app
 from pipelines.serving.http.live import Live
 from pipelines.serving.http.metrics import Metrics
 from pipelines.serving.http.settings import ServeSettings
+from pipelines.serving.http.uvicorn_settings import configuration, require_packages
 from pipelines.serving.listening import listen, url
 from pipelines.serving.request_log import RequestLog, log_folder
 from pipelines.serving.shadow.traffic import ShadowTraffic

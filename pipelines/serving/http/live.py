@@ -155,5 +155,5 @@ class Live:
         """
         _ = loaded.signature  # here, so that no request waits for it
         before, self._loaded = self._loaded, loaded
-        self.swaps += before is not None
+        self.swaps += before is not None and before.version != loaded.version
         return before

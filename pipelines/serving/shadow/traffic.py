@@ -78,7 +78,7 @@ class _Offered:
 
 
 class ShadowTraffic:
-    """What the server offers requests to (`pipelines.serving.http.live.Shadow`).
+    """What the server offers requests to (`pipelines.serving.http.live.ShadowReceiver`).
 
     Attributes:
         problem: Why the challenger is not asked; empty if it is, or there is none.

@@ -10,16 +10,22 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.registry.history import BEGUN_ANEW
-from pipelines.registry.last_seen import Release, last_seen, verified
+from pipelines.registry.last_seen import (
+    Release,
+    cached_drift,
+    drift_sha256,
+    last_seen,
+    verified,
+)
 from pipelines.serving.http.live import Live
 from pipelines.serving.http.settings import ServeSettings
 from pipelines.serving.watch.lines import Challenger, RegistryLook
-from pipelines.serving.watch.loading import NotHere, load
+from pipelines.serving.watch.loading import NotHere, load, load_drift
 from pipelines.serving.watch.watching import Silent, Watching
 
 NOT_ASKED = "registry: not asked yet"
@@ -75,6 +81,7 @@ class Following:
         self.watching = Watching(layout, live.name, settings.poll, shadow=shadow)
         self._release: Release | None = None
         self._failed: _NotLoaded | None = None
+        self._tried = (0, 0)  # drift graph that was tried after its model: inode and time
         self._first = threading.Event()
         self._error: UserError | None = None
         self._thread = threading.Thread(target=self._follow, name="follow-registry", daemon=True)
@@ -160,6 +167,7 @@ class Following:
         """
         before = self._release
         if before is not None and told.last == before.last.text():
+            self._add_drift(before)
             return
         if self._failed is not None and told.last == self._failed.last:
             if time.monotonic() < self._failed.again:
@@ -173,6 +181,22 @@ class Following:
             pause = 1.0 if self._failed is None else min(2 * self._failed.pause, _LONGEST_PAUSE)
             self._failed = _NotLoaded(told.last, error, time.monotonic() + pause, pause)
             raise
+
+    def _add_drift(self, release: Release) -> None:
+        """Let drift be scored too, once its graph has come into the cache after the model."""
+        now = self._live.current
+        if now.drift is not None or not drift_sha256(release.statement):
+            return
+        try:
+            found = cached_drift(self._layout, drift_sha256(release.statement)).stat()
+        except FileNotFoundError:
+            return
+        if (found.st_ino, found.st_mtime_ns) == self._tried:
+            return
+        self._tried = found.st_ino, found.st_mtime_ns
+        drift = load_drift(self._layout, release, self._settings.max_batch)
+        if drift is not None:
+            self._live.swap(replace(now, drift=drift))
 
     def _checked(self, told: RegistryLook) -> Release:
         """Return what was told, if it is signed and nothing older than what was seen.
@@ -197,8 +221,7 @@ class Following:
             UserError: If it cannot be loaded.
         """
         statement = release.statement
-        ready = self._live.ready
-        now = self._live.current if ready else None
+        now = self._live.current if self._live.ready else None
         if now is None or (now.version, now.sha256) != (statement.version, statement.sha256):
             began = time.monotonic()
             loaded = load(self._layout, release, self._settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 
 import numpy as np
@@ -9,12 +10,15 @@ import numpy as np
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
-from pipelines.registry.last_seen import Release, cached_file
+from pipelines.registry.last_seen import Release, cached_drift, cached_file, drift_sha256
 from pipelines.serving.http.live import Loaded
 from pipelines.serving.http.settings import ServeSettings
+from pipelines.systems.onnx.drift_model import DriftModel
 from pipelines.systems.onnx.runtime import OnnxModel
 from pipelines.tasks.examples import examples
 from pipelines.tasks.named import task_of
+
+_log = logging.getLogger("prong.serve")
 
 
 class NotHere(UserError):
@@ -49,9 +53,35 @@ def load(layout: Layout, release: Release, settings: ServeSettings) -> Loaded:
     if model.sha256 != statement.sha256:  # exchanged between the two looks
         raise NotHere(f"{name}: the file in the cache was exchanged while it was loaded")
     _warm(layout, model, settings.max_batch, name)
-    loaded = Loaded(statement.version, statement.sha256, model, None, datetime.now(UTC))
-    assert loaded.signature  # made now, by asking the model, and not by the first request
-    return loaded
+    drift = load_drift(layout, release, settings.max_batch)
+    return Loaded(statement.version, statement.sha256, model, drift, datetime.now(UTC))
+
+
+def load_drift(layout: Layout, release: Release, largest: int) -> DriftModel | None:
+    """Return the drift graph that was released with a version, warmed.
+
+    A version answers without it too: so one that is not here, or does not run, is left out.
+
+    Args:
+        layout: The checkout, whose cache holds the file.
+        release: Whose signatures were checked.
+        largest: Most examples in one call.
+
+    Returns:
+        None if the version has none, or the cache does not hold the very file that was released.
+    """
+    sha256 = drift_sha256(release.statement)
+    path = cached_drift(layout, sha256)
+    if not sha256 or not path.is_file() or sha256_file(path) != sha256:
+        return None
+    try:
+        drift = DriftModel.load(path, model=release.statement.sha256)
+        for count in (largest, 1):
+            drift.scores(examples(drift.form, count), batch=largest)
+    except UserError as error:
+        _log.warning("drift is not scored", extra={"reason": str(error)})
+        return None
+    return drift if drift.sha256 == sha256 else None
 
 
 def _warm(layout: Layout, model: OnnxModel, largest: int, name: str) -> None:

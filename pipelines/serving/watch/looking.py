@@ -12,10 +12,11 @@ from pathlib import Path
 
 from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
-from pipelines.registry.last_seen import cached_file
+from pipelines.registry.last_seen import cached_drift, cached_file, drift_sha256
 from pipelines.registry.state import ModelState, read_state
 from pipelines.registry.statements import Statement
 from pipelines.registry.version_files import (
+    drift_file,
     none_live,
     released_file,
     required_statement,
@@ -29,6 +30,8 @@ from pipelines.systems.mlflow.address import is_read_only, shown_uri, sqlite_fil
 
 _LONGEST_PAUSE = 60.0
 """Seconds between two tries to fetch a file that could not be had."""
+_MOST_FILES = 5
+"""Whose state is remembered: model, drift graph, challenger, and the ones before."""
 
 
 @dataclass
@@ -52,8 +55,8 @@ class Looking:
     def __init__(self, layout: Layout, model: str, *, shadow: bool) -> None:
         self._layout, self._model, self._shadow = layout, model, shadow
         self._statements: dict[str, Statement] = {}  # newest entry's hash → its statement
-        self._there: dict[str, tuple[int, ...]] = {}  # sha256 → what its file was when checked
-        self._failed: dict[str, _NotFetched] = {}
+        self._there: dict[Path, tuple[int, ...]] = {}  # what a file was when it was checked
+        self._failed: dict[Path, _NotFetched] = {}
 
     def look(self) -> RegistryLook:
         """Return what the registry says now."""
@@ -82,9 +85,15 @@ class Looking:
         problems = list(warnings(state))
         challenger = self._challenger(state, problems) if self._shadow else None
         try:
-            self._have(statement.sha256, lambda: released_file(layout, statement))
+            path = cached_file(layout, statement.sha256)
+            self._have(path, lambda: released_file(layout, statement))
         except UserError as error:
             return RegistryLook(shortened((f"registry: {error}", *problems)), challenger=challenger)
+        if drift := drift_sha256(statement):
+            try:
+                self._have(cached_drift(layout, drift), lambda: drift_file(layout, statement))
+            except UserError as error:  # the version answers all the same
+                problems.append(f"drift is not scored: {error}")
         entry = state.history.release_of(state.live) or last
         return RegistryLook(
             shortened(tuple(problems)), last.text(), entry.text(), statement.text, challenger
@@ -102,32 +111,32 @@ class Looking:
                 version = version_or_none(client, model, number)
             if version is None or not version.sha256:
                 return None
-            self._have(version.sha256, lambda: version_file(layout, version))
+            path = cached_file(layout, version.sha256)
+            self._have(path, lambda: version_file(layout, version))
         except UserError as error:
             problems.append(f"the challenger cannot be asked: {error}")
             return None
         return Challenger(number, version.sha256)
 
-    def _have(self, sha256: str, fetch: Callable[[], object]) -> None:
-        """Let a file be in the cache and what its hash says, unless it was so and is untouched.
+    def _have(self, path: Path, fetch: Callable[[], object]) -> None:
+        """Let a file be in the cache and what its name says, unless it was so and is untouched.
 
         Raises:
             UserError: If it cannot be had; it is tried again after a while.
         """
-        failed, now = self._failed.get(sha256), time.monotonic()
+        failed, now = self._failed.get(path), time.monotonic()
         if failed is not None and now < failed.again:
             raise UserError(failed.said)
-        path = cached_file(self._layout, sha256)
-        if sha256 in self._there and self._there[sha256] == _identity(path):
+        if path in self._there and self._there[path] == _identity(path):
             return
         try:
             fetch()
         except UserError as error:
             pause = 1.0 if failed is None else min(2 * failed.pause, _LONGEST_PAUSE)
-            self._failed[sha256] = _NotFetched(str(error), time.monotonic() + pause, pause)
+            self._failed[path] = _NotFetched(str(error), time.monotonic() + pause, pause)
             raise
-        self._failed.pop(sha256, None)
-        self._there = {**dict(list(self._there.items())[-3:]), sha256: _identity(path)}
+        self._failed.pop(path, None)
+        self._there = {**dict(list(self._there.items())[-_MOST_FILES:]), path: _identity(path)}
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -8,19 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from pipelines.core.errors import UserError
 from pipelines.systems.onnx.drift_card import DRIFT, DriftCard
-from pipelines.systems.onnx.metadata import LARGEST_FILE
-from pipelines.systems.onnx.model_file import (
-    ModelProto,
-    input_signatures,
-    outside,
-    parse,
-    signature,
-)
-from pipelines.systems.onnx.operators import not_allowed
+from pipelines.systems.onnx.drift_file import read_drift
 from pipelines.systems.onnx.runtime import fed  # it turns telemetry off
 from pipelines.tasks.form import Form
 
@@ -65,16 +56,7 @@ class DriftModel:
                 to files outside itself, uses an operator that is not allowed, belongs to another
                 model, or cannot be run.
         """
-        try:
-            if path.stat().st_size > LARGEST_FILE:
-                raise UserError(f"{path}: larger than 2 GB, the limit of one ONNX file")
-            content = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-        try:
-            card = _checked(parse(content))
-        except ValueError as error:
-            raise UserError(f"{path}: not a drift graph of this project: {error}") from None
+        content, card = read_drift(path)
         if model and card.model_sha256 != model:
             raise UserError(
                 f"{path}: belongs to another model: sha256 {card.model_sha256}, not {model}"
@@ -123,24 +105,3 @@ class DriftModel:
 
 def _told(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _checked(model: ModelProto) -> DriftCard:
-    """Return what a drift graph says about itself, after the graph was held to it.
-
-    Raises:
-        ValueError: Naming what is wrong.
-    """
-    if away := outside(model):
-        raise ValueError(f"{len(away)} tensors lie outside the file, first {away[0][0]!r}")
-    if bad := not_allowed(model):
-        raise ValueError(f"it may not hold {', '.join(bad[:5])}")
-    entries = [entry.key for entry in model.metadata_props]
-    if len(set(entries)) != len(entries):
-        raise ValueError("a metadata entry occurs twice")
-    card = DriftCard.parse({entry.key: entry.value for entry in model.metadata_props})
-    found = [signature(value) for value in (*model.graph.input, *model.graph.output)]
-    wanted = [*input_signatures(card.form), (DRIFT, TensorProto.FLOAT, [None])]
-    if found != wanted:
-        raise ValueError(f"inputs and outputs are {found}; its metadata asks for {wanted}")
-    return card

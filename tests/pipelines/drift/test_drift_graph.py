@@ -59,8 +59,9 @@ def _distance(values: Array, train: Array, centre: Array | None = None) -> Array
     centre = train.mean(axis=0) if centre is None else centre
     covariance = np.cov((train - train.mean(axis=0)).T, bias=True)
     covariance += estimates.DAMPING * covariance.diagonal().mean() * np.eye(len(covariance))
-    off = values - centre
-    return np.einsum("...i,...i->...", off, np.linalg.solve(covariance, off[..., None])[..., 0])
+    off = (values - centre).reshape(-1, len(covariance))
+    found: Array = (off * np.linalg.solve(covariance, off.T).T).sum(axis=1)
+    return found.reshape(values.shape[:-1])
 
 
 def _expected(small: Small, train: Array, labels: Array, asked: Array) -> dict[str, Array]:

@@ -16,6 +16,7 @@ from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_split
 from pipelines.drift.fit_drift import fit
 from pipelines.provenance.attachments import DRIFT
+from pipelines.provenance.lineage import lineage
 from pipelines.registry.version_files import cached_drift, champion, drift_file
 from pipelines.release import promote as promotion
 from pipelines.release import register as release
@@ -79,7 +80,16 @@ def test_the_drift_graph_that_was_released_is_fetched_and_no_other(checkout: Mak
         drift_file(layout, found)
 
 
-@pytest.mark.parametrize("left", [None, b""])
+def test_a_drift_graph_of_another_model_is_not_released(checkout: Make) -> None:
+    made = checkout()
+    layout = made.layout
+    layout.drift.write_bytes(_drift(layout))
+    assert lineage(layout, made.params)["drift_sha256"] == sha256_file(layout.drift)
+    FinishedCheckout.make(layout, 0.5, 0)
+    assert lineage(layout, made.params)["drift_sha256"] == "unknown"
+
+
+@pytest.mark.parametrize("left", [None, b"", b"damaged"])
 def test_a_version_without_one_is_released_and_says_so(checkout: Make, left: bytes | None) -> None:
     made = checkout()
     _release(made, left)

@@ -29,11 +29,11 @@ class Report:
 
     Attributes:
         answers: Id, version, when it came (`time.time()`) and seconds of each good answer.
-        failures: Id and reason of each other request.
+        failures: Id, reason and begin of each other request.
     """
 
     answers: list[tuple[str, int, float, float]] = field(default_factory=list)
-    failures: list[tuple[str, str]] = field(default_factory=list)
+    failures: list[tuple[str, str, float]] = field(default_factory=list)
 
     @property
     def versions(self) -> Counter[int]:
@@ -89,15 +89,14 @@ class Load:
         reader: asyncio.StreamReader | None = None
         writer: asyncio.StreamWriter | None = None
         while not self._stop:
-            name = f"load-{next(self._numbers)}"
+            name, began = f"load-{next(self._numbers)}", time.time()
             try:
                 if reader is None or writer is None:
                     reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-                began = time.time()
                 writer.write(f"{self._head}X-Request-Id: {name}\r\n\r\n".encode() + self._body)
                 status, closes, version = await _answer(reader)
             except _LOST as error:
-                self.report.failures.append((name, repr(error)))
+                self.report.failures.append((name, repr(error), began))
                 if writer is not None:
                     writer.close()
                 reader = writer = None
@@ -107,7 +106,7 @@ class Load:
             if status == 200:
                 self.report.answers.append((name, version, now, now - began))
             else:
-                self.report.failures.append((name, str(status)))
+                self.report.failures.append((name, str(status), began))
             if closes:
                 writer.close()
                 reader = writer = None

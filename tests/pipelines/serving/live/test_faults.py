@@ -7,8 +7,11 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +211,40 @@ def test_a_checkout_without_memory_waits_for_the_registry(
         assert found.version == 2
         assert found.seconds < PATIENCE
         found.is_well()
+
+
+def test_a_tracking_server_that_is_killed(checkouts: Callable[[], Layout], tmp_path: Path) -> None:
+    layout = checkouts()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    uri, database = f"http://127.0.0.1:{port}", layout.state / "mlflow.db"
+    program = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri"]
+    program += [f"sqlite:///{database}", "--host", "127.0.0.1", "--port", str(port)]
+    with (tmp_path / "mlflow.log").open("w") as log:
+        registry = subprocess.Popen(
+            [*program, "--workers", "1"],
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+
+        def answers() -> bool:
+            with suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=2):
+                return True
+            return False
+
+        assert wait_until(answers, 90, pause=0.5), (tmp_path / "mlflow.log").read_text()
+        with serving(layout, "--poll", "0.2", MLFLOW_TRACKING_URI=uri) as found:
+            found.is_well()
+            assert found.version == 2
+            os.killpg(registry.pid, signal.SIGKILL)
+            registry.wait()
+            found.says("MLflow does not answer")
+            assert found.version == 2
+            assert found.metric("prong_ready") == 1
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(registry.pid, signal.SIGKILL)
+        registry.wait()
