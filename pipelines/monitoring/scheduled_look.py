@@ -79,9 +79,10 @@ def scheduled_look(
 
     def train() -> str:
         try:
-            return _patiently(params, retrain)(layout, params, call, versions.champions_data())
+            said = _patiently(params, retrain)(layout, params, call, versions.champions_data())
         except Unavailable as error:  # the look is done: made again it would find nothing new
             raise Failed(str(error)) from error
+        return str(said)
 
     return monitor(
         layout,
