@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 from pipelines.core.config import Params
 from pipelines.core.environment import open_checkout
+from pipelines.core.errors import Failed, Unavailable
 from pipelines.core.paths import Layout
 from pipelines.monitoring.comparison import MINIMUM, RATE
 from pipelines.monitoring.held_out import ReleasedVersions
@@ -46,14 +48,11 @@ def monitored(rate: float = RATE, minimum: int = MINIMUM, retraining: bool = Tru
     run = this_run()
     me = Due(run.run_id, run.scheduled, "running")
     call = Call(run.name or "by-hand", run.deployment, me)
-    pauses = list(rules.pauses(params.schedule.retries, params.schedule.pause))
     with reporting(params, call):
         skipped = settle(layout, params, call)
         if skipped:
             return cancelled(skipped, flow_runs.SKIPPED)
-        done = retried(scheduled_look, pauses, rules.can_pass)(
-            layout, params, call, settings, bool(retraining)
-        )
+        done = _patiently(params, scheduled_look)(layout, params, call, settings, bool(retraining))
     said = summary(done.look)
     if done.look.drift:
         return completed(f"{said}; {done.look.retraining}", DRIFT)
@@ -74,9 +73,17 @@ def scheduled_look(
 
     Raises:
         UserError: If the log's state, the registry or a training is at fault.
-        Failed: If a stage of a training crashed.
+        Failed: If a stage of a training crashed, or a system that it needs did not answer.
     """
     versions = ReleasedVersions(layout, params.model_name)
+
+    def train() -> str:
+        try:
+            said = _patiently(params, retrain)(layout, params, call, versions.champions_data())
+        except Unavailable as error:  # the look is done: made again it would find nothing new
+            raise Failed(str(error)) from error
+        return str(said)
+
     return monitor(
         layout,
         params.alerts,
@@ -84,10 +91,14 @@ def scheduled_look(
         settings,
         versions,
         caller=Caller(call.name, call.me.run_id, call.me.scheduled.isoformat()),
-        retrain=(lambda: retrain(layout, params, call, versions.champions_data()))
-        if retraining
-        else None,
+        retrain=train if retraining else None,
     )
+
+
+def _patiently(params: Params, function: Callable[..., Any]) -> Any:
+    """Return a task that is run again, as the parameters say, after an error that may pass."""
+    pauses = list(rules.pauses(params.schedule.retries, params.schedule.pause))
+    return retried(function, pauses, rules.can_pass)
 
 
 def by_hand(layout: Layout, params: Params, data_hash: str) -> str:

@@ -36,8 +36,8 @@ def share_of_alarms(looks: int, count: int, shift: float, rate: float = RATE) ->
 @pytest.mark.parametrize(
     ("count", "looks", "rate"),
     [
-        (100, 60, 0.05),
-        (1500, 40, 0.05),
+        (100, 40, 0.05),
+        (1500, 20, 0.05),
         pytest.param(100, 1500, RATE, marks=pytest.mark.slow),
         pytest.param(1500, 1500, RATE, marks=pytest.mark.slow),
     ],
@@ -123,11 +123,11 @@ def test_a_class_never_seen_before_is_compared_and_one_class_is_no_test() -> Non
 
 def test_power_rises_with_the_examples_and_is_the_rate_where_nothing_changed() -> None:
     reference = drawn(1, 1000)
-    shifted = power_curve(reference, drawn(2, 4000, shift=0.25), (50, 200, 800), looks=15)
+    shifted = power_curve(reference, drawn(2, 4000, shift=0.25), (50, 200, 800), looks=10)
     assert [one.examples for one in shifted] == [50, 200, 800]
     assert shifted[0].share < shifted[2].share
     assert shifted[2].share >= 0.9
     assert set(shifted[0].by_kind) == {"score", "answers", "labels"}
-    same = power_curve(reference, drawn(3, 4000), (50, 200, 9000), looks=15)
+    same = power_curve(reference, drawn(3, 4000), (50, 200, 9000), looks=10)
     assert [one.examples for one in same] == [50, 200]
     assert max(one.share for one in same) <= 0.2

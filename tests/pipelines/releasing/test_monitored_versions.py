@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from small_checkout import SOURCE, Checkout
 from stored_versions import MODEL
 
+from benchmarks import monitor as power
 from pipelines import api
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_split
@@ -174,3 +175,19 @@ def test_a_drift_graphs_card_is_taken_as_it_is() -> None:
 
 def test_paths_of_the_log_stay_in_the_state_directory(tmp_path: Path) -> None:
     assert log_folder(Layout(tmp_path), MODEL).parent == tmp_path / ".prong/requests"
+
+
+def test_the_power_of_a_look_is_printed(
+    project: api.Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FinishedCheckout.make(project.layout, noise=0.0, seed=0)  # version 1, which learned something
+    monkeypatch.chdir(project.layout.root)
+    monkeypatch.setitem(power.SHIFTS, "noise 0.2", lambda images: 255 - images)
+    assert power.main(["--looks", "3"]) == 0
+    text = capsys.readouterr().out
+    rows = [line for line in text.splitlines() if " decision " in line]
+    assert [line[:14].strip() for line in rows] == list(power.SHIFTS)
+    assert "rate 1 %" in text
+    assert [int(word) for word in rows[0].split()[2:]] == [0, 0]  # unchanged
+    assert int(rows[2].split()[-1]) == 100  # negatives
+    assert text.count(" labels ") == len(power.SHIFTS)

@@ -108,9 +108,17 @@ def test_a_worker_looks_and_trains_once_there_are_new_labels(
         assert "monitor  0 0 1 1 *" in checkout.prong("schedule", "--list").out
         (where,) = worker.post(checkout, "deployments/filter", {}).json()
 
+        def looks() -> list[worker.Run]:
+            return worker.runs(checkout, "monitor")
+
         def looked(count: int) -> str:
             worker.post(checkout, f"deployments/{where['id']}/create_flow_run", {})
-            run = worker.ended(checkout, "monitor", count)[-1]
+            worker.until(
+                lambda: sum(run["state_type"] == "COMPLETED" for run in looks()) == count,
+                f"look {count}",
+                patience=900.0,  # one of them trains
+            )
+            run = looks()[-1]
             state = run["state"]
             assert isinstance(state, dict)
             return f"{state['name']}: {state['message']}"
@@ -120,6 +128,10 @@ def test_a_worker_looks_and_trains_once_there_are_new_labels(
         said = looked(2)
         assert said.startswith("Drift: v1: drift; no labelled data has changed")
         assert worker.versions(checkout) == [1]
+        (report,) = checkout.root.glob("reports/monitor-*.json")
+        (of,) = json.loads(report.read_text())["versions"]
+        assert "held-out examples of its drift graph" in of["reference"]
+        assert of["method"]
 
         more = worker.more_digits(tmp_path / "more")
         added = checkout.prong("data", "add", str(more))
