@@ -9,7 +9,7 @@ its training examples too well.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,8 +82,8 @@ class _Fit:
         self.signals: dict[str, str] = {}
         self.of_layers: list[str] = []
 
-    def run(self, outputs: Sequence[str], inputs: Array) -> list[list[Array]]:
-        """Return some outputs of each batch."""
+    def run(self, outputs: Sequence[str], inputs: Array) -> Iterator[list[Array]]:
+        """Yield some outputs of each batch."""
         runner = GraphRunner(self.graph.with_outputs(outputs), self.card.form)
         return runner.batches(inputs, self.amounts.batch)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,8 +47,8 @@ class GraphRunner:
         except Exception as error:  # those of ONNX Runtime have no base class of their own
             raise _told(error) from None
 
-    def batches(self, inputs: NDArray[Any], size: int) -> list[list[NDArray[Any]]]:
-        """Return the outputs of each batch of `size` inputs, in order.
+    def batches(self, inputs: NDArray[Any], size: int) -> Iterator[list[NDArray[Any]]]:
+        """Yield the outputs of each batch of `size` inputs, in order; few are held at a time.
 
         Args:
             inputs: As the data hold them, [n, *input_shape].
@@ -59,7 +60,14 @@ class GraphRunner:
         parts = [inputs[at : at + size] for at in range(0, len(inputs), size)]
         workers = min(_MOST_WORKERS, len(os.sched_getaffinity(0)), max(1, len(parts)))
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(self._run, parts))
+            begun = deque(pool.submit(self._run, part) for part in parts[:workers])
+            for part in [*parts[workers:], *[None] * workers]:
+                if not begun:
+                    return
+                found = begun.popleft().result()
+                if part is not None:
+                    begun.append(pool.submit(self._run, part))
+                yield found
 
     def _run(self, part: NDArray[Any]) -> list[NDArray[Any]]:
         try:
