@@ -154,7 +154,7 @@ class Project:
 
         found = self.champion(model)
         return score(
-            OnnxModel.load(found.path, provider, asked="provider"),
+            OnnxModel.load(found.path, provider, asked="provider", spinning=False),
             Path(source),
             Path(out),
             name=self._name(model),
