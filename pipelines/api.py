@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # seconds of imports, which only who calls the function spend
     from pipelines.release.decision import Decision
     from pipelines.release.health import Standing
     from pipelines.release.promote import Rollback
+    from pipelines.serving.batch.score import ScoredInputs
     from pipelines.serving.predict import Prediction
     from pipelines.systems.dvc.reproduce import StageResult
 
@@ -129,6 +130,41 @@ class Project:
         loaded = OnnxModel.load(self.champion(model).path, provider, asked="provider")
         paths = [Path(file) for file in files]
         return predict(loaded, paths, top=top, checkout=self.layout.root)
+
+    def score(
+        self,
+        source: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        *,
+        model: str | None = None,
+        provider: Literal["auto", "cpu", "cuda"] = "auto",
+        overwrite: bool = False,
+    ) -> ScoredInputs:
+        """Write the champion's answers for many files into one Parquet file.
+
+        Args:
+            source: A folder, an archive of images, or a table.
+            out: The file; a run that was ended is gone on with.
+            model: The registered model's name; None: that of the parameters.
+            provider: Of ONNX Runtime.
+            overwrite: Whether a file of that name is replaced.
+
+        Returns:
+            How many inputs there are, how many have no answer, and where those are listed.
+        """
+        from pipelines.serving.batch.score import score
+        from pipelines.systems.onnx.runtime import OnnxModel
+
+        found = self.champion(model)
+        return score(
+            OnnxModel.load(found.path, provider, asked="provider", spinning=False),
+            Path(source),
+            Path(out),
+            name=self._name(model),
+            version=found.version,
+            checkout=self.layout.root,
+            overwrite=overwrite,
+        )
 
     def versions(self, model: str | None = None) -> list[Version]:
         """Return all versions, newest first, at least one."""

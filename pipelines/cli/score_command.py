@@ -47,6 +47,7 @@ def score(
         provider,  # type: ignore[arg-type]
         asked="--provider",
         threads=threads,
+        spinning=False,  # others decode on the same processors
     )
     done = score(
         model,

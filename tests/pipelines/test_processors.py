@@ -158,7 +158,7 @@ def test_a_real_group_is_seen_by_a_process_in_it_and_by_the_runtime(group: Path)
         "(pathlib.Path(sys.argv[1]) / 'cgroup.procs').write_text(str(os.getpid()))\n"
         "from pipelines.core.processors import processors\n"
         "from pipelines.systems.onnx import runtime\n"
-        "made = runtime._options(None)\n"
+        "made = runtime._options(None, True)\n"
         "spins = made.get_session_config_entry('session.intra_op.allow_spinning')\n"
         "print(processors(), made.intra_op_num_threads, made.inter_op_num_threads, spins)\n"
     )

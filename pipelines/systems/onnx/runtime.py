@@ -92,7 +92,12 @@ def _driver() -> bool:
 
 
 def _session(
-    content: bytes, provider: Literal["cpu", "cuda"], *, tf32: bool, threads: int | None = None
+    content: bytes,
+    provider: Literal["cpu", "cuda"],
+    *,
+    tf32: bool,
+    threads: int | None = None,
+    spinning: bool = True,
 ) -> Any:
     """Return a session that really runs on `provider`.
 
@@ -110,7 +115,7 @@ def _session(
         ort.preload_dlls()
         chosen.insert(0, (_NAMES["cuda"], {"use_tf32": int(tf32)}))
     try:
-        session = ort.InferenceSession(content, _options(threads), providers=chosen)
+        session = ort.InferenceSession(content, _options(threads, spinning), providers=chosen)
     except _FAILURES as error:
         raise _Broken.of(error) from None
     runs = session.get_providers()[0]  # the session falls back without raising
@@ -119,14 +124,14 @@ def _session(
     return session
 
 
-def _options(threads: int | None) -> Any:
+def _options(threads: int | None, spinning: bool) -> Any:
     """Return the options of a session that uses the processors it was given and no others."""
     options = ort.SessionOptions()
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.inter_op_num_threads = 1
     options.intra_op_num_threads = threads or _threads()
-    if processors() < len(os.sched_getaffinity(0)):
-        # A thread that waits by spinning would use up the quota of those that work.
+    # A thread that waits by spinning would use up the quota of those that work.
+    if not spinning or processors() < len(os.sched_getaffinity(0)):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
@@ -170,6 +175,7 @@ class OnnxModel:
         tf32: bool = False,
         asked: str = "provider",
         threads: int | None = None,
+        spinning: bool = True,
     ) -> OnnxModel:
         """Check a model file, load it, and try it on one blank input.
 
@@ -180,6 +186,8 @@ class OnnxModel:
             asked: By what setting the user chose the provider, for messages.
             threads: That share one operator on the CPU; default: one for each whole processor
                 that this process may use, a quota counted.
+            spinning: Whether those threads wait by spinning: quicker answers, but time that other
+                threads of this machine do not have.
 
         Raises:
             UserError: If the file is unreadable, not one whole model of this project, refers to
@@ -194,7 +202,7 @@ class OnnxModel:
         reason = _Broken()
         for name in order[provider]:
             try:
-                session = _session(content, name, tf32=tf32, threads=threads)
+                session = _session(content, name, tf32=tf32, threads=threads, spinning=spinning)
                 model = cls(session, card, name, hashlib.sha256(content).hexdigest())
                 blank = np.zeros((1, *card.form.input_shape), card.form.dtype)
                 given = fed(card.form, blank)
