@@ -1,17 +1,17 @@
 """The spectrally truncated variant: as few whitened units a layer as the margin of error allows.
 
 A whitened layer's units are uncorrelated, so the spectrum of its weights in whitened coordinates
-says what dropping each costs (`prong.compress`). Of the tolerances tried the largest is taken whose
-rise of the error, as estimated on the validation split (the upper 95 % bound), stays within
-`gates.margin`. Layers that would not get smaller stay as they are. All of it is computed in float64
-on one thread and rounded once, so that equal networks give equal bytes.
+says what dropping each costs (`prong.compress`). Layer after layer, the largest truncation is taken
+with which the rise of the error, as estimated on the validation split (the upper 95 % bound), stays
+within `gates.margin`. Layers that would not get smaller stay as they are. All of it is computed in
+float64 on one thread and rounded once, so that equal networks give equal bytes.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ TOLERANCES = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
 SAMPLES = 2000
 """Training examples for the spectra."""
 _BATCH = 250
+_WORTH = 0.02
+"""Share of all weights below which a layer is not looked at."""
 _PROBED = 32  # examples by which a network is known to be the champion's
 
 
@@ -58,50 +60,69 @@ def truncated(base: VariantBase) -> tuple[bytes, str]:
     split, inputs = _estimated_on(base)
     before = _errors(network, task, split, inputs)
     margin = base.params.gates.margin
+
+    def stays(smaller: nn.Module) -> bool:
+        return task.rise(_errors(smaller, task, split, inputs), before) <= margin
+
     with _one_thread():
-        examples, gained = _examples(base), False
-        for tolerance in TOLERANCES:
-            found = _truncation(network, examples, tolerance)
-            if found is None:
-                continue
-            gained = True
-            smaller, ranks = found
-            rise = task.rise(_errors(smaller, task, split, inputs), before)
-            if rise <= margin:
-                content = onnx_bytes(smaller, task, base.card, opset(base.content))
-                return content, f"rank {ranks}; relative error of each layer up to {tolerance:g}"
-    if not gained:
-        raise NotMade("no layer gets smaller: their spectra are too flat, or they are too small")
-    raise NotMade(
-        "no truncation that makes a layer smaller keeps the estimated rise of the error within "
-        f"gates.margin ({margin:g}) on {len(inputs)} validation examples"
-    )
+        smaller, ranks = lower_ranks(network, _examples(base), stays)
+    if not ranks:
+        raise NotMade(
+            "no layer gets smaller within an estimated rise of the error of gates.margin "
+            f"({margin:g}) on {len(inputs)} examples of the split {_split_name(base)}"
+        )
+    content = onnx_bytes(smaller.float().eval(), task, base.card, opset(base.content))
+    return content, f"ranks {', '.join(ranks)}"
 
 
-def _truncation(
-    network: nn.Module, examples: Sequence[torch.Tensor], tolerance: float
-) -> tuple[nn.Module, str] | None:
-    """Return a network whose layers are of lower rank where that makes them smaller, and the ranks.
+def lower_ranks(
+    network: nn.Module, examples: Sequence[torch.Tensor], stays: Callable[[nn.Module], bool]
+) -> tuple[nn.Module, list[str]]:
+    """Return a network of lower rank, layer after layer, as long as it stays good enough.
+
+    The layers with the most weights come first: there the error that is allowed gains the most.
+    For each, the largest tolerance is searched by halving, as a smaller one is hardly ever worse.
 
     Args:
         network: Plain; not changed.
         examples: For the spectra.
-        tolerance: Largest relative error of each layer's output.
+        stays: Says of a plain network in float32 whether it is still good enough.
 
     Returns:
-        None if no layer gets smaller.
+        The network, in float64, and for each layer that got smaller its rank; none if none did.
 
     Raises:
         NotMade: If no layer can be truncated.
     """
-    _, layers = _compressed(network, examples, tolerance, None)
-    worthwhile = [layer.name for layer in layers if layer.split]
-    if not worthwhile:
-        return None
-    # The others stay exact: the error that the margin allows is spent where it gains something.
-    smaller, layers = _compressed(network, examples, tolerance, worthwhile)
-    ranks = (f"{one.kept} of {one.units} ({one.name.removeprefix(BODY)})" for one in layers)
-    return smaller.float().eval(), ", ".join(ranks)
+    smaller, ranks = copy.deepcopy(network).double(), []
+    for name in _largest_layers(smaller, examples):
+        low, high = 0, len(TOLERANCES)  # the largest that holds is TOLERANCES[high], if any
+        best = None
+        while low < high:
+            middle = (low + high) // 2
+            tried, (layer,) = _compressed(smaller, examples, TOLERANCES[middle], [name])
+            if not layer.split:  # a smaller tolerance keeps more units
+                high = middle
+            elif stays(copy.deepcopy(tried).float().eval()):
+                best, high = (tried, layer), middle
+            else:
+                low = middle + 1
+        if best is not None:
+            smaller, layer = best
+            ranks.append(f"{layer.kept} of {layer.units} ({name.removeprefix(BODY)})")
+    return smaller, ranks
+
+
+def _largest_layers(network: nn.Module, examples: Sequence[torch.Tensor]) -> list[str]:
+    """Return the names of the layers worth a look, the one with the most weights first."""
+    _, layers = _compressed(network, examples, TOLERANCES[0], None)
+    total = sum(layer.multiply_adds[0] for layer in layers)
+    order = sorted(layers, key=lambda layer: -layer.multiply_adds[0])
+    return [one.name for one in order if one.split and one.multiply_adds[0] >= _WORTH * total]
+
+
+def _split_name(base: VariantBase) -> str:
+    return "validation" if base.data.total("validation") else "train"
 
 
 def _compressed(
@@ -118,11 +139,10 @@ def _compressed(
 
 def _estimated_on(base: VariantBase) -> tuple[Split, NDArray[Any]]:
     """Return the examples on which the rise of the error is estimated: never the gate's."""
-    for name in ("validation", "train"):
-        split = load_split(base.layout.prepared, name)
-        if len(split.inputs):
-            return split, fitted(split.inputs, base.data.form, base.card.form)
-    raise NotMade("there is no example to estimate the rise of its error on")
+    split = load_split(base.layout.prepared, _split_name(base))
+    if not len(split.inputs):
+        raise NotMade("there is no example to estimate the rise of its error on")
+    return split, fitted(split.inputs, base.data.form, base.card.form)
 
 
 def _examples(base: VariantBase) -> list[torch.Tensor]:
