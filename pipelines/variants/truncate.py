@@ -3,7 +3,7 @@
 A whitened layer's units are uncorrelated, so the spectrum of its weights in whitened coordinates
 says what dropping each costs (`prong.compress`). Layer after layer, the largest truncation is taken
 with which the rise of the error, as estimated on the validation split (the upper 95 % bound), stays
-within `gates.margin`. Layers that would not get smaller stay as they are. All of it is computed in
+within `gates.margin`. Layers that would not get much smaller stay as they are. All of it is computed in
 float64 on one thread and rounded once, so that equal networks give equal bytes.
 """
 
@@ -42,6 +42,11 @@ SAMPLES = 2000
 _BATCH = 250
 _WORTH = 0.02
 """Share of all weights below which a layer is not looked at."""
+_LESS = 0.75
+"""Largest share of a layer's multiply-adds that may be left: two thin layers cost a call more."""
+_SURE = 0.75
+"""Share of the margin that the estimate may use up: what is chosen by an estimate is a little worse
+than it looks."""
 _PROBED = 32  # examples by which a network is known to be the champion's
 
 
@@ -59,7 +64,7 @@ def truncated(base: VariantBase) -> tuple[bytes, str]:
     task = task_of(base.card.form, base.layout.root)
     split, inputs = _estimated_on(base)
     before = _errors(network, task, split, inputs)
-    margin = base.params.gates.margin
+    margin = _SURE * base.params.gates.margin
 
     def stays(smaller: nn.Module) -> bool:
         return task.rise(_errors(smaller, task, split, inputs), before) <= margin
@@ -68,8 +73,8 @@ def truncated(base: VariantBase) -> tuple[bytes, str]:
         smaller, ranks = lower_ranks(network, _examples(base), stays)
     if not ranks:
         raise NotMade(
-            "no layer gets smaller within an estimated rise of the error of gates.margin "
-            f"({margin:g}) on {len(inputs)} examples of the split {_split_name(base)}"
+            f"no layer gets much smaller within an estimated rise of the error by {margin:.2%} on "
+            f"{len(inputs)} examples of the split {_split_name(base)}"
         )
     content = onnx_bytes(smaller.float().eval(), task, base.card, opset(base.content))
     return content, f"ranks {', '.join(ranks)}"
@@ -101,7 +106,7 @@ def lower_ranks(
         while low < high:
             middle = (low + high) // 2
             tried, (layer,) = _compressed(smaller, examples, TOLERANCES[middle], [name])
-            if not layer.split:  # a smaller tolerance keeps more units
+            if not _gains(layer):  # a smaller tolerance keeps more units
                 high = middle
             elif stays(copy.deepcopy(tried).float().eval()):
                 best, high = (tried, layer), middle
@@ -113,12 +118,17 @@ def lower_ranks(
     return smaller, ranks
 
 
+def _gains(layer: prong.Compression) -> bool:
+    before, after = layer.multiply_adds
+    return layer.split and after <= _LESS * before
+
+
 def _largest_layers(network: nn.Module, examples: Sequence[torch.Tensor]) -> list[str]:
     """Return the names of the layers worth a look, the one with the most weights first."""
     _, layers = _compressed(network, examples, TOLERANCES[0], None)
     total = sum(layer.multiply_adds[0] for layer in layers)
     order = sorted(layers, key=lambda layer: -layer.multiply_adds[0])
-    return [one.name for one in order if one.split and one.multiply_adds[0] >= _WORTH * total]
+    return [one.name for one in order if _gains(one) and one.multiply_adds[0] >= _WORTH * total]
 
 
 def _split_name(base: VariantBase) -> str:
