@@ -3,8 +3,8 @@
 A whitened layer's units are uncorrelated, so the spectrum of its weights in whitened coordinates
 says what dropping each costs (`prong.compress`). Layer after layer, the largest truncation is taken
 with which the rise of the error, as estimated on the validation split (the upper 95 % bound), stays
-within `gates.margin`. Layers that would not get much smaller stay as they are. All of it is computed in
-float64 on one thread and rounded once, so that equal networks give equal bytes.
+within `gates.margin`. Layers that would not get much smaller stay as they are. All of it is
+computed in float64 on one thread and rounded once, so that equal networks give equal bytes.
 """
 
 from __future__ import annotations
