@@ -35,6 +35,8 @@ class VariantRow:
         size: Bytes.
         p50_ms: Median time of one example alone, ms.
         throughput: Examples a second in batches of 256.
+        times_p50: `p50_ms` as a multiple of the champion's, measured in turns with it.
+        times_throughput: `throughput` likewise.
         blocked_by: Gates that did not let it through.
     """
 
@@ -49,6 +51,8 @@ class VariantRow:
     size: float | None = None
     p50_ms: float | None = None
     throughput: float | None = None
+    times_p50: float | None = None
+    times_throughput: float | None = None
     blocked_by: tuple[str, ...] = field(default=())
 
 
@@ -66,6 +70,8 @@ def row_of(released: VariantRelease, how: str) -> VariantRow:
         decision.version,
         reason,
         **_measured(figures, ""),
+        times_p50=_times(figures, "p50_ms"),
+        times_throughput=_times(figures, "throughput"),
         agreement=None if agreement is None else agreement.figure,
         blocked_by=stopped,
     )
@@ -74,11 +80,12 @@ def row_of(released: VariantRelease, how: str) -> VariantRow:
 def champions_row(base: VariantBase, released: Sequence[VariantRelease]) -> VariantRow:
     """Return the row of the champion, as it was measured beside its variants.
 
-    Where several were judged, the champion was measured beside each; the last one counts.
+    It was measured beside each that was judged; the first one counts. The ratios of a variant are
+    those to the champion as it was measured beside that variant.
     """
     figures: dict[str, float] = {}
     for one in released:
-        figures |= _figures(one.decision.findings)
+        figures = {**_figures(one.decision.findings), **figures}
     measured = _measured(figures, "champion_")
     size = float(base.path.stat().st_size)
     return VariantRow(base.model, LIVE, base.number, "the champion", **{**measured, "size": size})
@@ -98,6 +105,11 @@ def _measured(figures: Mapping[str, float], prefix: str) -> dict[str, Any]:
         name: figures.get(prefix + names.get(name, name))
         for name in ("error", "low", "high", "size", "p50_ms", "throughput")
     }
+
+
+def _times(figures: Mapping[str, float], name: str) -> float | None:
+    mine, champion = figures.get(name), figures.get(f"champion_{name}")
+    return mine / champion if mine is not None and champion else None
 
 
 def as_json(rows: Sequence[VariantRow]) -> str:
@@ -123,9 +135,9 @@ def show(rows: Sequence[VariantRow]) -> None:
                 tables.Styled(said, style),
                 _share(row.error, row.low, row.high),
                 "" if row.agreement is None else f"{row.agreement:.2%}",
-                _ratio(row.size, champion.size, 1e-3, "kB"),
-                _ratio(row.p50_ms, champion.p50_ms, 1.0, "ms"),
-                _ratio(row.throughput, champion.throughput, 1.0, "/s"),
+                _sized(row.size, champion.size),
+                _timed(row.p50_ms, row.times_p50, "ms"),
+                _timed(row.throughput, row.times_throughput, "/s"),
                 row.reason,
             )
         )
@@ -140,8 +152,12 @@ def _share(error: float | None, low: float | None, high: float | None) -> str:
     return f"{error:.2%}{interval}"
 
 
-def _ratio(value: float | None, champion: float | None, scale: float, unit: str) -> str:
+def _sized(size: float | None, champion: float | None) -> str:
+    times = None if size is None or not champion or size == champion else size / champion
+    return _timed(None if size is None else size / 1000, times, "kB")
+
+
+def _timed(value: float | None, times: float | None, unit: str) -> str:
     if value is None:
         return ""
-    times = "" if not champion or value == champion else f" (× {value / champion:.2f})"
-    return f"{value * scale:,.3g} {unit}{times}"
+    return f"{value:,.3g} {unit}" + ("" if times is None else f" (× {times:.2f})")

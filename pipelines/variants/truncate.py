@@ -1,17 +1,18 @@
 """The spectrally truncated variant: as few whitened units a layer as the margin of error allows.
 
 A whitened layer's units are uncorrelated, so the spectrum of its weights in whitened coordinates
-says what dropping each costs (`prong.compress`). Of the tolerances tried the largest is taken whose
-rise of the error, as estimated on the validation split (the upper 95 % bound), stays within
-`gates.margin`. Layers that would not get smaller stay as they are. All of it is computed in float64
-on one thread and rounded once, so that equal networks give equal bytes.
+says what dropping each costs (`prong.compress`). Layer after layer, the largest truncation is taken
+with which the rise of the error, as estimated on validation and training examples (the upper 95 %
+bound), stays within half of `gates.margin`. Layers that would not get much smaller stay as they
+are. All of it is computed in float64 on one thread and rounded once, so that equal networks give
+equal bytes.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ TOLERANCES = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
 SAMPLES = 2000
 """Training examples for the spectra."""
 _BATCH = 250
+_WORTH = 0.02
+"""Share of all weights below which a layer is not looked at."""
+_LESS = 0.75
+"""Largest share of a layer's multiply-adds that may be left: two thin layers cost a call more."""
+_SURE = 0.5
+"""Share of the margin that the estimate may use up: what is chosen by an estimate is a little worse
+than it looks."""
 _PROBED = 32  # examples by which a network is known to be the champion's
 
 
@@ -57,51 +65,71 @@ def truncated(base: VariantBase) -> tuple[bytes, str]:
     task = task_of(base.card.form, base.layout.root)
     split, inputs = _estimated_on(base)
     before = _errors(network, task, split, inputs)
-    margin = base.params.gates.margin
+    margin = _SURE * base.params.gates.margin
+
+    def stays(smaller: nn.Module) -> bool:
+        return task.rise(_errors(smaller, task, split, inputs), before) <= margin
+
     with _one_thread():
-        examples, gained = _examples(base), False
-        for tolerance in TOLERANCES:
-            found = _truncation(network, examples, tolerance)
-            if found is None:
-                continue
-            gained = True
-            smaller, ranks = found
-            rise = task.rise(_errors(smaller, task, split, inputs), before)
-            if rise <= margin:
-                content = onnx_bytes(smaller, task, base.card, opset(base.content))
-                return content, f"rank {ranks}; relative error of each layer up to {tolerance:g}"
-    if not gained:
-        raise NotMade("no layer gets smaller: their spectra are too flat, or they are too small")
-    raise NotMade(
-        "no truncation that makes a layer smaller keeps the estimated rise of the error within "
-        f"gates.margin ({margin:g}) on {len(inputs)} validation examples"
-    )
+        smaller, ranks = lower_ranks(network, _examples(base), stays)
+    if not ranks:
+        raise NotMade(
+            f"no layer gets much smaller within an estimated rise of the error by {margin:.2%} on "
+            f"{len(inputs)} validation and training examples"
+        )
+    content = onnx_bytes(smaller.float().eval(), task, base.card, opset(base.content))
+    return content, f"ranks {', '.join(ranks)}"
 
 
-def _truncation(
-    network: nn.Module, examples: Sequence[torch.Tensor], tolerance: float
-) -> tuple[nn.Module, str] | None:
-    """Return a network whose layers are of lower rank where that makes them smaller, and the ranks.
+def lower_ranks(
+    network: nn.Module, examples: Sequence[torch.Tensor], stays: Callable[[nn.Module], bool]
+) -> tuple[nn.Module, list[str]]:
+    """Return a network of lower rank, layer after layer, as long as it stays good enough.
+
+    The layers with the most weights come first: there the error that is allowed gains the most.
+    For each, the largest tolerance is searched by halving, as a smaller one is hardly ever worse.
 
     Args:
         network: Plain; not changed.
         examples: For the spectra.
-        tolerance: Largest relative error of each layer's output.
+        stays: Says of a plain network in float32 whether it is still good enough.
 
     Returns:
-        None if no layer gets smaller.
+        The network, in float64, and for each layer that got smaller its rank; none if none did.
 
     Raises:
         NotMade: If no layer can be truncated.
     """
-    _, layers = _compressed(network, examples, tolerance, None)
-    worthwhile = [layer.name for layer in layers if layer.split]
-    if not worthwhile:
-        return None
-    # The others stay exact: the error that the margin allows is spent where it gains something.
-    smaller, layers = _compressed(network, examples, tolerance, worthwhile)
-    ranks = (f"{one.kept} of {one.units} ({one.name.removeprefix(BODY)})" for one in layers)
-    return smaller.float().eval(), ", ".join(ranks)
+    smaller, ranks = copy.deepcopy(network).double(), []
+    for name in _largest_layers(smaller, examples):
+        low, high = 0, len(TOLERANCES)  # the largest that holds is TOLERANCES[high], if any
+        best = None
+        while low < high:
+            middle = (low + high) // 2
+            tried, (layer,) = _compressed(smaller, examples, TOLERANCES[middle], [name])
+            if not _gains(layer):  # a smaller tolerance keeps more units
+                high = middle
+            elif stays(copy.deepcopy(tried).float().eval()):
+                best, high = (tried, layer), middle
+            else:
+                low = middle + 1
+        if best is not None:
+            smaller, layer = best
+            ranks.append(f"{layer.kept} of {layer.units} ({name.removeprefix(BODY)})")
+    return smaller, ranks
+
+
+def _gains(layer: prong.Compression) -> bool:
+    before, after = layer.multiply_adds
+    return layer.split and after <= _LESS * before
+
+
+def _largest_layers(network: nn.Module, examples: Sequence[torch.Tensor]) -> list[str]:
+    """Return the names of the layers worth a look, the one with the most weights first."""
+    _, layers = _compressed(network, examples, TOLERANCES[0], None)
+    total = sum(layer.multiply_adds[0] for layer in layers)
+    order = sorted(layers, key=lambda layer: -layer.multiply_adds[0])
+    return [one.name for one in order if _gains(one) and one.multiply_adds[0] >= _WORTH * total]
 
 
 def _compressed(
@@ -117,12 +145,23 @@ def _compressed(
 
 
 def _estimated_on(base: VariantBase) -> tuple[Split, NDArray[Any]]:
-    """Return the examples on which the rise of the error is estimated: never the gate's."""
-    for name in ("validation", "train"):
-        split = load_split(base.layout.prepared, name)
-        if len(split.inputs):
-            return split, fitted(split.inputs, base.data.form, base.card.form)
-    raise NotMade("there is no example to estimate the rise of its error on")
+    """Return the examples on which the rise of the error is estimated: never the gate's.
+
+    Validation splits are small; training examples beside them show as well what a truncation
+    turns from right to wrong.
+    """
+    parts = [load_split(base.layout.prepared, name) for name in ("validation", "train")]
+    some = slice(SAMPLES)
+    train = parts[1]
+    parts[1] = Split(train.inputs[some], train.targets[some], train.hashes[some])
+    split = Split(
+        np.concatenate([part.inputs for part in parts]),
+        np.concatenate([part.targets for part in parts]),
+        (*parts[0].hashes, *parts[1].hashes),
+    )
+    if not len(split.inputs):
+        raise NotMade("there is no example to estimate the rise of its error on")
+    return split, fitted(split.inputs, base.data.form, base.card.form)
 
 
 def _examples(base: VariantBase) -> list[torch.Tensor]:

@@ -35,6 +35,7 @@ from pipelines.registry.version_files import MODEL_FILE, champion
 from pipelines.release import gc as garbage
 from pipelines.release import promote as promotion
 from pipelines.release import register as registering
+from pipelines.release.audit import Verdict, walk
 from pipelines.release.hold_to_gates import hold_to_gates
 from pipelines.release.rebuild import rebuild
 from pipelines.release.repair import repair
@@ -285,6 +286,17 @@ def test_a_new_champion_gets_variants_of_its_own_and_a_rollback_is_obeyed(
     assert (row.state, row.version) == (BLOCKED, 1)
     assert "rolled back from (answers oddly)" in row.reason
     assert champion(layout, FP16).version == 2
+
+
+def test_lineage_leads_from_a_variant_to_its_champion(
+    with_fp16: Callable[[Layout], FinishedCheckout], layout: Layout
+) -> None:
+    made = with_fp16(layout)
+    links = {link.name: link for link in walk(layout, registry.find_version(layout, FP16, "1"))}
+    assert not [name for name, link in links.items() if link.verdict is Verdict.BROKEN]
+    assert links["variant of"].verdict is Verdict.HOLDS
+    assert links["variant of"].value == champion(made.layout, MODEL).statement.sha256
+    assert links["signature"].verdict is Verdict.HOLDS
 
 
 def test_what_is_no_way_to_a_variant_is_refused(
