@@ -113,7 +113,7 @@ class Project:
         files: Sequence[str | os.PathLike[str]],
         *,
         model: str | None = None,
-        provider: Literal["auto", "cpu", "cuda"] = "auto",
+        provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto",
         top: int = 3,
     ) -> list[Prediction]:
         """Answer from the champion's ONNX file.
@@ -137,7 +137,7 @@ class Project:
         out: str | os.PathLike[str],
         *,
         model: str | None = None,
-        provider: Literal["auto", "cpu", "cuda"] = "auto",
+        provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto",
         overwrite: bool = False,
     ) -> ScoredInputs:
         """Write the champion's answers for many files into one Parquet file.

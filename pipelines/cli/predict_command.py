@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.cli.shared_arguments import AsJson, Name
+from pipelines.cli.shared_arguments import AsJson, Name, ProviderName
 from pipelines.core.errors import UserError
 from pipelines.core.text import shown
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Image files, or tables (CSV, Parquet).")],
     name: Name = None,
-    provider: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    provider: ProviderName = "auto",
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each example.")] = 3,
     save: Annotated[
         Path | None, typer.Option(help="Folder for reconstructed images, as PNG files.")
@@ -34,8 +34,6 @@ def predict(
     from pipelines.systems.onnx.runtime import OnnxModel
     from pipelines.tasks.form import RECONSTRUCTION
 
-    if provider not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--provider {provider!r}: allowed: auto, cpu, cuda")
     layout, asked = open_model(name)
     found = champion(layout, asked)
     version = found.version

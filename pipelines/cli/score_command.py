@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.shared_arguments import AsJson, Name
-from pipelines.core.errors import UserError
+from pipelines.cli.shared_arguments import AsJson, Name, ProviderName
 from pipelines.core.text import shown
 
 
@@ -21,7 +20,7 @@ def score(
     ],
     out: Annotated[Path, typer.Option(help="The Parquet file that is written.")],
     name: Name = None,
-    provider: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    provider: ProviderName = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="Of the runtime; default: one for each processor.")
     ] = None,
@@ -35,8 +34,6 @@ def score(
     from pipelines.systems.onnx.runtime import OnnxModel
     from pipelines.systems.processes import exit_on_sigterm
 
-    if provider not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--provider {provider!r}: allowed: auto, cpu, cuda")
     exit_on_sigterm()
     layout, asked = open_model(name)
     found = champion(layout, asked)

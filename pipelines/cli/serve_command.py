@@ -10,8 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.shared_arguments import Name
-from pipelines.core.errors import UserError
+from pipelines.cli.shared_arguments import Name, ProviderName
 
 _MEBIBYTE = 2**20
 
@@ -20,7 +19,7 @@ def serve(
     name: Name = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any free one.")] = 8000,
-    provider: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    provider: ProviderName = "auto",
     threads: Annotated[
         int | None, typer.Option(help="Of ONNX Runtime; default: the processors there are.")
     ] = None,
@@ -50,8 +49,6 @@ def serve(
     from pipelines.serving.listening import read_key
     from pipelines.serving.run_server import run_server
 
-    if provider not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--provider {provider!r}: allowed: auto, cpu, cuda")
     settings = ServeSettings(
         host=host,
         port=port,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +21,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
+from pipelines.core.config import Provider
 from pipelines.core.errors import UserError
 from pipelines.core.processors import processors, whole_processors
+from pipelines.systems.onnx import execution_providers
+from pipelines.systems.onnx.execution_providers import NAMES, ORDER, Absent, Device
 from pipelines.systems.onnx.inputs_by_name import fed
 from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.model_file import read_checked
@@ -40,11 +42,9 @@ __all__ = [
     "providers",
 ]
 
-Provider = Literal["auto", "cpu", "cuda"]
 VERSION: str = ort.__version__
 BATCHES = (1, 2, 7, 256)
 """At which answers are compared: alone, few, an odd number, and as many as one call is given."""
-_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _NO_MEMORY = re.compile("bad.?alloc|allocate memory|out of memory|cannot allocate", re.IGNORECASE)
 _FAILURES = tuple(
     getattr(_state, name)
@@ -82,19 +82,11 @@ class _Broken(Exception):
         return (OutOfMemory if lacking else UserError)(f"{where}: {self}")
 
 
-def _driver() -> bool:
-    """Whether an NVIDIA driver is installed; costs nothing where there is none."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
 def _session(
     content: bytes,
-    provider: Literal["cpu", "cuda"],
+    provider: Device,
     *,
+    sha256: str,
     tf32: bool,
     threads: int | None = None,
     spinning: bool = True,
@@ -104,22 +96,16 @@ def _session(
     Raises:
         _Broken: If it does not, with the reason.
     """
-    chosen: list[Any] = [_NAMES["cpu"]]
-    if provider == "cuda":
-        if _NAMES["cuda"] not in ort.get_available_providers():
-            raise _Broken("this ONNX Runtime is built without CUDA")
-        if not _driver():
-            raise _Broken("no NVIDIA driver on this machine")
-        import torch  # noqa: F401  # its CUDA and cuDNN must be the ones that are loaded
-
-        ort.preload_dlls()
-        chosen.insert(0, (_NAMES["cuda"], {"use_tf32": int(tf32)}))
     try:
-        session = ort.InferenceSession(content, _options(threads, spinning), providers=chosen)
+        wanted = execution_providers.chosen(provider, sha256, tf32=tf32)
+    except Absent as error:
+        raise _Broken(str(error)) from None
+    try:
+        session = ort.InferenceSession(content, _options(threads, spinning), providers=wanted)
     except _FAILURES as error:
         raise _Broken.of(error) from None
     runs = session.get_providers()[0]  # the session falls back without raising
-    if runs != _NAMES[provider]:
+    if runs != NAMES[provider]:
         raise _Broken(f"ONNX Runtime runs it on {runs}")
     return session
 
@@ -148,7 +134,7 @@ class OnnxModel:
 
     Attributes:
         card: What the file says about itself.
-        provider: Where it really runs: `cpu` or `cuda`.
+        provider: Where it really runs: `cpu`, `cuda` or `tensorrt`.
         sha256: Of the file.
     """
 
@@ -181,7 +167,8 @@ class OnnxModel:
 
         Args:
             path: The ONNX file.
-            provider: `auto` takes CUDA where it really runs, else the CPU.
+            provider: `auto` takes CUDA where it really runs, else the CPU. `tensorrt` builds an
+                engine when it is first asked, which takes minutes, and keeps it.
             tf32: Whether CUDA may round products to TF32, about 1e-3 off float32.
             asked: By what setting the user chose the provider, for messages.
             threads: That share one operator on the CPU; default: one for each whole processor
@@ -194,16 +181,14 @@ class OnnxModel:
                 files outside itself, or does not run on the provider asked for.
         """
         content, card = read_checked(path)
-        order: dict[Provider, tuple[Literal["cpu", "cuda"], ...]] = {
-            "auto": ("cuda", "cpu"),
-            "cpu": ("cpu",),
-            "cuda": ("cuda",),
-        }
+        sha256 = hashlib.sha256(content).hexdigest()
         reason = _Broken()
-        for name in order[provider]:
+        for name in ORDER[provider]:
             try:
-                session = _session(content, name, tf32=tf32, threads=threads, spinning=spinning)
-                model = cls(session, card, name, hashlib.sha256(content).hexdigest())
+                session = _session(
+                    content, name, sha256=sha256, tf32=tf32, threads=threads, spinning=spinning
+                )
+                model = cls(session, card, name, sha256)
                 blank = np.zeros((1, *card.form.input_shape), card.form.dtype)
                 given = fed(card.form, blank)
                 if not np.isfinite(model._ask(card.outputs[:1], given)[0]).all():
@@ -211,9 +196,10 @@ class OnnxModel:
                 return model
             except _Broken as error:
                 reason = error
-        if provider == "cuda":
+        if provider in ("cuda", "tensorrt"):
+            told = {"cuda": "CUDA", "tensorrt": "TensorRT"}[provider]
             raise UserError(
-                f"{asked} = 'cuda': CUDA asked for and absent: {reason}; allowed: auto, cpu"
+                f"{asked} = {provider!r}: {told} asked for and absent: {reason}; allowed: auto, cpu"
             )
         raise reason.told(f"{path}: ONNX Runtime cannot run it")
 
@@ -312,10 +298,10 @@ def providers() -> Providers:
     model = helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
     working: list[str] = []
     problems: dict[str, str] = {}
-    names: Sequence[Literal["cpu", "cuda"]] = ("cpu", "cuda")
+    names: Sequence[Device] = ("cpu", "cuda")
     for name in names:
         try:
-            _session(model, name, tf32=False).run(None, {"x": np.ones(1, np.float32)})
+            _session(model, name, sha256="", tf32=False).run(None, {"x": np.ones(1, np.float32)})
             working.append(name)
         except (_Broken, *_FAILURES) as error:
             problems[name] = " ".join(str(error).split())

@@ -205,6 +205,7 @@ def test_bodies_that_are_too_large(digits: Running) -> None:
         ("br", b"anything", 415),
         ("gzip, gzip", gzip.compress(gzip.compress(b"{}")), 415),
     ],
+    ids=["bomb", "zlib bomb", "cut", "tail", "plain", "other", "unknown", "twice"],
 )
 def test_packed_bodies_that_are_none_or_bombs(
     digits: Running, coding: str, body: bytes, status: int
