@@ -39,7 +39,7 @@ KINDS = {
     "tensor(string)": "TYPE_STRING",
 }
 needs_schema = pytest.mark.skipif(
-    not PYTHON.exists(), reason="no .venv/triton with Triton's schema: scripts/triton_client.sh"
+    not PYTHON.exists(), reason="no .venv/triton with Triton's schema: make oracles makes it"
 )
 
 

@@ -16,7 +16,7 @@ TRITON = ROOT / ".venv/triton/bin/python"
 SURFACE = Path(__file__).with_name("triton_surface.py")
 
 
-@pytest.mark.skipif(not TRITON.exists(), reason=f"no {TRITON}: run scripts/triton_client.sh")
+@pytest.mark.skipif(not TRITON.exists(), reason=f"no {TRITON}: run make oracles")
 def test_tritons_client_runs_its_surface(digits: Running, houses: Running) -> None:
     addresses = [f"127.0.0.1:{one.port}" for one in (digits, houses)]
     command = [str(TRITON), str(SURFACE), addresses[0], "digits", "3", addresses[1]]
