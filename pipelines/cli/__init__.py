@@ -8,7 +8,7 @@ NEEDED = (
     *("httptools", "multipart", "prometheus_client", "pythonjsonlogger", "uvicorn", "uvloop"),
     *("cyclonedx", "dvc", "dvc_s3", "fastapi", "jinja2", "matplotlib", "mlxtend", "onnxscript"),
     *("optuna", "pyarrow"),
-    *("prefect", "psycopg2", "safetensors"),
+    *("prefect", "psycopg2", "safetensors", "scipy"),
 )
 """What the extras serve and pipeline install, as Python names it."""
 

@@ -34,6 +34,9 @@ def serve(
         typer.Option(help="File with the key that each request must bring; needed off loopback."),
     ] = None,
     log_share: Annotated[float, typer.Option(help="Share of requests to log, 0 to 1.")] = 1.0,
+    drift_rate: Annotated[
+        float, typer.Option(help="Logged examples a second that are scored for drift, at most.")
+    ] = 20.0,
     log_inputs: Annotated[bool, typer.Option("--log-inputs", help="Log the inputs too.")] = False,
     shadow: Annotated[
         float, typer.Option(help="Share of requests that the challenger sees, 0 to 1.")
@@ -60,6 +63,7 @@ def serve(
         max_body=int(max_body * _MEBIBYTE) if abs(max_body) < _MEBIBYTE else -1,
         api_key=None if api_key_file is None else read_key(api_key_file),
         log_share=log_share,
+        drift_rate=drift_rate,
         log_inputs=log_inputs,
         shadow=shadow,
         drain=drain,

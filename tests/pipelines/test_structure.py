@@ -43,6 +43,7 @@ WITHOUT_INFLUENCE = (
     "pipelines.core.errors",
     "pipelines.core.faults",
     "pipelines.core.paths",
+    "pipelines.core.private",  # who may read a folder
     "pipelines.core.progress",
     "pipelines.core.tables",
     "pipelines.core.text",

@@ -86,7 +86,8 @@ class Server:
         self.draining = False
         self._log = log
         self._guard = Gatekeeper(settings.host, settings.api_key)
-        self._batcher = Batcher(settings, metrics, Recorder(live, log, metrics, shadow))
+        recorder = Recorder(live, log, metrics, shadow, settings.drift_rate)
+        self._batcher = Batcher(settings, metrics, recorder)
         self._teller = Teller(checkout)
         self._memory = bodies.BodyMemory(_BODIES_IN_MEMORY * settings.max_body)
         self._files = ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="files")

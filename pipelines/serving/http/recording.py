@@ -21,13 +21,56 @@ Answered = tuple[Loaded, str, NDArray[Any], tuple[NDArray[Any], NDArray[Any]], f
 _LOG = logging.getLogger(__name__)
 
 
+class ScoreBudget:
+    """How many examples may be scored for drift: so many a second, and a second's worth at once.
+
+    Scoring costs about as much as answering. A server with little to do scores everything; a busy
+    one scores as many examples as a comparison needs, whatever they hold.
+
+    Args:
+        rate: Examples a second; 0: none.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._left = self._most = max(rate, 1.0) if rate else 0.0
+        self._seen = time.monotonic()
+
+    def take(self, examples: int) -> bool:
+        """Say whether a request's examples may be scored; they are counted if so.
+
+        A large request may overdraw the budget; those after it then wait for it to fill.
+        """
+        at = time.monotonic()
+        self._left = min(self._most, self._left + (at - self._seen) * self._rate)
+        self._seen = at
+        if self._left < 1.0:
+            return False
+        self._left -= examples
+        return True
+
+
 class Recorder:
-    """Writes answered requests down before their answers are sent."""
+    """Writes answered requests down before their answers are sent.
+
+    Args:
+        live: Whose answers they are.
+        log: None: nothing is written.
+        metrics: That count.
+        shadow: Gets a copy; None: there is none.
+        drift_rate: Examples a second that are scored for drift, at most.
+    """
 
     def __init__(
-        self, live: Live, log: RequestLog | None, metrics: Metrics, shadow: ShadowReceiver | None
+        self,
+        live: Live,
+        log: RequestLog | None,
+        metrics: Metrics,
+        shadow: ShadowReceiver | None,
+        drift_rate: float = 20.0,
     ) -> None:
         self._name = live.name
+        self._budget = ScoreBudget(drift_rate)
         self._log, self._metrics, self._shadow = log, metrics, shadow
         self._failing = False
 
@@ -60,7 +103,7 @@ class Recorder:
                     seconds=time.perf_counter() - arrived,
                     answers=[] if pictures else kept.reshape(len(kept), -1).tolist(),
                     labels=kept.argmax(axis=1).tolist() if signature.scored(1) else [],
-                    drift=drift[place] if drift else (),
+                    drift=drift.get(place, ()),
                 )
             )
         arrays_by_name = (
@@ -70,24 +113,31 @@ class Recorder:
         )
         log.append(records, arrays_by_name)
 
-    def _drift(self, answered: Sequence[Answered]) -> list[list[float]]:
-        """Return the drift scores of each request's first examples; empty if there are none."""
+    def _drift(self, answered: Sequence[Answered]) -> dict[int, list[float]]:
+        """Return the drift scores of first examples: place of a scored request → its scores."""
         loaded = answered[0][0]
         model = loaded.drift
         if model is None:
-            return []
-        kept = [inputs[:MOST_EXAMPLES] for _, _, inputs, _, _ in answered]
+            return {}
+        asked = {
+            place: inputs[:MOST_EXAMPLES]
+            for place, (_, _, inputs, _, _) in enumerate(answered)
+            if self._budget.take(min(len(inputs), MOST_EXAMPLES))
+        }
+        if not asked:
+            return {}
         try:
-            scores = model.scores(kept[0] if len(kept) == 1 else np.concatenate(kept))
+            scores = model.scores(np.concatenate(list(asked.values())))
         except Exception:
             self._metrics.unscored()
             if not self._failing:  # said once, counted always
                 _LOG.exception("no drift score")
             self._failing = True
-            return []
+            return {}
         self._metrics.drifted(loaded.version, scores, loaded.reference)
-        ends = np.cumsum([len(one) for one in kept])[:-1]
-        return [part.tolist() for part in np.split(scores, ends)]
+        ends = np.cumsum([len(one) for one in asked.values()])[:-1]
+        parts = np.split(scores, ends)
+        return {place: part.tolist() for place, part in zip(asked, parts, strict=True)}
 
     def _offer(self, shadow: ShadowReceiver, answered: Sequence[Answered]) -> None:
         loaded = answered[0][0]

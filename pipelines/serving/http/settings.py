@@ -30,6 +30,7 @@ class ServeSettings:
         max_body: Most bytes of a request, also of what it unpacks to.
         api_key: That each request must bring; None: none is asked for.
         log_share: Of the requests that the request log keeps, 0 to 1.
+        drift_rate: Examples a second that are scored for drift, at most, of those logged.
         log_inputs: Whether the request log keeps the inputs too.
         shadow: Share of the requests that the challenger sees, 0 to 1.
         drain: Seconds that requests in flight may take at the end.
@@ -49,6 +50,7 @@ class ServeSettings:
     max_body: int = 32 * 2**20
     api_key: bytes | None = field(default=None, repr=False)
     log_share: float = 1.0
+    drift_rate: float = 20.0
     log_inputs: bool = False
     shadow: float = 0.0
     drain: float = 30.0
@@ -63,6 +65,7 @@ class ServeSettings:
         _within("queue", self.queue, 1, 100_000)
         _within("max_body", self.max_body, 1024, 2**30)
         _within("log_share", self.log_share, 0, 1)
+        _within("drift_rate", self.drift_rate, 0, 1e6)
         _within("shadow", self.shadow, 0, 1)
         _within("drain", self.drain, 0, 3600)
         _within("poll", self.poll, 0.1, 3600)

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as arrays
 from questions import coded
 from served import loaded
 
-from pipelines.serving.http import batching, bodies
+from pipelines.serving.http import batching, bodies, recording
 from pipelines.serving.http.batching import Batcher
 from pipelines.serving.http.live import Live, Loaded
 from pipelines.serving.http.metrics import Metrics
@@ -216,3 +216,25 @@ def test_texts_travel_unchanged(texts: list[str]) -> None:
         from_json(tensor, len(texts), array.tolist()),
     ):
         assert found.tolist() == array.tolist()
+
+
+def test_a_busy_server_scores_some_examples_and_an_idle_one_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(recording.time, "monotonic", lambda: clock[0])
+    budget = recording.ScoreBudget(8.0)
+    assert [budget.take(1) for _ in range(10)] == [True] * 8 + [False] * 2
+    clock[0] += 0.125
+    assert [budget.take(1), budget.take(1)] == [True, False]
+    clock[0] += 60.0
+    assert budget.take(40)  # overdrawn by 32: nothing for the next four seconds
+    clock[0] += 4.0
+    assert not budget.take(1)
+    clock[0] += 0.25
+    assert budget.take(1)
+    slow = recording.ScoreBudget(0.5)
+    for _ in range(5):
+        assert slow.take(1)
+        clock[0] += 2.0
+    assert not recording.ScoreBudget(0.0).take(1)
