@@ -20,7 +20,7 @@ run: setup  ## run the main job: prepare … promote
 	@$(BIN)/prong run $(ARGS)
 
 oracles: setup  ## what the tests compare with: Triton's client, pytorch-ood
-	@scripts/test_oracles.sh
+	@scripts/test_oracles.sh || echo "not all could be installed: the tests that need it are skipped"
 
 repro: setup  ## the same artefacts by DVC alone
 	@$(BIN)/python -m pipelines.systems.dvc.stage_code

@@ -15,5 +15,8 @@ fi
 echo "installing what the tests compare with …"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "$detectors"
 .venv/bin/python -m venv .venv/triton
-.venv/triton/bin/python -m pip install --quiet --disable-pip-version-check "$client"
+if ! .venv/triton/bin/python -m pip install --quiet --disable-pip-version-check "$client"; then
+    rm -rf .venv/triton  # half of it would fail tests that are skipped without it
+    exit 1
+fi
 echo "$client $detectors" >"$ready"
