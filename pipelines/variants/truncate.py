@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import nn
 import prong
 from pipelines.core.errors import UserError
 from pipelines.data.prepared import Split, load_split
+from pipelines.drift.estimates import one_thread
 from pipelines.evaluation.scoring import fitted
 from pipelines.export.to_onnx import folded, onnx_bytes
 from pipelines.registry.start_weights import released_weights
@@ -70,7 +70,7 @@ def truncated(base: VariantBase) -> tuple[bytes, str]:
     def stays(smaller: nn.Module) -> bool:
         return task.rise(_errors(smaller, task, split, inputs), before) <= margin
 
-    with _one_thread():
+    with one_thread():
         smaller, ranks = lower_ranks(network, _examples(base), stays)
     if not ranks:
         raise NotMade(
@@ -183,17 +183,6 @@ def _errors(
 ) -> NDArray[np.float64]:
     raw = _raw(network, inputs)
     return np.asarray(task.score(raw, split.targets, split.inputs), dtype=np.float64)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch sum in one order: with more threads the last bits would vary."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def champions_network(base: VariantBase) -> nn.Module:
