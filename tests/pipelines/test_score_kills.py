@@ -27,7 +27,7 @@ def test_after_kills_at_random_times_the_file_is_the_same(tmp_path: Path) -> Non
     generator = random.Random(0)
     for _ in range(4):
         process = start(1, 32, model, tmp_path / "in", out)
-        time.sleep(generator.uniform(0, seconds / 4))
+        time.sleep(generator.uniform(0.3, 0.6) * seconds)
         process.kill()
         process.communicate()
         if out.exists():
