@@ -27,6 +27,8 @@ NETWORKS = ("cnn", "mlp", "vgg", "resnet", "inception", "autoencoder", "vit")
 TIMM = "timm:"
 """What the name of one of timm's models begins with."""
 _OWN = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"  # module:function
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+"""Where a released model is asked to run."""
 Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # the range that torch accepts
 Positive = Annotated[int, Field(ge=1)]

@@ -6,5 +6,5 @@ Read `experiment` first (what an experiment is), then `plan` (its stages and the
 of its results; it is listed in `experiments`. New images go into `paper_images.READERS`, a new
 method into `compared_methods.METHODS`. An experiment whose trainings need a loop of their own gives
 another function as `train`: it takes the scale, the images and a `TrainingTask`, tells `task.say`
-of each `Mark`, and returns a `Curve`.
+of each `CurveMark`, and returns a `Curve`.
 """

@@ -23,7 +23,7 @@ from pipelines.paper.experiment import (
 )
 from pipelines.paper.networks import AUTOENCODER, autoencoder, loss
 from pipelines.paper.one_training import TrainingProblem, train
-from pipelines.paper.paper_images import Examples
+from pipelines.paper.paper_images import SplitImages
 
 NARROW = (784, 200, 100, 50, 16, 50, 100, 200, 784)
 BOTH = ("sgd", "rmsprop", "adamw")
@@ -43,7 +43,7 @@ def squared_error(model: nn.Module, images: Tensor) -> float:
     return float(torch.cat(parts).mean())
 
 
-def run(scale: Scale, examples: Examples, task: TrainingTask) -> Curve:
+def run(scale: Scale, examples: SplitImages, task: TrainingTask) -> Curve:
     """Train once on summed cross-entropy."""
     where = device()
     own, test = (part.flatten(1).to(where) for part in (examples.train, examples.test))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pipelines.paper.compared_methods import METHODS
-from pipelines.paper.comparison import (
+from pipelines.paper.experiment import Results, Trained
+from pipelines.paper.method_comparison import (
     at_end,
     best,
     busy,
@@ -12,7 +13,6 @@ from pipelines.paper.comparison import (
     seconds_per_example,
     share,
 )
-from pipelines.paper.experiment import Results, Trained
 from pipelines.paper.sheet import Chart, Sheet, SheetTable, SheetTarget, median, number, spread
 
 _TRAIN, _TEST = "train", "test"

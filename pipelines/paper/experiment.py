@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from pipelines.core.errors import UserError
-from pipelines.paper.paper_images import Examples
+from pipelines.paper.paper_images import SplitImages
 from pipelines.paper.sheet import Sheet
 from pipelines.systems.optuna.dimensions import Dimension, Value
 
@@ -140,17 +140,17 @@ class TrainingTask:
     seed: int
     final: bool
     checkpoint: Path | None = None
-    say: Callable[[Mark], None] = lambda mark: None
+    say: Callable[[CurveMark], None] = lambda mark: None
     files: Path | None = None
 
 
 @dataclass(frozen=True)
-class Mark:
+class CurveMark:
     """Figures of a training at one moment.
 
     Attributes:
         update: Updates made.
-        examples: Examples seen.
+        examples: SplitImages seen.
         seconds: Wall-clock time of the updates so far, without the loading of images and without
             measuring; what initialises a whitened network counts.
         processor: Processor time of the same, seconds.
@@ -176,14 +176,14 @@ class Curve:
         figures: What belongs to no moment.
     """
 
-    marks: tuple[Mark, ...]
+    marks: tuple[CurveMark, ...]
     refresh: float = 0.0
     reason: str = ""
     before: Mapping[str, float] = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def last(self) -> Mark:
+    def last(self) -> CurveMark:
         """The last mark."""
         return self.marks[-1]
 
@@ -260,7 +260,7 @@ class Experiment:
     chosen: tuple[str, ...]
     scales: Mapping[ScaleName, Scale]
     network: Callable[[Scale, bool], nn.Module]
-    train: Callable[[Scale, Examples, TrainingTask], Curve]
+    train: Callable[[Scale, SplitImages, TrainingTask], Curve]
     score: Callable[[Scale, Curve], float]
     report: Callable[[Results], Sheet]
     sources: tuple[str, ...] = ()

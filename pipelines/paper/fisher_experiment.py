@@ -23,7 +23,7 @@ from pipelines.paper.experiment import (
 )
 from pipelines.paper.networks import tanh_mlp
 from pipelines.paper.one_training import TrainingProblem, train
-from pipelines.paper.paper_images import Examples
+from pipelines.paper.paper_images import SplitImages
 from pipelines.systems.optuna.dimensions import Range, Value
 from prong.analysis.fisher import exact_fisher
 
@@ -89,7 +89,7 @@ def _begin(model: nn.Module, images: Tensor) -> None:
     model.train()
 
 
-def run(scale: Scale, examples: Examples, task: TrainingTask) -> Curve:
+def run(scale: Scale, examples: SplitImages, task: TrainingTask) -> Curve:
     """Train once; a training of a point measures the Fisher matrix as well.
 
     Everything is in float64: eigenvalues down to 1e-12 of the largest are to be seen.

@@ -23,7 +23,7 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 from pipelines.paper import state_file
 from pipelines.paper.compared_methods import METHODS, AttachedMethod, Method, attach, device
-from pipelines.paper.experiment import Curve, Mark, TrainingTask
+from pipelines.paper.experiment import Curve, CurveMark, TrainingTask
 from pipelines.systems.optuna.dimensions import Value
 
 Figures = Mapping[str, float]
@@ -151,7 +151,7 @@ class Training:
             [group["lr"] for group in optimizer.param_groups]
             for optimizer in self.attached.optimizers
         ]
-        self.marks: list[Mark] = []
+        self.marks: list[CurveMark] = []
         self.before: Figures = {}
         self.update = 0
 
@@ -244,7 +244,7 @@ class Training:
     def _mark(self) -> None:
         figures = {**self._measured(), **self.problem.observe(self.attached.model)}
         clock, seen = self.clock, self.update * self.batch
-        mark = Mark(self.update, seen, clock.seconds, clock.processor, figures)
+        mark = CurveMark(self.update, seen, clock.seconds, clock.processor, figures)
         self.marks.append(mark)
         self.task.say(mark)
 
@@ -280,7 +280,7 @@ class Training:
         torch.set_rng_state(state["generator"])
         self.update, self.before = state["update"], state["before"]
         self.clock.seconds, self.clock.processor, self.refresh = state["clock"]
-        self.marks = [Mark(**mark) for mark in state["marks"]]
+        self.marks = [CurveMark(**mark) for mark in state["marks"]]
         for mark in self.marks:
             self.task.say(mark)
         return True

@@ -23,7 +23,7 @@ _PIXELS, _CARD = "images.safetensors", "card.json"
 
 
 @dataclass(frozen=True)
-class Examples:
+class SplitImages:
     """Images to train on and to test on.
 
     Attributes:
@@ -108,7 +108,7 @@ def _last(count: int, order: NDArray[np.int64]) -> NDArray[np.bool_]:
     return held_out
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> Examples:
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> SplitImages:
     """Return what `prepare` wrote.
 
     Args:
@@ -117,7 +117,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Examples:
     """
     found = load_file(folder / _PIXELS)
     train, test = (found[f"{part}.images"].to(dtype) / 255 for part in ("train", "test"))
-    return Examples(train, found["train.labels"], test, found["test.labels"])
+    return SplitImages(train, found["train.labels"], test, found["test.labels"])
 
 
 def card_of(folder: Path) -> Mapping[str, Any]:

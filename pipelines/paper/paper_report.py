@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.core.files import atomic_directory, sha256_json, write_json, write_text
-from pipelines.core.text import shown
 from pipelines.paper import paper_images as images
 from pipelines.paper import plan, records
 from pipelines.paper.experiment import Experiment, Results, Scale, Trained
 from pipelines.paper.plan import AskedExperiment
 from pipelines.paper.sheet import Sheet
+from pipelines.pipeline.html_pages import templates
 
 JSON, HTML = "report.json", "report.html"
 
@@ -120,20 +120,11 @@ def _without_nan(value: Any) -> Any:
 
 
 def _page(content: Mapping[str, Any], sheet: Sheet, folder: Path) -> str:
-    import jinja2  # these two only where a page is made
-
     from pipelines.paper import method_charts as charts
     from pipelines.pipeline.panels import data_uri
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipelines.paper"),
-        autoescape=True,
-        finalize=lambda value: shown(value) if type(value) is str else value,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("paper.html").render(
+    page = templates("pipelines.paper").get_template("paper.html")
+    return page.render(
         **content,
         drawn=[(chart, charts.draw(chart)) for chart in sheet.charts],
         shots=[

@@ -21,7 +21,7 @@ from pipelines.core.paths import Layout
 from pipelines.paper import paper_images as images
 from pipelines.paper import plan, records, tuning
 from pipelines.paper.compared_methods import METHODS
-from pipelines.paper.experiment import Curve, Experiment, Mark, Scale, TrainingTask
+from pipelines.paper.experiment import Curve, CurveMark, Experiment, Scale, TrainingTask
 from pipelines.paper.plan import AskedExperiment
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.dvc.stage_process import run_stage
@@ -44,7 +44,7 @@ class _TrialRun:
     def __init__(self, runs: tracking.StudyRun, run: tracking.TrainingRun) -> None:
         self._runs, self._run = runs, run
 
-    def mark(self, mark: Mark) -> None:
+    def mark(self, mark: CurveMark) -> None:
         self._run.log(_metrics(mark), step=mark.update)
 
     def end(self, reason: str) -> None:
@@ -73,7 +73,7 @@ def search(folder: Path, asked: AskedExperiment, key: str) -> None:
     examples = images.load(folder / "data")
     identity = _identity(folder, scale)
 
-    def run(values: Values, checkpoint: Path, say: Callable[[Mark], None]) -> Curve:
+    def run(values: Values, checkpoint: Path, say: Callable[[CurveMark], None]) -> Curve:
         task = TrainingTask(study.method, values, tuning.SEED, False, checkpoint, say)
         return experiment.train(scale, examples, task)
 
@@ -162,7 +162,7 @@ def _train(
             tags={"mlflow.runName": f"{point.label}, seed {seed}", "prong.point": key},
         ) as run:
 
-            def log(mark: Mark) -> None:
+            def log(mark: CurveMark) -> None:
                 run.log(_metrics(mark), step=mark.update)
 
             state = folder / plan.KEPT / f"train-{key}-{seed}.safetensors"
@@ -173,7 +173,7 @@ def _train(
     records.write_record(files / "record.json", values, curve, environment(), missing)
 
 
-def _metrics(mark: Mark) -> dict[str, float]:
+def _metrics(mark: CurveMark) -> dict[str, float]:
     found = {**mark.figures, "seconds": mark.seconds}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 

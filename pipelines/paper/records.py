@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, write_json
-from pipelines.paper.experiment import Curve, Mark
+from pipelines.paper.experiment import Curve, CurveMark
 from pipelines.systems.optuna.dimensions import Value
 
 T = TypeVar("T")
@@ -92,7 +92,7 @@ class TrainingRecord:
     def curve(self) -> Curve:
         """The training."""
         marks = tuple(
-            Mark(m.update, m.examples, m.seconds, m.processor, _finite(m.figures))
+            CurveMark(m.update, m.examples, m.seconds, m.processor, _finite(m.figures))
             for m in self.marks
         )
         before, figures = _finite(self.before), _finite(self.figures)

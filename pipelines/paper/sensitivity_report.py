@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipelines.paper.comparison import at_end, by_updates
 from pipelines.paper.experiment import Results, Trained
+from pipelines.paper.method_comparison import at_end, by_updates
 from pipelines.paper.sheet import Chart, Sheet, SheetTable, SheetTarget, median, number, spread
 
 _ERROR = "squared error of an image"

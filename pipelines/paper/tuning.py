@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Protocol
 
 from pipelines.core.files import sha256_json
-from pipelines.paper.experiment import Curve, Mark, StudyPlan
+from pipelines.paper.experiment import Curve, CurveMark, StudyPlan
 from pipelines.paper.records import JudgedTrial, StudyResult
 from pipelines.systems.optuna import studies
 from pipelines.systems.optuna.dimensions import Value
 from pipelines.systems.optuna.studies import Ended
 
 Values = Mapping[str, Value]
-Run = Callable[[Values, Path, Callable[[Mark], None]], Curve]
+Run = Callable[[Values, Path, Callable[[CurveMark], None]], Curve]
 """Makes a trial from its settings, the file of its checkpoint and what is told of each mark."""
 SEED = 0
 """Of the proposals, and of the weights and the order of the images in every trial."""
@@ -28,14 +28,14 @@ SEED = 0
 class Trial(Protocol):
     """Records one trial elsewhere."""
 
-    def mark(self, mark: Mark) -> None:
+    def mark(self, mark: CurveMark) -> None:
         """Take figures."""
 
     def end(self, reason: str) -> None:
         """End it; a reason says why it was not trained to its end."""
 
 
-class Recorder(Protocol):
+class TrialRecorder(Protocol):
     """Records trials elsewhere."""
 
     def begin(self, number: int, values: Values) -> Trial:
@@ -49,7 +49,7 @@ def search(
     identity: object,
     run: Run,
     score: Callable[[Curve], float],
-    recorder: Recorder,
+    recorder: TrialRecorder,
     say: Callable[[str], None],
 ) -> StudyResult:
     """Make the trials of a study that are missing.

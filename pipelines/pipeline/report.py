@@ -11,10 +11,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pipelines.core.files import write_text
 from pipelines.core.paths import Layout
-from pipelines.core.text import shown
 from pipelines.data.card import describe
 from pipelines.data.prepared import SPLITS, Card, load_card
 from pipelines.gates.finding import Finding
+from pipelines.pipeline.html_pages import templates
 from pipelines.pipeline.panels import MATRIX_CLASSES, data_uri, panels, read_json_of, read_table_of
 from pipelines.tasks.named import task_of
 
@@ -79,21 +79,12 @@ def write_report(layout: Layout, summary: Summary) -> Path:
     Raises:
         UserError: If a stage's file is absent or not what the stage writes.
     """
-    import jinja2  # these two only where a page is made
-
-    from pipelines.pipeline import charts
+    from pipelines.pipeline import charts  # only where a page is made
 
     reports = layout.reports
     card = load_card(layout.prepared)
     conditioning = _conditioning(reports / "conditioning.csv")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipelines.pipeline"),
-        autoescape=True,
-        finalize=_plain,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters["figure"] = _figure
     verification = read_json_of(reports / "verification.json", "verify")
     evaluation = read_json_of(reports / "evaluation.json", "evaluate")
@@ -119,11 +110,6 @@ def write_report(layout: Layout, summary: Summary) -> Path:
     out = reports / "report.html"
     write_text(out, page)
     return out
-
-
-def _plain(value: Any) -> Any:
-    """Return what a page shows of a value; the charts' own markup stays as it is."""
-    return shown(value) if type(value) is str else value
 
 
 def _number(text: str | None) -> float:

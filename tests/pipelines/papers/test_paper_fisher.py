@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import prong
 from pipelines.paper import fisher_experiment as fisher
-from pipelines.paper.experiment import Curve, Mark, TrainingTask
+from pipelines.paper.experiment import Curve, CurveMark, TrainingTask
 from pipelines.paper.fisher_experiment import FISHER
 from pipelines.paper.networks import tanh_mlp
-from pipelines.paper.paper_images import Examples
+from pipelines.paper.paper_images import SplitImages
 from prong.layers.base import Whitened
 
 WIDTHS = (4, 3, 3, 3, 2)
@@ -113,18 +113,18 @@ def test_trials_are_judged_by_how_near_they_come_to_the_same_training_error() ->
     wanted = float(scale.options["loss"])
 
     def score(loss: float) -> float:
-        return FISHER.score(scale, Curve((Mark(0, 0, 0.0, 0.0, {"loss": loss}),)))
+        return FISHER.score(scale, Curve((CurveMark(0, 0, 0.0, 0.0, {"loss": loss}),)))
 
     assert score(wanted) == 0
     assert score(wanted / 2) == pytest.approx(score(wanted * 2))
     assert score(wanted * 2) < score(wanted * 3)
 
 
-def _examples() -> Examples:
+def _examples() -> SplitImages:
     drawn = torch.Generator().manual_seed(0)
     images = torch.rand(300, 1, 10, 10, generator=drawn)
     labels = torch.randint(10, (300,), generator=drawn)
-    return Examples(images, labels, images[:50], labels[:50])
+    return SplitImages(images, labels, images[:50], labels[:50])
 
 
 def test_a_training_measures_before_and_after_the_first_reparametrisation() -> None:

@@ -13,7 +13,7 @@ import torch
 from pipelines.paper import compared_methods as methods
 from pipelines.paper import one_training as loop
 from pipelines.paper.compared_methods import METHODS, attach
-from pipelines.paper.experiment import Curve, Mark
+from pipelines.paper.experiment import Curve, CurveMark
 
 
 def _figures(curve: Curve) -> list[tuple[int, dict[str, float]]]:
@@ -127,7 +127,7 @@ def test_rates_rise_first_and_fall_to_zero() -> None:
 
 
 def test_measuring_and_observing_do_not_count_as_time() -> None:
-    seen: list[Mark] = []
+    seen: list[CurveMark] = []
 
     def slow(model: torch.nn.Module) -> dict[str, float]:
         import time

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SEEDS = range(3)
 
 
-def _examples(experiment: Experiment, folder: Path) -> images.Examples:
+def _examples(experiment: Experiment, folder: Path) -> images.SplitImages:
     scale = experiment.scales["small"]
     images.prepare(scale.data, scale.size, images.ImagePlace(folder, folder, ""), folder)
     return images.load(folder)
@@ -27,7 +27,7 @@ def _examples(experiment: Experiment, folder: Path) -> images.Examples:
 def _train(
     experiment: Experiment,
     scale: Scale,
-    examples: images.Examples,
+    examples: images.SplitImages,
     method: str,
     values: dict[str, Value],
     seed: int,

@@ -11,8 +11,8 @@ import pytest
 from pipelines.core.errors import UserError
 from pipelines.core.files import read_json, write_json
 from pipelines.paper import page, plan, records
-from pipelines.paper.comparison import reached, share
-from pipelines.paper.experiment import Curve, Mark, Point, Trained
+from pipelines.paper.experiment import Curve, CurveMark, Point, Trained
+from pipelines.paper.method_comparison import reached, share
 from pipelines.paper.paper_report import HTML, JSON, write_report
 from pipelines.paper.plan import AskedExperiment
 from pipelines.paper.sheet import number, spread
@@ -23,7 +23,7 @@ ENDS = {"prong": 4.0, "prong-bn": 6.0, "sgd": 50.0, "bn-sgd": 8.0, "untuned": 9.
 
 def _curve(end: float, seed: int, diverged: bool = False) -> Curve:
     marks = [
-        Mark(at, 128 * at, 0.02 * at, 0.01 * at, dict.fromkeys(("train", "test"), error))
+        CurveMark(at, 128 * at, 0.02 * at, 0.01 * at, dict.fromkeys(("train", "test"), error))
         for at in range(0, 101, 10)
         for error in [end + seed / 10 + (100 - end) * math.exp(-at / 10)]
     ]

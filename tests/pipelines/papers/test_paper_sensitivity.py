@@ -7,7 +7,7 @@ from dataclasses import replace
 import tiny
 
 from pipelines.paper import one_training
-from pipelines.paper.experiment import Curve, Mark, Results, Trained, TrainingTask
+from pipelines.paper.experiment import Curve, CurveMark, Results, Trained, TrainingTask
 from pipelines.paper.sensitivity_experiment import DAMPINGS, SENSITIVITY, SMALL_RATES
 
 SCALE = SENSITIVITY.scales["full"]
@@ -42,7 +42,7 @@ def _results(ends: dict[str, float]) -> Results:
     def trained(key: str) -> Trained:
         end = ends.get(key, 10.0)
         figures = {"train": end, "test": end}
-        curve = Curve((Mark(0, 0, 0.0, 0.0, figures), Mark(8, 64, 1.0, 1.0, figures)))
+        curve = Curve((CurveMark(0, 0, 0.0, 0.0, figures), CurveMark(8, 64, 1.0, 1.0, figures)))
         point = SCALE.points[key]
         return Trained(key, point, point.values, {0: curve}, "diverged" if end > 90 else "")
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import fork_server
+import pytest
 
 from pipelines.paper import tuning
 from pipelines.paper.autoencoder_experiment import AUTOENCODERS
-from pipelines.paper.experiment import Curve, Mark, StudyPlan
+from pipelines.paper.experiment import Curve, CurveMark, StudyPlan
 from pipelines.paper.fisher_experiment import FISHER
 from pipelines.paper.records import JudgedTrial, StudyResult
 from pipelines.systems.optuna.dimensions import Choice, Range, Value
@@ -25,18 +26,18 @@ STUDY = StudyPlan(
 )
 
 
-class Recorder:
+class TrialRecorder:
     """Remembers what it is told."""
 
     def __init__(self) -> None:
         self.begun: list[Mapping[str, Value]] = []
         self.ended: list[str] = []
 
-    def begin(self, number: int, values: Mapping[str, Value]) -> Recorder:
+    def begin(self, number: int, values: Mapping[str, Value]) -> TrialRecorder:
         self.begun.append(dict(values))
         return self
 
-    def mark(self, mark: Mark) -> None:
+    def mark(self, mark: CurveMark) -> None:
         pass
 
     def end(self, reason: str) -> None:
@@ -45,13 +46,13 @@ class Recorder:
 
 def _curve(values: Mapping[str, Value], reason: str = "") -> Curve:
     loss = abs(math.log(float(values["lr"]) / 0.1))
-    return Curve((Mark(0, 0, 0.0, 0.0, {"loss": loss}),), reason=reason)
+    return Curve((CurveMark(0, 0, 0.0, 0.0, {"loss": loss}),), reason=reason)
 
 
 def _search(
     folder: Path, trials: int, run: tuning.Run, identity: str = "one"
-) -> tuple[StudyResult, Recorder]:
-    recorder = Recorder()
+) -> tuple[StudyResult, TrialRecorder]:
+    recorder = TrialRecorder()
     found = tuning.search(
         STUDY, trials, folder, identity, run, lambda curve: curve.last.figures["loss"], recorder,
         lambda line: None,
@@ -59,14 +60,14 @@ def _search(
     return found, recorder
 
 
-def _plain(values: Mapping[str, Value], path: Path, say: Callable[[Mark], None]) -> Curve:
+def _plain(values: Mapping[str, Value], path: Path, say: Callable[[CurveMark], None]) -> Curve:
     return _curve(values)
 
 
 def _killed_in_the_third_trial(folder: str) -> None:
     count = 0
 
-    def run(values: Mapping[str, Value], path: Path, say: Callable[[Mark], None]) -> Curve:
+    def run(values: Mapping[str, Value], path: Path, say: Callable[[CurveMark], None]) -> Curve:
         nonlocal count
         count += 1
         if count == 3:
@@ -77,6 +78,7 @@ def _killed_in_the_third_trial(folder: str) -> None:
     _search(Path(folder), 5, run)
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_and_keeps_every_trial(tmp_path: Path) -> None:
     killed = fork_server.start(
         _killed_in_the_third_trial, str(tmp_path / "kept"), leaves=tmp_path, cwd=tmp_path
@@ -85,7 +87,7 @@ def test_a_killed_search_goes_on_and_keeps_every_trial(tmp_path: Path) -> None:
     (checkpoint,) = (tmp_path / "kept").glob("*.safetensors")
     at: list[Path] = []
 
-    def run(values: Mapping[str, Value], path: Path, say: Callable[[Mark], None]) -> Curve:
+    def run(values: Mapping[str, Value], path: Path, say: Callable[[CurveMark], None]) -> Curve:
         at.append(path)
         return _curve(values)
 
@@ -106,7 +108,7 @@ def test_a_search_begins_with_its_first_settings_and_shares_what_is_fixed(tmp_pa
 
 
 def test_a_trial_that_diverges_counts_and_is_never_best(tmp_path: Path) -> None:
-    def run(values: Mapping[str, Value], path: Path, say: Callable[[Mark], None]) -> Curve:
+    def run(values: Mapping[str, Value], path: Path, say: Callable[[CurveMark], None]) -> Curve:
         return _curve(values, "diverged: no" if values["normalised"] else "")
 
     found, recorder = _search(tmp_path, 4, run)

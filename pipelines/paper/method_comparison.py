@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from pipelines.paper.compared_methods import METHODS
-from pipelines.paper.experiment import Curve, Mark, Results, Trained
+from pipelines.paper.experiment import Curve, CurveMark, Results, Trained
 from pipelines.paper.sheet import Line, median
 
 
@@ -51,7 +51,7 @@ def at_end(one: Trained, figure: str) -> list[float]:
     return [curve.last.figures[figure] for curve in one.curves.values()]
 
 
-def reached(curve: Curve, figure: str, level: float) -> Mark | None:
+def reached(curve: Curve, figure: str, level: float) -> CurveMark | None:
     """Return the first mark at which a figure is at most a level."""
     return next((m for m in curve.marks if m.figures.get(figure, math.inf) <= level), None)
 
