@@ -21,18 +21,11 @@ from pipelines.core.waiting import wait_until
 from pipelines.data.prepared import load_card
 from pipelines.systems import mlflow as tracking
 from pipelines.training import checkpoint, methods
+from pipelines.training.engine_choice import LOCAL, check_elsewhere, check_seen, engine_of
 from pipelines.training.events import CONDITIONING, HISTORY, write_table
 from pipelines.training.follower import Follower, progress_bar
 from pipelines.training.rank import Job
-from pipelines.training.submitted import (
-    LOCAL,
-    Submission,
-    check_elsewhere,
-    check_seen,
-    engine_of,
-    submission_of,
-    submitted_elsewhere,
-)
+from pipelines.training.submitted import Submission, submission_of, submitted_elsewhere
 from pipelines.training.supervision import Machines, supervise, without_signs
 from pipelines.training.training_folder import TrainingFolder, name, tidy
 

@@ -15,22 +15,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.core.config import ClusterConfig, TrainConfig
+from pipelines.core.config import ClusterConfig
 from pipelines.core.errors import Failed, Interrupted, Unavailable, UserError
-from pipelines.core.files import read_json, sha256_json, write_json
+from pipelines.core.files import read_json, sha256_json, write_json, write_text
 from pipelines.core.fingerprints import source_root
 from pipelines.core.waiting import wait_until
-from pipelines.systems.engines.slurm import TEMPLATE as SBATCH
-from pipelines.systems.engines.slurm import Slurm
-from pipelines.systems.engines.submission import Engine, JobStatus, Request, own_template
+from pipelines.systems.engines.submission import (
+    SBATCH,
+    TRAINJOB,
+    Engine,
+    JobStatus,
+    Request,
+    own_template,
+)
 from pipelines.training import checkpoint
+from pipelines.training.engine_choice import KUBERNETES, SLURM, engine_of
 from pipelines.training.events import EventReader
 from pipelines.training.heartbeat import ends
 from pipelines.training.rank import Job
 from pipelines.training.supervision import Hung, Machines, Watch, agent_command, failure
 from pipelines.training.training_folder import TrainingFolder
 
-LOCAL, SLURM, KUBERNETES = "local", "slurm", "kubernetes"
 POLL = 2.0
 """Seconds between two questions to an engine: its controller serves all users."""
 PATIENCE = 600.0
@@ -40,65 +45,11 @@ ENDING = 5.0
 SAVING = 45
 """Seconds that ranks have for their last checkpoint, of the 60 before a time limit."""
 _PAUSE = 0.1
+_TEMPLATES = {SLURM: SBATCH, KUBERNETES: TRAINJOB}
 
 
-def engine_of(cluster: ClusterConfig, name: str = "") -> Engine | None:
-    """Return an engine; None for this machine, whose ranks end with the process that starts them.
-
-    Args:
-        cluster: The settings.
-        name: Of the engine, if it is not that of the settings.
-    """
-    match name or cluster.engine:
-        case "slurm":
-            return Slurm(cluster)
-        case "kubernetes":
-            from pipelines.systems.engines.kubernetes import TrainJobs  # takes a second
-
-            return TrainJobs(cluster)
-    return None
-
-
-def check_elsewhere(config: TrainConfig, cluster: ClusterConfig) -> None:
-    """Refuse settings that would be resolved on this machine while the ranks run on others.
-
-    Raises:
-        UserError: If the device or the number of ranks on each node is `auto`.
-    """
-    for key, value, allowed in (
-        ("train.device", config.device, "cpu, cuda"),
-        ("train.processes", config.processes, "a number: the ranks on each node"),
-    ):
-        if value == "auto":
-            raise UserError(
-                f"{key} = 'auto': with cluster.engine = {cluster.engine!r} the ranks run on other "
-                f"machines than this one; allowed: {allowed}"
-            )
-
-
-def check_seen(cluster: ClusterConfig, places: dict[str, Path]) -> None:
-    """Refuse places that the nodes do not see, as far as this machine can tell.
-
-    Args:
-        cluster: The settings.
-        places: What the ranks read or write: name for people → path.
-
-    Raises:
-        UserError: If `cluster.shared` is no folder, or a place is not in it.
-    """
-    shared = Path(cluster.shared)
-    if not shared.is_absolute() or not shared.is_dir():
-        raise UserError(
-            f"cluster.shared = {cluster.shared!r}: allowed: the absolute path of a folder that "
-            "every node sees under the same path"
-        )
-    for said, path in places.items():
-        for each in [path, *(p for p in path.rglob("*") if p.is_symlink())]:
-            if not each.resolve().is_relative_to(shared.resolve()):
-                raise UserError(
-                    f"cluster.shared = {cluster.shared!r}: {said}, {each.resolve()}, is not in it, "
-                    "so the nodes may not see it; put the project there"
-                )
+class Lost(Interrupted):
+    """A job ended because its place was taken from it; its ranks did nothing wrong."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +94,22 @@ class Submission:
         """
         if found is None and self._finished():
             tick()  # all that is left to do is to read the events
-            return
-        self.follow(job, found or self.submit(job, restarts), tick)
+            return None
+        while True:
+            before = self._step()
+            found = found or self.submit(job, restarts)
+            try:
+                return self.follow(job, found, tick)
+            except Lost as lost:
+                if self._step() <= before:  # it would come to the same again
+                    raise
+                print(f"  train: {lost}; it is submitted again", flush=True)
+                found = None
+
+    def _step(self) -> int:
+        """Return the step of the newest checkpoint, or -1."""
+        saved = checkpoint.newest(self.folder.checkpoints)
+        return saved.step if saved else -1
 
     def _finished(self) -> bool:
         """Return whether the job of a process that is gone has finished the training."""
@@ -173,9 +138,7 @@ class Submission:
                     "PYTHONPATH": str(source_root(self.root)),
                     "PYTHONUNBUFFERED": "1",
                 },
-                template=own_template(self.root, SBATCH)
-                if self.cluster.engine == SLURM
-                else own_template(self.root, "trainjob.yaml"),
+                template=own_template(self.root, _TEMPLATES[self.cluster.engine]),
             )
         )
         _record(self.folder, engine=self.cluster.engine, name=self.name, job=found)
@@ -208,8 +171,12 @@ class Submission:
             raise
         finally:
             tick()
+        if status.phase == "unknown" and self._finished():
+            status = JobStatus("ended", "done")  # so long ago that the engine has forgotten it
         forget_submission(self.folder)
         if status.how != "done":
+            if not self.folder.log.is_file() and (text := self.engine.logs(found)):
+                write_text(self.folder.log, text)
             raise self._ended(job, status, called)
 
     def _wait(self, job: Job, found: str, tick: Callable[[], None]) -> JobStatus:
@@ -259,8 +226,8 @@ class Submission:
         return (
             f"{self.engine.title} {found} cannot start: {status.said}; look at supervision.nodes = "
             f"{self.machines.nodes}, cluster.queue = {cluster.queue!r}, cluster.minutes = "
-            f"{cluster.minutes}, cluster.processors = {cluster.processors} and train.processes = "
-            f"{self.machines.processes}. It is cancelled"
+            f"{cluster.minutes}, cluster.processors = {cluster.processors}, cluster.image = "
+            f"{cluster.image!r} and train.processes = {self.machines.processes}. It is cancelled"
         )
 
     def _ended(self, job: Job, status: JobStatus, called: str) -> Exception:
@@ -275,12 +242,12 @@ class Submission:
             case "cancelled":
                 return Interrupted(f"{called} was cancelled{again}")
             case "time":
-                return Interrupted(
-                    f"{called} reached its time limit before it could save and go on "
-                    f"(cluster.minutes = {self.cluster.minutes}){again}"
+                return Lost(
+                    f"{called} reached its time limit (cluster.minutes = "
+                    f"{self.cluster.minutes}){again}"
                 )
             case "lost":
-                return Interrupted(f"{called} lost its node: {status.said}{again}")
+                return Lost(f"{called} lost its node: {status.said}{again}")
             case "memory":
                 return UserError(
                     f"{called} ran out of memory: lower train.batch (now {job.config.batch}), "
@@ -349,6 +316,6 @@ def _file(folder: TrainingFolder) -> Path:
 
 
 def _say(title: str, found: str, status: JobStatus) -> None:
-    if status.phase in ("waiting", "running"):
+    if status.phase in ("waiting", "running") and status.said:
         verb = "waits" if status.phase == "waiting" else "runs"
         print(f"  train: {title} {found} {verb}: {status.said}", flush=True)

@@ -21,8 +21,8 @@ from rank_processes import free_port
 from pipelines.core.waiting import wait_until
 
 _SEARCH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
-PROGRAMS = {name: shutil.which(name, path=_SEARCH) for name in
-            ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun")}  # fmt: skip
+_NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "srun")
+PROGRAMS = {name: shutil.which(name, path=_SEARCH) for name in _NEEDED}
 MISSING = ", ".join(name for name, path in PROGRAMS.items() if path is None)
 """Programs of Slurm that are absent; empty if the cluster can be started."""
 NODES = ("one", "two")

@@ -14,10 +14,8 @@ from pathlib import Path
 
 from pipelines.core.config import ClusterConfig
 from pipelines.core.errors import Failed, Unavailable, UserError
-from pipelines.systems.engines.submission import How, JobStatus, Request, here
+from pipelines.systems.engines.submission import SBATCH, How, JobStatus, Request, here
 
-TEMPLATE = "train.sbatch"
-"""Name of the batch script, here and in a project's folder `engines`."""
 _PATIENCE = 60.0  # seconds for one program of Slurm's
 _SILENT = re.compile(
     r"unable to contact slurm controller|socket timed out|connection (refused|timed out|reset)"
@@ -88,7 +86,7 @@ class Slurm:
             UserError: If Slurm refuses it, with Slurm's reason and the setting to change.
             Unavailable: If the controller does not answer, or takes no more jobs now.
         """
-        template = request.template or Path(__file__).with_name(TEMPLATE)
+        template = request.template or Path(__file__).with_name(SBATCH)
         command = [
             *("sbatch", "--parsable", "--export=ALL", f"--job-name={request.name}"),
             *(f"--nodes={request.nodes}", "--ntasks-per-node=1"),
@@ -146,7 +144,8 @@ class Slurm:
             never = _NEVER.search(line.reason) is not None
             return JobStatus("waiting", "never" if never else "", self._place(line))
         if line.state in _RUNNING:
-            return JobStatus("running", "", f"on {_some(line.nodes)}")
+            ending = line.state == "COMPLETING"  # its nodes become free one by one
+            return JobStatus("running", "", "" if ending else f"on {_some(line.nodes)}")
         return JobStatus("ended", _ENDS.get(line.state, "failed"), f"{line.state} ({line.reason})")
 
     def logs(self, job: str) -> str:

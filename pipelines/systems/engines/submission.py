@@ -15,6 +15,8 @@ from typing import Literal, Protocol
 Phase = Literal["waiting", "running", "ended", "unknown"]
 How = Literal["", "done", "failed", "cancelled", "time", "memory", "lost", "never"]
 
+SBATCH, TRAINJOB = "train.sbatch", "trainjob.yaml"
+"""Names of the templates, here and in a project's folder `engines`."""
 _PASSED = frozenset(
     (
         *("HOME", "LANG", "LD_LIBRARY_PATH", "LOGNAME", "MODULEPATH", "PATH", "PYTHONPATH"),

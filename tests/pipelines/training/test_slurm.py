@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import fork_server
-import psutil
 import pytest
 import slurm_cluster
 from fork_server import Ended, Forked
@@ -18,8 +19,12 @@ from slurm_cluster import SlurmCluster
 from small_checkout import Checkout, make
 
 from pipelines.core import params_file
+from pipelines.core.config import ClusterConfig
+from pipelines.core.errors import UserError
 from pipelines.core.paths import Layout
 from pipelines.core.waiting import wait_until
+from pipelines.systems.engines import submission
+from pipelines.training import checkpoint, engine_choice, heartbeat
 
 pytestmark = [
     pytest.mark.skipif(
@@ -28,7 +33,7 @@ pytestmark = [
     ),
     pytest.mark.timeout(900),
 ]
-LONG = ["train.epochs=120", "train.period=5", "supervision.checkpoint=9"]
+LONG = ["train.epochs=12", "train.period=5", "supervision.checkpoint=9"]
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +131,239 @@ def test_two_nodes_train_the_same_bytes_as_two_ranks_here(made: Job) -> None:
     assert made.weights() == here
     assert json.loads((made.layout.reports / "train.json").read_text())["processes"] == 2
     assert made.cluster.jobs() == [] or made.cluster.jobs()[0][1] == "COMPLETING"
+
+
+@pytest.fixture(scope="module")
+def here(made: Job) -> bytes:
+    """The bytes of a longer training by two ranks of this machine."""
+    made.set(*LONG)
+    return _local(made)
+
+
+@pytest.fixture
+def job(made: Job, here: bytes) -> Iterator[Job]:
+    """The longer training, not begun, to be run on two nodes."""
+    made.set(*LONG)
+    made.forget()
+    _on_two_nodes(made)
+    yield made
+    shutil.rmtree(made.checkout.root / "engines", ignore_errors=True)
+    for name in slurm_cluster.NODES:
+        with suppress(AssertionError):  # it is not drained
+            made.cluster.ask("scontrol", "update", f"nodename={name}", "state=resume")
+    made.cluster.empty()
+
+
+def _own_template(job: Job, *lines: str) -> None:
+    """Give the project a template of its own: that of the package with further lines."""
+    shipped = Path(submission.__file__).with_name("train.sbatch").read_text()
+    first, rest = shipped.split("\n", 1)
+    folder = job.checkout.root / "engines"
+    folder.mkdir()
+    (folder / "train.sbatch").write_text("\n".join([first, *lines, rest]))
+
+
+@contextmanager
+def _at_work(job: Job) -> Iterator[tuple[Forked, str]]:
+    """Yield the stage and its job's id once the ranks train and have saved."""
+    process = job.start()
+    try:
+
+        def trains() -> bool:
+            assert process.running(), process.output() + job.cluster.log()
+            return job.step() > 12 and job.checkpoints() > 0
+
+        assert wait_until(trains, 240, pause=0.1), process.output()
+        (only,) = job.cluster.jobs("R")
+        yield process, only[0]
+    finally:
+        process.kill()
+
+
+def _ended(job: Job) -> bool:
+    return wait_until(lambda: not job.cluster.jobs(), 60, pause=0.3)
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_is_said_and_the_same_command_goes_on(job: Job, here: bytes) -> None:
+    with _at_work(job) as (process, number):
+        job.cluster.ask("scancel", number)
+        done = process.wait(120)
+    assert done.code == 1
+    assert f"error: Slurm job {number} was cancelled; the same command continues" in done.output
+    again = job.train()
+    assert again.code == 0, again.output
+    assert "train: continues from step" in again.output
+    assert job.weights() == here
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_end_of_the_flow_ends_the_job(job: Job, here: bytes, signum: int) -> None:
+    with _at_work(job) as (process, _):
+        os.kill(process.pid, signum)
+        done = process.wait(60)
+        assert done.code != 0
+        assert _ended(job), job.cluster.jobs()
+        assert "stopped at step" in done.output
+    saved = checkpoint.newest(next(job.layout.trainings.iterdir()) / "checkpoints")
+    assert saved is not None
+    assert saved.step > 12
+    assert job.train().code == 0
+    assert job.weights() == here
+
+
+@pytest.mark.slow
+def test_a_flow_that_died_finds_its_job_again(job: Job, here: bytes) -> None:
+    with _at_work(job) as (process, number):
+        process.kill()
+        process.wait(20)
+    job.set("cluster.engine=local", "supervision.nodes=1", "train.processes=2")
+    refused = job.train()
+    assert refused.code == 2
+    assert f"Slurm job {number} runs this training or waits for its turn" in refused.output
+    _on_two_nodes(job)
+    done = job.train()
+    assert done.code == 0, done.output
+    assert f"follows a job that an earlier run left: {number}" in done.output
+    assert job.weights() == here
+    assert [one for one in job.cluster.jobs("all") if int(one[0]) > int(number)] == []
+
+
+@pytest.mark.slow
+def test_a_requeued_job_goes_on_to_the_same_bytes(job: Job, here: bytes) -> None:
+    with _at_work(job) as (process, number):
+        job.cluster.ask("scontrol", "requeue", number)
+        done = process.wait(280)
+    assert done.code == 0, done.output
+    assert f"Slurm job {number} waits: " in done.output
+    assert job.weights() == here
+    assert json.loads((job.layout.reports / "train.json").read_text())["resumptions"] == 1
+
+
+@pytest.mark.slow
+def test_a_job_waits_for_drained_nodes_and_says_so(job: Job, here: bytes) -> None:
+    with _at_work(job) as (process, _):  # a drained node ends what it has begun
+        job.cluster.ask("scontrol", "update", "nodename=two", "state=drain", "reason=test")
+        assert process.wait(280).code == 0
+    assert job.weights() == here
+    job.forget()
+    process = job.start()
+    try:
+        assert wait_until(lambda: "two" in process.output() or not process.running(), 60)
+        assert "waits: place 1 of 1 in partition main (" in process.output()
+        assert "DRAINED" in process.output()
+        job.cluster.ask("scontrol", "update", "nodename=two", "state=resume")
+        assert process.wait(280).code == 0
+    finally:
+        process.kill()
+    assert job.weights() == here
+
+
+@pytest.mark.slow
+def test_the_time_limit_is_reached_and_the_job_goes_on(job: Job) -> None:
+    job.set("train.epochs=300")
+    here = _local(job)
+    _on_two_nodes(job)
+    job.set("cluster.minutes=2")
+    done = job.start().wait(800)
+    assert done.code == 0, done.output
+    assert done.output.count("runs: on one,two") >= 2
+    assert job.weights() == here
+
+
+@pytest.mark.slow
+def test_a_full_queue_is_waited_for_with_ones_place(job: Job, here: bytes) -> None:
+    others = [job.cluster.sleeper("--nodes=2", "--exclusive") for _ in range(2)]
+    process = job.start()
+    try:
+        place = "place 2 of 2 in partition main ("
+        assert wait_until(lambda: place in process.output() or not process.running(), 60)
+        assert place in process.output()
+        job.cluster.ask("scancel", *others)
+        assert process.wait(280).code == 0
+    finally:
+        process.kill()
+    assert job.weights() == here
+
+
+@pytest.mark.slow
+def test_a_queue_that_takes_no_more_jobs_is_said(job: Job) -> None:
+    for _ in range(3):  # MaxJobCount
+        job.cluster.sleeper()
+    done = job.train()
+    assert done.code == 2
+    assert "Slurm" in done.output
+    assert len(job.cluster.jobs()) == 3
+
+
+@pytest.mark.slow
+def test_what_can_never_start_names_the_settings(job: Job) -> None:
+    job.set("cluster.queue=nowhere")
+    done = job.train()
+    assert done.code == 2
+    assert "error: cluster.queue = 'nowhere': " in done.output
+    assert "allowed: main, short, or '' for the default" in done.output
+    job.set("cluster.queue=short", "cluster.minutes=30")
+    done = job.train()
+    assert done.code == 2
+    assert "cannot start: " in done.output
+    assert "cluster.queue = 'short', cluster.minutes = 30" in done.output
+    job.set("cluster.queue=''", "cluster.minutes=0", "supervision.nodes=5")
+    done = job.train()
+    assert done.code == 2
+    assert "supervision.nodes = 5" in done.output
+    assert _ended(job)
+
+
+@pytest.mark.slow
+def test_a_ranks_error_comes_first(job: Job) -> None:
+    _own_template(job, "export PRONG_FAULT=train.step@1#20:raise")
+    done = job.train()
+    assert done.code == 1
+    first = next(line for line in done.output.splitlines() if line.startswith("error: "))
+    assert first.startswith("error: rank 1 of 2 failed, training at step ")
+    assert "RuntimeError: PRONG_FAULT" in first
+    assert _ended(job)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_named(job: Job) -> None:
+    with _at_work(job) as (process, _):
+        next(s for s in heartbeat.signs(_signs(job)) if s.rank == 1).send(signal.SIGKILL)
+        done = process.wait(120)
+    assert done.code == 1
+    assert "error: rank 1 of 2 died without an error message, training at step" in done.output
+    assert "(signal SIGKILL)" in done.output
+    assert _ended(job)
+
+
+def _signs(job: Job) -> Path:
+    return next(job.layout.trainings.iterdir()) / "ranks"
+
+
+def test_a_place_that_the_nodes_do_not_see_is_said_before(made: Job, tmp_path: Path) -> None:
+    cluster = replace(ClusterConfig(), engine="slurm", shared=str(tmp_path))
+    with pytest.raises(UserError, match=r"cluster\.shared = .*: the project, .*, is not in it"):
+        engine_choice.check_seen(cluster, {"the project": made.checkout.root})
+    (tmp_path / "link").symlink_to(made.layout.prepared)
+    with pytest.raises(UserError, match=r"cluster\.shared = .*: data, .*, is not in it"):
+        engine_choice.check_seen(cluster, {"data": tmp_path})
+    with pytest.raises(UserError, match=r"cluster\.shared = 'nowhere': allowed: the absolute"):
+        engine_choice.check_seen(replace(cluster, shared="nowhere"), {})
+    engine_choice.check_seen(replace(cluster, shared="/"), {"the project": made.checkout.root})
+
+
+def test_what_is_resolved_on_this_machine_is_refused() -> None:
+    cluster = replace(ClusterConfig(), engine="slurm", shared="/")
+    train = params_file.load(Path(__file__).parents[3] / "params.yaml").train
+    for key in ("device", "processes"):
+        asked = replace(train, device="cpu", processes=1, **{key: "auto"})
+        with pytest.raises(UserError, match=rf"train\.{key} = 'auto': .*'slurm'.*allowed"):
+            engine_choice.check_elsewhere(asked, cluster)
+    engine_choice.check_elsewhere(replace(train, device="cpu", processes=1), cluster)
+
+
+def test_secrets_are_not_handed_to_an_engine() -> None:
+    given = {"PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "x", "PRONG_KEEPER": "1:2", "NCCL_DEBUG": "1"}
+    assert submission.passed_on(given) == {"PATH": "/bin", "NCCL_DEBUG": "1"}
