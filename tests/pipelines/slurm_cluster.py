@@ -26,6 +26,8 @@ PROGRAMS = {name: shutil.which(name, path=_SEARCH) for name in _NEEDED}
 MISSING = ", ".join(name for name, path in PROGRAMS.items() if path is None)
 """Programs of Slurm that are absent; empty if the cluster can be started."""
 NODES = ("one", "two")
+MOST = 40
+"""Jobs that the controller knows at most, those that ended minutes ago among them."""
 _CONFIG = """\
 ClusterName=prong
 SlurmctldHost=localhost(127.0.0.1)
@@ -34,7 +36,7 @@ SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge/socket,cred_expire=3
+AuthInfo=socket={folder}/munge/socket,cred_expire=30
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -53,7 +55,7 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 JobCompType=jobcomp/none
 MailProg=/bin/true
-MaxJobCount=3
+MaxJobCount={most}
 KillWait=20
 OverTimeLimit=1
 InactiveLimit=0
@@ -123,7 +125,7 @@ def started(folder: Path) -> Iterator[SlurmCluster]:
         for name in NODES
     )
     user = pwd.getpwuid(os.geteuid()).pw_name
-    config = _CONFIG.format(port=free_port(), user=user, folder=folder, nodes=nodes)
+    config = _CONFIG.format(port=free_port(), user=user, folder=folder, nodes=nodes, most=MOST)
     (folder / "slurm.conf").write_text(config)
     cluster = SlurmCluster(folder)
     with ExitStack() as stack:

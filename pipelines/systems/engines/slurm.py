@@ -227,12 +227,21 @@ def _ask(command: Sequence[str], env: dict[str, str] | None = None) -> str:
             f"cluster.engine = 'slurm': there is no program {command[0]!r} here; run prong where "
             "Slurm's client programs are, such as a login node, or set cluster.engine=local"
         ) from None
-    except subprocess.TimeoutExpired:
-        raise Unavailable(f"Slurm: {command[0]} did not end within {_PATIENCE:g} s") from None
+    except subprocess.TimeoutExpired as slow:
+        # sbatch tries again for minutes while the controller takes no more jobs.
+        said = _words(command[0], bytes(slow.stderr or b"").decode(errors="replace"))
+        raise Unavailable(
+            f"Slurm: {command[0]} did not end within {_PATIENCE:g} s{said and f': {said}'}"
+        ) from None
     if done.returncode == 0:
         return done.stdout
-    error = re.sub(rf"(?m)^{command[0]}: (error: )?", "", done.stderr)
-    error = "; ".join(dict.fromkeys(filter(None, map(str.strip, error.splitlines()))))
+    error = _words(command[0], done.stderr)
     if _SILENT.search(error):
         raise Unavailable(f"Slurm: {error}")
     raise Failed(f"Slurm: {error or f'{command[0]} ended with {done.returncode}'}")
+
+
+def _words(program: str, text: str) -> str:
+    """Return what a program of Slurm's wrote to stderr as one line."""
+    lines = re.sub(rf"(?m)^{program}: (error: )?", "", text).splitlines()
+    return "; ".join(dict.fromkeys(filter(None, map(str.strip, lines))))

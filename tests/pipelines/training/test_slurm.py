@@ -216,6 +216,9 @@ def test_the_end_of_the_flow_ends_the_job(job: Job, here: bytes, signum: int) ->
 @pytest.mark.slow
 def test_a_flow_that_died_finds_its_job_again(job: Job, here: bytes) -> None:
     with _at_work(job) as (process, number):
+        ranks = heartbeat.signs(_signs(job))
+        for rank in ranks:
+            rank.send(signal.SIGSTOP)
         process.kill()
         process.wait(20)
     job.set("cluster.engine=local", "supervision.nodes=1", "train.processes=2")
@@ -223,9 +226,14 @@ def test_a_flow_that_died_finds_its_job_again(job: Job, here: bytes) -> None:
     assert refused.code == 2
     assert f"Slurm job {number} runs this training or waits for its turn" in refused.output
     _on_two_nodes(job)
-    done = job.train()
+    again = job.start()
+    follows = f"follows a job that an earlier run left: {number}"
+    assert wait_until(lambda: follows in again.output() or not again.running(), 120)
+    for rank in ranks:
+        rank.send(signal.SIGCONT)
+    done = again.wait(280)
     assert done.code == 0, done.output
-    assert f"follows a job that an earlier run left: {number}" in done.output
+    assert follows in done.output
     assert job.weights() == here
     assert [one for one in job.cluster.jobs("all") if int(one[0]) > int(number)] == []
 
@@ -289,12 +297,14 @@ def test_a_full_queue_is_waited_for_with_ones_place(job: Job, here: bytes) -> No
 
 @pytest.mark.slow
 def test_a_queue_that_takes_no_more_jobs_is_said(job: Job) -> None:
-    for _ in range(3):  # MaxJobCount
-        job.cluster.sleeper()
+    waiting = slurm_cluster.MOST - len(job.cluster.jobs("all"))
+    for _ in range(waiting):
+        job.cluster.sleeper("--hold")
     done = job.train()
     assert done.code == 2
-    assert "Slurm" in done.output
-    assert len(job.cluster.jobs()) == 3
+    assert "error: Slurm: " in done.output
+    assert "temporarily unable to accept job" in done.output
+    assert len(job.cluster.jobs()) == waiting
 
 
 @pytest.mark.slow
