@@ -229,7 +229,8 @@ def _ask(command: Sequence[str], env: dict[str, str] | None = None) -> str:
         ) from None
     except subprocess.TimeoutExpired as slow:
         # sbatch tries again for minutes while the controller takes no more jobs.
-        said = _words(command[0], bytes(slow.stderr or b"").decode(errors="replace"))
+        text: bytes | str = slow.stderr or b""  # bytes, whatever was asked for
+        said = _words(command[0], text if isinstance(text, str) else text.decode(errors="replace"))
         raise Unavailable(
             f"Slurm: {command[0]} did not end within {_PATIENCE:g} s{said and f': {said}'}"
         ) from None
