@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Iterator
@@ -255,9 +256,11 @@ def test_a_job_waits_for_drained_nodes_and_says_so(job: Job, here: bytes) -> Non
     job.forget()
     process = job.start()
     try:
-        assert wait_until(lambda: "two" in process.output() or not process.running(), 60)
-        assert "waits: place 1 of 1 in partition main (" in process.output()
-        assert "DRAINED" in process.output()
+        said = re.compile(r"waits: place 1 of 1 in partition main \(.*(two|DRAINED)")
+        assert wait_until(
+            lambda: said.search(process.output()) or not process.running(), 60, pause=0.2
+        )
+        assert said.search(process.output()), process.output()
         job.cluster.ask("scontrol", "update", "nodename=two", "state=resume")
         assert process.wait(280).code == 0
     finally:
