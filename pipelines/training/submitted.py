@@ -25,7 +25,7 @@ from pipelines.systems.engines.submission import (
     TRAINJOB,
     Engine,
     JobStatus,
-    Request,
+    JobRequest,
     own_template,
 )
 from pipelines.training import checkpoint
@@ -120,7 +120,7 @@ class Submission:
         """Submit the job, which is written to the folder; return its id."""
         _record(self.folder, engine=self.cluster.engine, name=self.name)
         found = self.engine.submit(
-            Request(
+            JobRequest(
                 name=self.name,
                 command=tuple(agent_command(job, self.folder, self.machines, restarts, SAVING)),
                 nodes=self.machines.nodes,

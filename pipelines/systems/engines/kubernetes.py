@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipelines.core.config import ClusterConfig
 from pipelines.core.errors import Failed, Unavailable, UserError
 from pipelines.core.waiting import wait_until
-from pipelines.systems.engines.submission import How, JobStatus, Request
+from pipelines.systems.engines.submission import How, JobStatus, JobRequest
 
 try:
     from kubernetes import client, config
@@ -112,7 +112,7 @@ class TrainJobs:
         self._namespace = namespace or "default"
         self._jobs, self._pods = client.CustomObjectsApi(api), client.CoreV1Api(api)
 
-    def submit(self, request: Request) -> str:
+    def submit(self, request: JobRequest) -> str:
         """Create the TrainJob and return its name; one that runs already is kept.
 
         Raises:
@@ -126,7 +126,7 @@ class TrainJobs:
                     self._jobs.create_namespaced_custom_object(
                         *self._where, body, field_manager="prong", _request_timeout=_SECONDS
                     )
-            except _Conflict:
+            except _NameTaken:
                 if self.find(request.name):
                     return request.name
                 self._remove(request.name)  # it has ended
@@ -183,7 +183,7 @@ class TrainJobs:
                 self._jobs.delete_namespaced_custom_object(
                     *self._where, job, propagation_policy="Foreground", _request_timeout=_SECONDS
                 )
-        except _Absent:
+        except _NoSuchJob:
             return
 
     @property
@@ -201,7 +201,7 @@ class TrainJobs:
                 found = self._jobs.get_namespaced_custom_object(
                     *self._where, job, _request_timeout=_SECONDS
                 )
-        except _Absent:
+        except _NoSuchJob:
             return None
         try:
             return TrainJobSaid.model_validate(found)
@@ -217,11 +217,11 @@ class TrainJobs:
         return [pod for pod in found.items if pod.status and pod.metadata]
 
 
-class _Conflict(Failed):
+class _NameTaken(Failed):
     """There is an object with this name."""
 
 
-class _Absent(Failed):
+class _NoSuchJob(Failed):
     """There is no object with this name."""
 
 
@@ -234,9 +234,9 @@ def _answering() -> Iterator[None]:
         said = f"Kubernetes: {error.status} {error.reason}: {str(error.body or '')[:500]}"
         match error.status:
             case 404:
-                raise _Absent(said) from None
+                raise _NoSuchJob(said) from None
             case 409:
-                raise _Conflict(said) from None
+                raise _NameTaken(said) from None
             case 400 | 422:
                 raise UserError(f"{said}; look at engines/trainjob.yaml and cluster.*") from None
             case 401 | 403:

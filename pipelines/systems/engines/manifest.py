@@ -12,7 +12,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipelines.core.config import ClusterConfig
 from pipelines.core.errors import UserError
-from pipelines.systems.engines.submission import TRAINJOB, Request
+from pipelines.systems.engines.submission import TRAINJOB, JobRequest
 
 NAME_LABEL, MANAGED_BY = "app.kubernetes.io/name", "app.kubernetes.io/managed-by"
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
@@ -30,7 +30,7 @@ exec "$@"
 """What a node runs before the command: Trainer has named the first node in its environment."""
 
 
-def train_job(request: Request, cluster: ClusterConfig) -> dict[str, Any]:
+def train_job(request: JobRequest, cluster: ClusterConfig) -> dict[str, Any]:
     """Return the TrainJob of a request, checked by the models of Kubeflow Trainer's API.
 
     Raises:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipelines.core.config import ClusterConfig
 from pipelines.core.errors import Failed, Unavailable, UserError
-from pipelines.systems.engines.submission import SBATCH, How, JobStatus, Request, here
+from pipelines.systems.engines.submission import SBATCH, How, JobStatus, JobRequest, here
 
 _PATIENCE = 60.0  # seconds for one program of Slurm's
 _SILENT = re.compile(
@@ -79,7 +79,7 @@ class Slurm:
         """Remember partition and time limit."""
         self._cluster = cluster
 
-    def submit(self, request: Request) -> str:
+    def submit(self, request: JobRequest) -> str:
         """Submit a batch job for `request.nodes` nodes and return its id.
 
         Raises:
@@ -176,7 +176,7 @@ class Slurm:
         )
         return f"{place} ({line.reason})"
 
-    def _refused(self, error: str, request: Request, template: Path) -> str:
+    def _refused(self, error: str, request: JobRequest, template: Path) -> str:
         """Return Slurm's reason for refusing a job, and which setting to change."""
         queue, minutes = self._cluster.queue, self._cluster.minutes
         if "partition" in error.lower():

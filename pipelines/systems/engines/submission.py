@@ -27,7 +27,7 @@ _PASSED_PREFIXES = ("GLOO_", "LC_", "MKL_", "NCCL_", "OMP_", "TORCH_")
 
 
 @dataclass(frozen=True)
-class Request:
+class JobRequest:
     """A job to submit.
 
     Attributes:
@@ -83,7 +83,7 @@ class Engine(Protocol):
     title: str
     """What messages call a job of it, such as `Slurm job`."""
 
-    def submit(self, request: Request) -> str:
+    def submit(self, request: JobRequest) -> str:
         """Submit a job and return its id."""
 
     def find(self, name: str) -> str | None:

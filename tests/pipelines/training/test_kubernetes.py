@@ -32,12 +32,12 @@ from pipelines.core.paths import Layout
 from pipelines.core.waiting import wait_until
 from pipelines.systems.engines import manifest
 from pipelines.systems.engines.kubernetes import TrainJobs
-from pipelines.systems.engines.submission import JobStatus, Request
+from pipelines.systems.engines.submission import JobStatus, JobRequest
 
 CLUSTER = ClusterConfig(
     engine="kubernetes", shared="/shared", image="registry/prong:1", claim="data", namespace="ns"
 )
-REQUEST = Request(
+REQUEST = JobRequest(
     name="prong-0123456789abcdef-01234567",
     command=("python", "-m", "pipelines.training.agent", "a b", "--nnodes", "2"),
     nodes=2,
