@@ -24,8 +24,8 @@ from pipelines.systems.engines.submission import (
     SBATCH,
     TRAINJOB,
     Engine,
-    JobStatus,
     JobRequest,
+    JobStatus,
     own_template,
 )
 from pipelines.training import checkpoint

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipelines.core.config import ClusterConfig
 from pipelines.core.errors import Failed, Unavailable, UserError
 from pipelines.core.waiting import wait_until
-from pipelines.systems.engines.submission import How, JobStatus, JobRequest
+from pipelines.systems.engines.submission import How, JobRequest, JobStatus
 
 try:
     from kubernetes import client, config

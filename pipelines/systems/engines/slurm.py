@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipelines.core.config import ClusterConfig
 from pipelines.core.errors import Failed, Unavailable, UserError
-from pipelines.systems.engines.submission import SBATCH, How, JobStatus, JobRequest, here
+from pipelines.systems.engines.submission import SBATCH, How, JobRequest, JobStatus, here
 
 _PATIENCE = 60.0  # seconds for one program of Slurm's
 _SILENT = re.compile(

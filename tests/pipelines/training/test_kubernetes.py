@@ -32,7 +32,7 @@ from pipelines.core.paths import Layout
 from pipelines.core.waiting import wait_until
 from pipelines.systems.engines import manifest
 from pipelines.systems.engines.kubernetes import TrainJobs
-from pipelines.systems.engines.submission import JobStatus, JobRequest
+from pipelines.systems.engines.submission import JobRequest, JobStatus
 
 CLUSTER = ClusterConfig(
     engine="kubernetes", shared="/shared", image="registry/prong:1", claim="data", namespace="ns"
