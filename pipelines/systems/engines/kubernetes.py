@@ -6,6 +6,7 @@ job with this name is deleted before another is created.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,7 +103,7 @@ class TrainJobs:
         self._cluster, namespace = cluster, cluster.namespace
         if api is None:
             try:
-                config.load_config()
+                config.load_config(**_config_file())
             except (config.ConfigException, OSError) as error:
                 raise UserError(
                     f"cluster.engine = 'kubernetes': no access to a cluster ({error}); set "
@@ -248,9 +249,15 @@ def _answering() -> Iterator[None]:
         raise Unavailable(f"Kubernetes: {' '.join(str(error).split())[:300]}") from None
 
 
+def _config_file() -> dict[str, str]:
+    """Return the argument that names kubectl's file; the client reads its variable on import."""
+    given = os.environ.get("KUBECONFIG")
+    return {"config_file": given} if given else {}
+
+
 def _context_namespace() -> str:
     try:
-        _, active = config.list_kube_config_contexts()
+        _, active = config.list_kube_config_contexts(**_config_file())
     except config.ConfigException:  # in a pod
         try:
             with open("/var/run/secrets/kubernetes.io/serviceaccount/namespace") as file:

@@ -18,6 +18,7 @@ from fork_server import Forked
 from slurm_cluster import SlurmCluster
 from small_checkout import make
 
+from benchmarks import engines
 from pipelines.core.paths import Layout
 from pipelines.core.waiting import wait_until
 from pipelines.systems.engines import submission
@@ -82,6 +83,22 @@ def test_two_nodes_train_the_same_bytes_as_two_ranks_here(made: ClusteredJob) ->
     assert made.weights() == here
     assert json.loads((made.layout.reports / "train.json").read_text())["processes"] == 2
     assert made.cluster.jobs() == [] or made.cluster.jobs()[0][1] == "COMPLETING"
+
+
+@pytest.mark.slow
+def test_the_benchmark_gives_the_seconds_to_the_first_step(
+    made: ClusteredJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made.set(*LONG)
+    _on_two_nodes(made)
+    for name, value in made.cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    engines.overhead(made.checkout.root, "slurm", nodes=2, times=1)
+    table = capsys.readouterr().out
+    print(table)
+    assert re.search(r"\| local \| [0-9.]+ \|\n", table)
+    assert re.search(r"\| slurm \| [0-9.]+ \|\n", table)
+    assert _ended(made)
 
 
 @pytest.fixture(scope="module")
