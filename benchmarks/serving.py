@@ -37,6 +37,7 @@ from benchmarks.serving_load import Load, Measured, begin, measure, result
 from benchmarks.serving_servers import ROOT, Asked, Running, Start, running
 from pipelines.data.prepared import load_split
 from pipelines.systems.onnx.runtime import OnnxModel
+from pipelines.systems.processes import exit_on_sigterm
 
 CLIENTS = 32
 STARTS: dict[str, Callable[[Asked, int], Start]] = {
@@ -217,6 +218,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of ONNX Runtime")
     parser.add_argument("--reloads", type=int, default=4, help="changes of version; 0: none")
     asked_for = parser.parse_args()
+    exit_on_sigterm()  # so that no server is left behind
     names = asked_for.servers.split(",")
     if unknown := [name for name in names if name not in STARTS]:
         parser.error(f"--servers {unknown[0]!r}: allowed: {', '.join(STARTS)}")

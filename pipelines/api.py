@@ -28,6 +28,9 @@ from pipelines.core.errors import Failed, Unavailable, UserError
 from pipelines.core.paths import Layout
 
 if TYPE_CHECKING:  # seconds of imports, which only who calls the function spends
+    from datetime import datetime
+
+    from pipelines.monitoring.look import Look
     from pipelines.pipeline.report import Summary
     from pipelines.registry.history import Entry
     from pipelines.registry.version_files import ReleasedVersion
@@ -35,6 +38,7 @@ if TYPE_CHECKING:  # seconds of imports, which only who calls the function spend
     from pipelines.release.decision import Decision
     from pipelines.release.health import Standing
     from pipelines.release.promote import Rollback
+    from pipelines.serving.batch.score import ScoredInputs
     from pipelines.serving.predict import Prediction
     from pipelines.systems.dvc.reproduce import StageResult
 
@@ -109,7 +113,7 @@ class Project:
         files: Sequence[str | os.PathLike[str]],
         *,
         model: str | None = None,
-        provider: Literal["auto", "cpu", "cuda"] = "auto",
+        provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto",
         top: int = 3,
     ) -> list[Prediction]:
         """Answer from the champion's ONNX file.
@@ -126,6 +130,41 @@ class Project:
         loaded = OnnxModel.load(self.champion(model).path, provider, asked="provider")
         paths = [Path(file) for file in files]
         return predict(loaded, paths, top=top, checkout=self.layout.root)
+
+    def score(
+        self,
+        source: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        *,
+        model: str | None = None,
+        provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto",
+        overwrite: bool = False,
+    ) -> ScoredInputs:
+        """Write the champion's answers for many files into one Parquet file.
+
+        Args:
+            source: A folder, an archive of images, or a table.
+            out: The file; a run that was ended is gone on with.
+            model: The registered model's name; None: that of the parameters.
+            provider: Of ONNX Runtime.
+            overwrite: Whether a file of that name is replaced.
+
+        Returns:
+            How many inputs there are, how many have no answer, and where those are listed.
+        """
+        from pipelines.serving.batch.score import score
+        from pipelines.systems.onnx.runtime import OnnxModel
+
+        found = self.champion(model)
+        return score(
+            OnnxModel.load(found.path, provider, asked="provider", spinning=False),
+            Path(source),
+            Path(out),
+            name=self._name(model),
+            version=found.version,
+            checkout=self.layout.root,
+            overwrite=overwrite,
+        )
 
     def versions(self, model: str | None = None) -> list[Version]:
         """Return all versions, newest first, at least one."""
@@ -151,6 +190,36 @@ class Project:
         from pipelines.release.health import standing
 
         return standing(self.layout, self._name(model))
+
+    def monitor(
+        self,
+        *,
+        since: datetime | None = None,
+        rate: float = 0.01,
+        minimum: int = 100,
+        retrain: bool = False,
+        model: str | None = None,
+    ) -> Look:
+        """Look for drift in the request log; write the report, and send an alert on drift.
+
+        Args:
+            since: Look back to this time; None: since the last look.
+            rate: False alarms per look on unchanged inputs, above 0, at most 0.5.
+            minimum: Examples that a decision needs, 20 to 10,000.
+            retrain: Whether drift starts a training, if labelled data has changed.
+            model: The registered model's name; None: that of the parameters.
+
+        Returns:
+            What was decided for each version, and why; `drift` holds those that drifted.
+
+        Raises:
+            Failed: If a training crashed.
+        """
+        from pipelines.monitoring.by_hand import look_by_hand
+        from pipelines.monitoring.look import Settings
+
+        settings, name = Settings(rate, minimum, since), self._name(model)
+        return look_by_hand(self.layout, self.params, name, settings, retrain=retrain).look
 
     def promote(self, version: int | None = None, model: str | None = None) -> Decision:
         """Hold a version to the gates and make it champion if all of them pass.

@@ -105,12 +105,12 @@ def test_the_package_alone_needs_torch_and_each_extra_what_is_below_it(wheel: Pa
 def test_the_command_knows_by_name_what_the_extras_install(wheel: Path) -> None:
     found = _needs(wheel)
     wanted = {
-        line.split(">")[0].split("<")[0].lower().replace(".", "-")
+        line.split(">")[0].split("<")[0].lower().replace(".", "-").replace("_", "-")
         for line in (*found["serve"], *found["pipeline"])
         if not line.startswith("prong")
     }
     known = {
-        top: {name.lower().replace(".", "-") for name in names}
+        top: {name.lower().replace(".", "-").replace("_", "-") for name in names}
         for top, names in packages_distributions().items()
     }
     assert wanted <= set().union(*(known[top] for top in cli.NEEDED))

@@ -5,9 +5,10 @@ import sys
 NEEDED = (
     *("PIL", "mlflow", "model_signing", "numpy", "onnx", "onnxruntime", "pydantic", "OpenSSL"),
     *("requests", "rich", "ruamel", "sqlalchemy", "typer"),
+    *("httptools", "multipart", "prometheus_client", "pythonjsonlogger", "uvicorn", "uvloop"),
     *("cyclonedx", "dvc", "dvc_s3", "fastapi", "jinja2", "matplotlib", "mlxtend", "onnxscript"),
     *("optuna", "pyarrow"),
-    *("prefect", "psycopg2", "safetensors"),
+    *("prefect", "psycopg2", "safetensors", "scipy"),
 )
 """What the extras serve and pipeline install, as Python names it."""
 

@@ -9,18 +9,21 @@ import gc
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from pipelines.cli import new_project, registry_commands
+from pipelines.cli import data_commands, new_project, registry_commands, schedule_commands
+from pipelines.cli.monitor_command import monitor
+from pipelines.cli.predict_command import predict
+from pipelines.cli.score_command import score
 from pipelines.cli.search_command import search
+from pipelines.cli.serve_command import serve
 from pipelines.cli.shared_arguments import AsJson, Name
+from pipelines.cli.triton_command import triton
+from pipelines.cli.variants_command import variants
 from pipelines.core.errors import Failed, UserError, disk_error
-from pipelines.core.text import print_anything, shown, shown_lines
-
-if TYPE_CHECKING:
-    from pipelines.serving.predict import Prediction
+from pipelines.core.text import print_anything, shown_lines
 
 app = typer.Typer(
     name="prong",
@@ -85,68 +88,12 @@ def join() -> None:
 app.command()(search)
 app.command()(registry_commands.models)
 app.command()(registry_commands.gates)
-
-
-@app.command()
-def predict(
-    files: Annotated[list[Path], typer.Argument(help="Image files, or tables (CSV, Parquet).")],
-    name: Name = None,
-    provider: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    top: Annotated[int, typer.Option(min=1, help="Classes to show for each example.")] = 3,
-    save: Annotated[
-        Path | None, typer.Option(help="Folder for reconstructed images, as PNG files.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Answer from the champion's ONNX file."""
-    from pipelines.core.environment import open_model
-    from pipelines.registry.version_files import champion
-    from pipelines.serving.predict import predict, save_images
-    from pipelines.systems.onnx.runtime import OnnxModel
-    from pipelines.tasks.form import RECONSTRUCTION
-
-    if provider not in ("auto", "cpu", "cuda"):
-        raise UserError(f"--provider {provider!r}: allowed: auto, cpu, cuda")
-    layout, asked = open_model(name)
-    found = champion(layout, asked)
-    version = found.version
-    for said in found.warnings:
-        print(f"warning: {asked}: {shown(said)}", file=sys.stderr)
-    model = OnnxModel.load(found.path, provider, asked="--provider")  # type: ignore[arg-type]
-    if save is not None and model.form.task != RECONSTRUCTION:
-        raise UserError(f"--save {str(save)!r}: {asked} answers with no images")
-    answers = predict(model, files, top=top, checkout=layout.root)
-    if save is not None:
-        save_images(answers, model.form, save)
-    if as_json:
-        rows = [_as_json(answer) for answer in answers]
-        print(json.dumps({"version": version, "provider": model.provider, "answers": rows}))
-        return
-    for answer in answers:
-        parts = [f"{shown(label)} {100 * share:.1f} %" for label, share in answer.top]
-        parts += [f"{shown(name)} {_number(value)}" for name, value in answer.values.items()]
-        if answer.error is not None:
-            parts.append(f"error {100 * answer.error:.2f} %")
-        print(f"{shown(answer.name)}  {'  '.join(parts)}")
-
-
-def _number(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else shown(value)
-
-
-def _as_json(answer: Prediction) -> dict[str, object]:
-    row: dict[str, object] = {"path": str(answer.path)}
-    if answer.name != str(answer.path):
-        row["name"] = answer.name
-    if answer.top:
-        row |= {"label": answer.label, "probability": answer.probability, "top": answer.top}
-    else:
-        row["values"] = dict(answer.values)
-    if answer.error is not None:
-        row["error"] = answer.error
-    return row
-
-
+app.command()(variants)
+app.command()(predict)
+app.command()(score)
+app.command()(triton)
+app.command()(serve)
+app.command()(monitor)
 app.command()(registry_commands.promote)
 app.command()(registry_commands.rollback)
 app.command()(registry_commands.history)
@@ -213,112 +160,11 @@ def ui(
     serve_pages(layout, mlflow_port=mlflow_port, prefect_port=prefect_port)
 
 
-@app.command()
-def schedule(
-    cron: Annotated[
-        str | None, typer.Option(metavar="'M H D M W'", help="When to run: five cron fields.")
-    ] = None,
-    name: Annotated[str, typer.Option(help="Name of the deployment.")] = "retrain",
-    pool: Annotated[str, typer.Option(help="Work pool; the default pool is created.")] = "prong",
-    timezone: Annotated[str, typer.Option(help="IANA time zone of the cron.")] = "UTC",
-    pause: Annotated[
-        bool, typer.Option("--pause", help="Start no runs until it is scheduled again.")
-    ] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="Delete the deployment.")] = False,
-    show: Annotated[bool, typer.Option("--list", help="List the deployments.")] = False,
-) -> None:
-    """Schedule the main job as a Prefect deployment whose runs `prong worker` executes."""
-    from pipelines.core.environment import open_checkout
-    from pipelines.systems.prefect.server import prefect_api
-
-    asked = {"--cron": cron is not None, "--pause": pause, "--remove": remove, "--list": show}
-    given = [option for option, there in asked.items() if there]
-    if len(given) != 1:
-        raise UserError(f"{' '.join(given) or 'nothing given'}: give one of {', '.join(asked)}")
-    layout, _ = open_checkout()
-    with prefect_api(layout) as wait:
-        from pipelines.scheduling import deployment
-        from pipelines.scheduling.cron import schedule
-
-        if cron is not None:
-            times = schedule(cron, timezone)
-            wait()
-            plan, changed = deployment.deploy(layout, name, times, pool)
-            news = "scheduled" if changed else "unchanged"
-            said = f"{plan.name}  {plan.cron}  {plan.timezone}  pool {plan.pool}  {news}"
-            print(shown(said))
-            print("see also  prong worker (executes the runs) · prong schedule --list · prong ui")
-            return
-        wait()
-        if pause:
-            deployment.pause(name)
-            print(f"{shown(name)}  paused; `prong schedule --cron …` starts it again")
-        elif remove:
-            deployment.remove(name)
-            print(f"{shown(name)}  removed")
-        else:
-            for known, found in deployment.plans():
-                said = "schedules not made by prong schedule: see prong ui"
-                if found is not None:
-                    state = "paused" if found.paused else "active"
-                    said = f"{found.cron}  {found.timezone}  pool {found.pool}  {state}"
-                print(shown(f"{known}  {said}"))
+app.command()(schedule_commands.schedule)
+app.command()(schedule_commands.worker)
 
 
-@app.command()
-def worker(
-    pool: Annotated[str, typer.Option(help="Work pool to take runs from.")] = "prong",
-) -> None:
-    """Execute scheduled runs until Ctrl-C; start a Prefect server if none is set."""
-    from pipelines.core.environment import open_checkout
-    from pipelines.scheduling.worker import serve
-
-    layout, params = open_checkout()
-    serve(layout, params, pool)
-
-
-data = typer.Typer(help="The data and its versions.", no_args_is_help=True)
-app.add_typer(data, name="data")
-
-
-@data.command(name="add")
-def data_add(
-    folder: Annotated[Path, typer.Argument(help="One folder of images per class.")],
-    new_class: Annotated[
-        bool, typer.Option("--new-class", help="Allow folders of new classes.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Add labelled images as a new version of the data; leave out duplicates."""
-    from dataclasses import asdict
-
-    from rich.console import Console
-
-    from pipelines.core.environment import open_checkout
-    from pipelines.pipeline.data_versions import add, show_intake
-
-    layout, params = open_checkout()
-    found = add(layout, params, folder, new_class=new_class)
-    if as_json:
-        print(json.dumps(asdict(found)))
-    else:
-        show_intake(found, Console(highlight=False, soft_wrap=True))
-
-
-@data.command(name="list")
-def data_list(as_json: AsJson = False) -> None:
-    """List the versions of the data."""
-    from rich.console import Console
-
-    from pipelines.core.environment import open_checkout
-    from pipelines.pipeline.data_versions import show_versions, versions
-
-    layout, params = open_checkout()
-    found = versions(layout, params)
-    if as_json:
-        print(json.dumps([one.as_json() for one in found], indent=2))
-    else:
-        show_versions(found, params.data.source, Console(highlight=False))
+app.add_typer(data_commands.data, name="data")
 
 
 def main() -> None:

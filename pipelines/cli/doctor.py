@@ -19,6 +19,7 @@ from pipelines.core import params_file, tables
 from pipelines.core.environment import set_up
 from pipelines.core.errors import UserError, disk_error
 from pipelines.core.paths import Layout
+from pipelines.core.processors import processors
 from pipelines.systems import git
 
 _PACKAGES = ("prong", "torch", "mlflow", "dvc", "prefect", "onnx", "onnxruntime-gpu", "numpy")
@@ -51,9 +52,10 @@ def _python() -> Iterator[Check]:
 
 
 def _machine() -> Iterator[Check]:
-    cores = len(os.sched_getaffinity(0))
+    cores, used = len(os.sched_getaffinity(0)), processors()
+    limit = "" if used == cores else f", of which a quota allows {used:.3g}"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    yield Check("processor", f"{cores} cores, {memory:.0f} GiB of memory")
+    yield Check("processor", f"{cores} cores{limit}, {memory:.0f} GiB of memory")
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

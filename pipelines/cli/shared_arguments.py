@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -26,6 +26,19 @@ def _model_name(name: str | None) -> str | None:
     )
 
 
+def _provider(name: str) -> str:
+    """Return a provider of ONNX Runtime as a person typed it, if it is one.
+
+    Raises:
+        UserError: If it is not.
+    """
+    from pipelines.core.config import Provider
+
+    if name in get_args(Provider):
+        return name
+    raise UserError(f"--provider {name!r}: allowed: {', '.join(get_args(Provider))}")
+
+
 Name = Annotated[
     str | None,
     typer.Option(
@@ -34,3 +47,6 @@ Name = Annotated[
 ]
 Number = Annotated[str, typer.Argument(help="A version's number, or an alias.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+ProviderName = Annotated[
+    str, typer.Option("--provider", callback=_provider, help="auto, cpu, cuda or tensorrt.")
+]

@@ -37,7 +37,7 @@ class SaidProblem(Protocol):
         """What to do about it."""
 
 
-class Live(Protocol):
+class LiveVersion(Protocol):
     """What is live, as the registry's history says."""
 
     @property
@@ -107,7 +107,7 @@ def show_status(layout: Layout, params: Params, model: str, as_json: bool) -> bo
     return render(live, runs, as_json=as_json)
 
 
-def render(live: Live, runs: Overview | str, *, as_json: bool) -> bool:
+def render(live: LiveVersion, runs: Overview | str, *, as_json: bool) -> bool:
     """Print what is known; return whether nothing is wrong.
 
     Args:
@@ -138,7 +138,7 @@ def _iso(value: object) -> str:
     raise TypeError(f"not JSON: {type(value).__name__}")
 
 
-def _as_json(live: Live, runs: Overview | str, healthy: bool) -> dict[str, Any]:
+def _as_json(live: LiveVersion, runs: Overview | str, healthy: bool) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": live.model,
         "version": live.version,
@@ -167,7 +167,7 @@ def _labelled(label: str, *pieces: tables.Piece) -> Text:
     return tables.line(f"{label:<{_LABEL}} ", *pieces)
 
 
-def _live(live: Live) -> Iterator[Text]:
+def _live(live: LiveVersion) -> Iterator[Text]:
     if live.version is None:
         yield _labelled("live", Styled("nothing", "yellow"), f" of {live.model}")
     else:
@@ -181,7 +181,7 @@ def _live(live: Live) -> Iterator[Text]:
         yield _labelled("challenger", f"v{live.challenger}{why}")
 
 
-def _problems(live: Live, runs: Overview | str) -> Iterator[Text]:
+def _problems(live: LiveVersion, runs: Overview | str) -> Iterator[Text]:
     if not live.problems:
         said = "nothing is live" if live.version is None else "it can be served"
         yield _labelled("healthy", Styled("yes", "green"), f": {said}")

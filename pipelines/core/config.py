@@ -33,6 +33,8 @@ _CLUSTER_WORDS = {
     "image": "a container image with this program, such as registry/prong:1",
     "claim": "the name of a PersistentVolumeClaim that holds cluster.shared",
 }
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
+"""Where a released model is asked to run."""
 Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # the range that torch accepts
 Positive = Annotated[int, Field(ge=1)]

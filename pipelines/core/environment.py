@@ -38,6 +38,7 @@ _QUIET = {
 _CACHES = {
     "DVC_SITE_CACHE_DIR": "dvc",
     "MPLCONFIGDIR": "matplotlib",
+    "PRONG_ENGINE_CACHE": "engines",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
 }
 """Caches that would be in the home or temporary directory → folder in the state directory."""

@@ -81,9 +81,19 @@ class Layout:
         return self.root / "models/model.onnx"
 
     @property
+    def triton(self) -> Path:
+        """Output of `export`: a model repository for Triton, with the model as version 1."""
+        return self.root / "models/triton"
+
+    @property
     def weights(self) -> Path:
         """Output of `export`: the plain network's weights, for trainings that start from it."""
         return self.root / "models/weights.safetensors"
+
+    @property
+    def drift(self) -> Path:
+        """Output of `export`: scores how far inputs lie from the training data; may be empty."""
+        return self.root / "models/drift.onnx"
 
     @property
     def reports(self) -> Path:

@@ -88,6 +88,71 @@ def contents(path: Path, where: str, chosen: Collection[int]) -> Iterator[tuple[
                 yield f"{path}: {member.name}", content
 
 
+def stream(path: Path, where: str, skip: int = 0) -> Iterator[tuple[str, Encoded]]:
+    """Yield name and bytes of every member but folders, or what is wrong with one, in one pass.
+
+    Of a tar one member is in memory at a time, however many there are; of a zip also its directory.
+
+    Args:
+        path: A tar (plain, gz, bz2 or xz) or zip.
+        where: What a message calls it.
+        skip: How many members to pass over, of which only the name is read.
+
+    Raises:
+        UserError: If the archive is found corrupt or truncated, or unpacks to more than is allowed.
+    """
+    if _is_zip(path):
+        with _open_zip(path, where) as archive:
+            yield from _zip_stream(archive, path, skip)
+        return
+    with open_tar(path, where) as tar:
+        total, count, most = 0, 0, _most(path)
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header that it has read
+            total += member.size
+            _check_total(total, most, count, path)
+            if member.isdir():
+                continue
+            count += 1
+            if count > skip:
+                yield member.name, _tar_content(tar, member, path)
+        _check_end(tar, path, total, most)
+
+
+def _tar_content(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> Encoded:
+    if wrong := _unfit(member.name, member.size, regular=member.isreg()):
+        return UserError(f"{member.name}: {wrong}")
+    stream = tar.extractfile(member)
+    content = stream.read() if stream else b""
+    if len(content) != member.size:
+        raise UserError(f"{path}: {member.name}: truncated")
+    return content
+
+
+def _zip_stream(archive: zipfile.ZipFile, path: Path, skip: int) -> Iterator[tuple[str, Encoded]]:
+    total, count, most = 0, 0, _most(path)
+    for entry in archive.infolist():
+        total += entry.file_size
+        _check_total(total, most, count, path)
+        if _is_folder(entry):
+            continue
+        count += 1
+        if count <= skip:
+            continue
+        name = entry.filename.replace("\\", "/")
+        wrong = _unfit(name, entry.file_size, regular=_is_regular(entry))
+        yield name, UserError(f"{name}: {wrong}") if wrong else _zip_content(archive, entry, name)
+
+
+def _unfit(name: str, size: int, *, regular: bool) -> str:
+    """Return why a member is not read; empty if it is."""
+    if _leads_out(name):
+        return "the name leads out of the archive"
+    if not regular:
+        return "a link or device, not a file"
+    return f"larger than {MAX_BYTES >> 20} MiB" if size > MAX_BYTES else ""
+
+
 class _Header(tarfile.TarInfo):
     """A member, whose extra headers are checked before tarfile reads them into memory."""
 
@@ -176,12 +241,15 @@ def _zip_names(archive: zipfile.ZipFile, path: Path) -> tuple[list[str], list[st
         if _is_folder(entry):
             folders.append(name.rstrip("/"))
             continue
-        # The upper half holds the mode of Unix; zero, or no type in it: an ordinary file.
-        kind = stat.S_IFMT(entry.external_attr >> 16)
-        regular = kind in (0, stat.S_IFREG)
+        regular = _is_regular(entry)
         _check_size(name, entry.file_size, path, regular=regular)
         files.append(name if regular else f".{name}")
     return files, folders
+
+
+def _is_regular(entry: zipfile.ZipInfo) -> bool:
+    # The upper half holds the mode of Unix; zero, or no type in it: an ordinary file.
+    return stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG)
 
 
 def _is_folder(entry: zipfile.ZipInfo) -> bool:
@@ -206,8 +274,12 @@ def _zip_content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) ->
     return content
 
 
+def _leads_out(name: str) -> bool:
+    return name.startswith("/") or ".." in PurePosixPath(name).parts
+
+
 def _check_name(name: str, path: Path) -> None:
-    if name.startswith("/") or ".." in PurePosixPath(name).parts:
+    if _leads_out(name):
         raise UserError(f"{path}: {name}: the name leads out of the archive")
 
 

@@ -75,7 +75,7 @@ def read(path: Path, where: str) -> Table:
         raise UserError(f"{where}: no table; allowed: {', '.join(ENDINGS)}")
     try:
         if path.name.lower().endswith(PARQUET):
-            return _parquet(path, where)
+            return from_parquet(path, where)
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{where}: cannot be read: {error.strerror}") from None
@@ -102,13 +102,16 @@ def from_text(text: str, where: str) -> Table:
         UserError: See `read`.
     """
     text = text.removeprefix("\ufeff")
+    empty = f"{where}: empty; needed: a line of column names, and rows"
     if not text.strip():
-        raise UserError(f"{where}: empty; needed: a line of column names, and rows")
+        raise UserError(empty)
     if "\0" in text:
         raise UserError(f"{where}: holds zero bytes; not a text file")
     records = _records(text, where)
-    header = next(cells for _, cells in records if len(cells) > 1 or cells[0].strip())
-    names = _names(header, where)
+    header = next((cells for _, cells in records if len(cells) > 1 or cells[0].strip()), None)
+    if header is None:  # quotes with nothing in them
+        raise UserError(empty)
+    names = header_names(header, where)
     rows: list[list[str]] = []
     lines: list[int] = []
     ragged: list[str] = []
@@ -123,7 +126,7 @@ def from_text(text: str, where: str) -> Table:
     if ragged:
         raise UserError(told(where, ragged, "lines do not fit the header"))
     columns = zip(*rows, strict=True) if rows else ((),) * len(names)
-    found = {name: _cleaned(cells) for name, cells in zip(names, columns, strict=True)}
+    found = {name: cleaned(cells) for name, cells in zip(names, columns, strict=True)}
     return _with_rows(Table(where, found, lines))
 
 
@@ -166,7 +169,7 @@ def from_lines(content: bytes, where: str) -> Table:
     for line, text in enumerate(_decoded(content, where).removeprefix("\ufeff").splitlines(), 1):
         try:
             record = json.loads(text) if text.strip() else {}
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise UserError(f"{where}: line {line}: not JSON: {error}") from None
         if not isinstance(record, dict):
             raise UserError(f'{where}: line {line}: not a JSON object, such as {{"age": 3}}')
@@ -214,7 +217,7 @@ def _records(text: str, where: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the line on which each record begins, and its cells; blank lines are passed over."""
     stream = io.StringIO(text, newline="")
     first = next(line for line in text.splitlines() if line.strip())
-    reader = csv.reader(stream, delimiter=_delimiter(first), strict=True, skipinitialspace=True)
+    reader = csv.reader(stream, delimiter=delimiter(first), strict=True, skipinitialspace=True)
     begins = 1
     try:
         for cells in reader:
@@ -226,12 +229,18 @@ def _records(text: str, where: str) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{where}: line {begins}: not a CSV: {error}") from None
 
 
-def _delimiter(line: str) -> str:
+def delimiter(line: str) -> str:
+    """Return what separates cells, of those that may: what a line of column names has most of."""
     bare = "".join(line.split('"')[::2])
     return max(_DELIMITERS, key=bare.count)
 
 
-def _names(header: Sequence[str], where: str) -> list[str]:
+def header_names(header: Sequence[str], where: str) -> list[str]:
+    """Return the names of columns.
+
+    Raises:
+        UserError: If one is empty, occurs twice, or cannot be printed.
+    """
     names = [_name(name) for name in header]
     bad = [f"column {at} has no name" for at, name in enumerate(names, 1) if not name]
     twice = [name for name, count in Counter(names).items() if name and count > 1]
@@ -250,7 +259,8 @@ def _name(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip())
 
 
-def _cleaned(cells: Sequence[str]) -> list[str]:
+def cleaned(cells: Sequence[str]) -> list[str]:
+    """Return cells as `clean` returns each."""
     seen = {cell: clean(cell) for cell in set(cells)}  # equal cells are one object: less memory
     return [seen[cell] for cell in cells]
 
@@ -268,20 +278,56 @@ def _cell(value: Any) -> str:
     )
 
 
-def _parquet(path: Path, where: str) -> Table:
+def from_parquet(source: Path | bytes, where: str, most: int | None = None) -> Table:
+    """Return the table in a Parquet file, or in its bytes.
+
+    Args:
+        source: Of the table.
+        where: What to call it in messages.
+        most: Bytes that its columns may say they unpack to, and cells that it may say it has;
+            default: any.
+
+    Raises:
+        UserError: See `read`; or if it is larger than `most`.
+    """
     import pyarrow as arrow  # here, because it takes a moment and most tables are CSVs
     import pyarrow.parquet as parquet
 
     try:
-        found = parquet.ParquetFile(path).read()
-    except (arrow.ArrowException, UnicodeDecodeError) as error:
+        file = parquet.ParquetFile(arrow.BufferReader(source) if type(source) is bytes else source)
+        if most is not None:
+            said = file.metadata
+            groups = [said.row_group(at) for at in range(said.num_row_groups)]
+            size = sum(group.total_byte_size for group in groups)
+            if max(size, said.num_rows * said.num_columns) > most:
+                raise UserError(f"{where}: unpacks to more than {most} bytes or cells")
+        found = file.read()
+    except (arrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if type(source) is not bytes and isinstance(error, OSError) and error.errno:
+            raise  # of the disk
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: not a whole Parquet file: {said}") from None
+    return _with_rows(parquet_table(found, where))
+
+
+def parquet_table(found: Any, where: str, before: int = 0) -> Table:
+    """Return a table of pyarrow as texts.
+
+    Args:
+        found: The table.
+        where: What to call it in messages.
+        before: How many rows of the file come before it.
+
+    Raises:
+        UserError: If a name of a column is wrong.
+    """
+    import pyarrow as arrow
+
     keep = [name for name in found.column_names if not name.startswith(_PANDAS_INDEX)]
     kinds = arrow.types
     cells: dict[str, list[str]] = {}
     unread: dict[str, str] = {}
-    for name, called in zip(keep, _names(keep, where), strict=True):
+    for name, called in zip(keep, header_names(keep, where), strict=True):
         column = found.column(name)
         kind = column.type
         if kinds.is_dictionary(kind):
@@ -298,4 +344,5 @@ def _parquet(path: Path, where: str) -> Table:
             unread[called] = str(kind)
             continue
         cells[called] = [_cell(value) for value in column.to_pylist()]
-    return _with_rows(Table(where, cells, range(1, found.num_rows + 1), unread))
+    lines = range(before + 1, before + found.num_rows + 1)
+    return Table(where, cells, lines, unread)

@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import prong
 from pipelines.core.config import Params
 from pipelines.core.errors import UserError
-from pipelines.core.files import atomic_path
+from pipelines.core.files import atomic_directory, atomic_path
 from pipelines.core.fingerprints import code_hash, own_code_of, params_hash
-from pipelines.data.prepared import load_card
+from pipelines.data.prepared import load_card, load_split
+from pipelines.drift.fit_drift import fit
+from pipelines.export.triton import write_repository
 from pipelines.systems.onnx.category_inputs import take_texts
 from pipelines.systems.onnx.metadata import (
     IMAGES,
@@ -87,8 +90,10 @@ def export(
     root: Path,
     out: Path,
     weights: Path | None = None,
-) -> None:
-    """Write a trained network as one ONNX file, and its plain weights beside it.
+    drift: Path | None = None,
+    triton: Path | None = None,
+) -> list[str]:
+    """Write a trained network as one ONNX file; its weights, drift graph and Triton's folder too.
 
     Inputs are `images`, uint8 [batch, channels, size, size], normalised inside the graph; or, of a
     table, `numbers` double [batch, numbers] and `categories` string [batch, categories]. Outputs
@@ -97,12 +102,17 @@ def export(
 
     Args:
         trained: Output of `train`.
-        prepared: Output of `prepare`; only its data card is read.
+        prepared: Output of `prepare`; without `drift` only its data card is read.
         params: For the opset and the hash of the parameters.
         root: The checkout whose sources are hashed.
         out: The file, replaced atomically.
         weights: File of the plain weights, safetensors, from which another training can start;
             the exporter folds batch normalisation away, so the ONNX file does not hold them all.
+        drift: File of the drift graph, see `pipelines.drift.fit_drift`; empty if none can be made.
+        triton: Folder that becomes a model repository for Triton, with the file as version 1.
+
+    Returns:
+        Warnings: why there is no drift graph.
 
     Raises:
         UserError: If the network does not fit the data, or is too large for one ONNX file.
@@ -118,6 +128,25 @@ def export(
         temporary.write_bytes(content)
     if weights is not None:
         save_plain(plain, spec.form.classes, weights)
+    if triton is not None:
+        with atomic_directory(triton) as folder:
+            write_repository(folder, params.model_name, out, 1, spec.form.classes)
+    return [] if drift is None else _export_drift(content, prepared, drift)
+
+
+def _export_drift(model: bytes, prepared: Path, out: Path) -> list[str]:
+    """Write the drift graph of a model, or an empty file; return why it is empty."""
+    splits = {name: load_split(prepared, name) for name in ("train", "validation", "gate")}
+    held_out = np.concatenate([splits["validation"].inputs, splits["gate"].inputs])
+    warnings, content = [], b""
+    try:
+        content = fit(model, splits["train"], held_out)
+    except Exception as error:  # an odd network must not hold up the release of a good model
+        said = " ".join(str(error).split())[:300]
+        warnings.append(f"no drift graph, drift will not be scored: {said}")
+    with atomic_path(out) as temporary:
+        temporary.write_bytes(content)
+    return warnings
 
 
 def metadata(

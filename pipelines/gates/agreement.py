@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.gates.finding import Finding, held_to, not_run, one_line
 
 _Z = NormalDist().inv_cdf(0.95)
+_MOST_VALUES = 64  # of an answer; more are pixels
 
 
 def fold(figure: float, limit: float) -> Finding:
@@ -90,6 +95,41 @@ def answers(difference: float, ties: int, labels: int, images: int, limit: float
     return held_to("answers", difference, limit, said)
 
 
+def same_labels(other: int, examples: int, limit: float) -> Finding:
+    """Does a variant give the labels that its champion gives?
+
+    Args:
+        other: Examples with another label.
+        examples: All that both were asked about, at least 1.
+        limit: Of the share of those with another label.
+    """
+    said = f"{other} of {examples} gate examples have another label than the champion's"
+    return held_to("agreement", other / examples, limit, said)
+
+
+def same_values(mine: NDArray[Any], theirs: NDArray[Any], limit: float) -> Finding:
+    """Does a variant answer what its champion answers, where nothing is classified?
+
+    Args:
+        mine: Answers of the variant, [n, …].
+        theirs: Of the champion to the same examples.
+        limit: Of the mean absolute difference over the standard deviation of the champion's
+            answers; of several values, that of the worst.
+    """
+    one, other = (
+        answers.reshape(len(answers), -1).astype(np.float64) for answers in (mine, theirs)
+    )
+    if len(one) and one.shape[1] > _MOST_VALUES:  # an image is one value of many pixels
+        one, other = one.reshape(-1, 1), other.reshape(-1, 1)
+    spread = np.maximum(other.std(axis=0), np.finfo(np.float32).tiny)
+    with np.errstate(invalid="ignore"):
+        worst = float((np.abs(one - other).mean(axis=0) / spread).max())
+    # NaN must not vanish.
+    worst = math.inf if math.isnan(worst) else worst
+    said = f"mean difference from the champion's answers to {len(mine)} examples, of their spread"
+    return held_to("agreement", worst, limit, said)
+
+
 def skew(
     error: float,
     images: int,
@@ -130,12 +170,19 @@ def _rise_at_least(new: float, count: int, old: float, before: int) -> float:
 
     Newcombe's hybrid of two Wilson intervals (Statistics in Medicine 17, 1998, 873–890).
     """
-    low, high = _wilson(new, count)[0], _wilson(old, before)[1]
+    low, high = wilson(new, count)[0], wilson(old, before)[1]
     return max(new - old - math.hypot(new - low, high - old), 0.0)
 
 
-def _wilson(share: float, count: int) -> tuple[float, float]:
-    square = _Z * _Z
+def wilson(share: float, count: int, z: float = _Z) -> tuple[float, float]:
+    """Return Wilson's interval of a share.
+
+    Args:
+        share: As counted.
+        count: Examples behind it, at least 1.
+        z: Quantile of the normal distribution; the default's is 90 % two-sided, 95 % on one side.
+    """
+    square = z * z
     middle = share + square / (2 * count)
-    half = _Z * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
+    half = z * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
     return (middle - half) / (1 + square / count), (middle + half) / (1 + square / count)

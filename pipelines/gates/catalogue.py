@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -182,12 +182,12 @@ GATES: dict[str, Gate] = {
 """Every gate, in the order they are shown."""
 
 
-def in_order() -> list[str]:
-    """Return the names of all gates in the order they are run: those that only read come first."""
-    return sorted(GATES, key=lambda name: not GATES[name].reads)
+def in_order(gates: Mapping[str, Gate] = GATES) -> list[str]:
+    """Return the names of gates in the order they are run: those that only read come first."""
+    return sorted(gates, key=lambda name: not gates[name].reads)
 
 
-def found(name: str, evidence: Evidence) -> Finding:
+def found(name: str, evidence: Evidence, gates: Mapping[str, Gate] = GATES) -> Finding:
     """Hold a version to one gate.
 
     A bad model raises nothing: evidence that cannot be had makes its gates `not run`, which
@@ -196,13 +196,14 @@ def found(name: str, evidence: Evidence) -> Finding:
     Args:
         name: Of `in_order()`, all before it were run with the same evidence.
         evidence: Of the version.
+        gates: The list that it is held to.
 
     Raises:
         OutOfMemory: If ONNX Runtime was refused memory.
         MemoryError: If Python was.
         OSError: If a disk is full or broken, say.
     """
-    gate = GATES[name]
+    gate = gates[name]
     try:
         finding = gate.judge(evidence)
     except (OutOfMemory, MemoryError, OSError):

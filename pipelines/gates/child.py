@@ -33,6 +33,7 @@ def judge_folder(folder: Path) -> int:
     # ONNX Runtime only now: what is gone already must not cost the time to load it.
     from pipelines.gates.catalogue import found, in_order
     from pipelines.gates.fetched import read_request
+    from pipelines.gates.of_variants import gates_of
     from pipelines.systems.onnx.runtime import OutOfMemory
 
     own = folder / "own"
@@ -45,9 +46,10 @@ def judge_folder(folder: Path) -> int:
 
         try:
             evidence = read_request(folder).evidence(own)
-            for name in in_order():
+            gates = gates_of(evidence.variant)
+            for name in in_order(gates):
                 tell({"begun": name})
-                tell(found(name, evidence).as_json())
+                tell(found(name, evidence, gates).as_json())
         except (MemoryError, OutOfMemory):
             return OUT_OF_MEMORY
         except OSError as error:

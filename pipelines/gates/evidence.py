@@ -24,6 +24,7 @@ from pipelines.evaluation.scoring import Score
 from pipelines.gates.gathered import gathered_once
 from pipelines.gates.measuring import Asked, asked_at, batches
 from pipelines.gates.provenance import StoredFile
+from pipelines.gates.variant_limits import VariantLimits
 from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.model_file import (
     ModelProto,
@@ -116,6 +117,7 @@ class Evidence:
         held_against: The champion, or None.
         past: Versions that were champion, whose errors on this gate split count too.
         refused: Why the candidate must not be loaded; empty while nothing speaks against it.
+        variant: Limits of a variant of the champion; None if the candidate is none.
     """
 
     def __init__(
@@ -126,10 +128,11 @@ class Evidence:
         champion: StoredModel | None,
         past: Sequence[StoredModel],
         scratch: Path,
+        variant: VariantLimits | None = None,
     ) -> None:
         self.params, self.candidate, self.held_against = params, candidate, champion
         self.past = tuple(past)
-        self.refused = ""
+        self.refused, self.variant = "", variant
         self._layout, self._scratch = layout, scratch
         self._name = f"version {candidate.number}"
 

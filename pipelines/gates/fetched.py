@@ -21,6 +21,7 @@ from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.paths import Layout
 from pipelines.gates.evidence import Evidence, StoredModel, trained_weights
 from pipelines.gates.provenance import StoredFile
+from pipelines.gates.variant_limits import VariantLimits
 
 T = TypeVar("T")
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -98,6 +99,7 @@ class Request:
         candidate: The version to judge.
         champion: What it is held against, if there is a champion.
         past: Versions that were champion.
+        variant: Limits of a variant of the champion; None if the candidate is none.
     """
 
     root: str
@@ -105,6 +107,7 @@ class Request:
     candidate: FetchedModel
     champion: FetchedModel | None
     past: tuple[FetchedModel, ...]
+    variant: VariantLimits | None = None
 
     def evidence(self, scratch: Path) -> Evidence:
         """Return what the gates judge by.
@@ -112,8 +115,9 @@ class Request:
         Args:
             scratch: An empty directory.
         """
-        layout, past = Layout(Path(self.root)), self.past
-        return Evidence(layout, self.params, self.candidate, self.champion, past, scratch)
+        layout = Layout(Path(self.root))
+        judged = self.candidate, self.champion, self.past
+        return Evidence(layout, self.params, *judged, scratch, self.variant)
 
 
 _REQUEST = TypeAdapter(Request)

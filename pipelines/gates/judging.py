@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +15,13 @@ import pipelines
 from pipelines.core.config import GatesConfig, Params
 from pipelines.core.errors import Failed
 from pipelines.core.paths import Layout
-from pipelines.gates.catalogue import GATES, in_order
+from pipelines.gates.catalogue import GATES, Gate, in_order
 from pipelines.gates.child import PROGRESS
 from pipelines.gates.evidence import StoredModel
 from pipelines.gates.fetched import fetch, write_request
 from pipelines.gates.finding import Finding, Verdict, failed, not_run, one_line
+from pipelines.gates.of_variants import gates_of
+from pipelines.gates.variant_limits import VariantLimits
 from pipelines.systems.confined import ConfinedRun, Limits, run_confined
 from pipelines.systems.scratch import scratch
 
@@ -60,6 +63,8 @@ def judge(
     candidate: StoredModel,
     champion: StoredModel | None,
     past: Sequence[StoredModel] = (),
+    *,
+    variant: VariantLimits | None = None,
 ) -> tuple[Finding, ...]:
     """Hold a version to every gate of the list.
 
@@ -76,6 +81,8 @@ def judge(
         candidate: The version to judge.
         champion: What it is held against; None if there is no champion.
         past: Versions that were champion: none of them may be better by more than the margin.
+        variant: Limits of a variant of the champion, which has a list of gates of its own; None if
+            the version is none.
 
     Returns:
         One finding per gate, in the order of the list.
@@ -86,7 +93,8 @@ def judge(
     """
     limits = params.gates
     with scratch(layout.state.resolve(), "gates") as folder:
-        write_request(fetch(layout, params, candidate, champion, past, folder), folder)
+        request = fetch(layout, params, candidate, champion, past, folder)
+        write_request(replace(request, variant=variant), folder)
         ended = run_confined(
             [sys.executable, "-m", "pipelines.gates.child", str(folder)],
             cwd=folder,
@@ -94,10 +102,12 @@ def judge(
             log=folder / _LOG,
             sources=_SOURCES,
         )
-        return findings(folder / PROGRESS, ended, limits)
+        return findings(folder / PROGRESS, ended, limits, gates_of(variant))
 
 
-def findings(progress: Path, ended: ConfinedRun, limits: GatesConfig) -> tuple[Finding, ...]:
+def findings(
+    progress: Path, ended: ConfinedRun, limits: GatesConfig, gates: Mapping[str, Gate] = GATES
+) -> tuple[Finding, ...]:
     """Return what the child found, one finding per gate, in the order of the list.
 
     Nothing that it wrote is trusted to be well-formed: a model may have taken it over.
@@ -106,14 +116,15 @@ def findings(progress: Path, ended: ConfinedRun, limits: GatesConfig) -> tuple[F
         progress: The file it wrote; it may be absent.
         ended: How it ended.
         limits: Under which it ran.
+        gates: The list that it ran.
 
     Raises:
         Failed: If it could not begin, or a disk is full.
     """
-    found, working, sound = _told(progress)
-    if len(found) == len(GATES) and not working and sound:
-        return tuple(found[name] for name in GATES)
-    left = [name for name in in_order() if name not in found] or in_order()[-1:]
+    found, working, sound = _told(progress, in_order(gates))
+    if len(found) == len(gates) and not working and sound:
+        return tuple(found[name] for name in gates)
+    left = [name for name in in_order(gates) if name not in found] or in_order(gates)[-1:]
     last = ended.output.rpartition("\n")[2] or f"exit code {ended.code}"
     if ended.limit == "seconds":
         why = f"all gates together took longer than gates.seconds ({limits.seconds} s)"
@@ -130,10 +141,10 @@ def findings(progress: Path, ended: ConfinedRun, limits: GatesConfig) -> tuple[F
     found[left[0]] = failed(left[0], why)
     for name in left[1:]:
         found[name] = not_run(name, f"the gate {left[0]} was the last: {why}")
-    return tuple(found[name] for name in GATES)
+    return tuple(found[name] for name in gates)
 
 
-def _told(progress: Path) -> tuple[dict[str, Finding], str, bool]:
+def _told(progress: Path, order: Sequence[str]) -> tuple[dict[str, Finding], str, bool]:
     """Return the findings that a file holds, the gate begun last if it has none, and soundness.
 
     Only what comes in the order of the gates counts, up to the first line that does not.
@@ -146,7 +157,7 @@ def _told(progress: Path) -> tuple[dict[str, Finding], str, bool]:
         content = file.read(_LARGEST + 1)
     if len(content) > _LARGEST:
         return found, working, False
-    expected = iter(in_order())
+    expected = iter(order)
     for line in content.split(b"\n")[:-1]:  # the last is empty, or was cut off
         try:
             if working:

@@ -61,14 +61,18 @@ def line_chart(
     *,
     scale: Scale = "linear",
     size: tuple[float, float] = (4.4, 2.6),
+    along: str = "step",
+    counted: bool = True,
 ) -> str:
-    """Return a chart over steps as an SVG element for an HTML page.
+    """Return a chart over steps, or something else, as an SVG element for an HTML page.
 
     Args:
         title: Said to those who do not see the chart; the page shows its own.
         series: At most three lines.
         scale: Of the y axis; `error` is logarithmic with a zero.
         size: Width and height, inches at 72 points.
+        along: What the x axis shows.
+        counted: Whether that is counted, in whole numbers.
     """
     drawn = [s for s in (_thin(s, scale) for s in series) if s.points]
     # The style must outlive the drawing: SVG settings are read when the figure is written.
@@ -81,6 +85,8 @@ def line_chart(
             mark = "o" if line.dots or len(x) == 1 else None
             axes.plot(x, y, color=colour, linewidth=1.6, marker=mark, markersize=3.5)
         _dress(axes, drawn, scale)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=counted))
+        axes.set_xlabel(along)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     return _inline(text.getvalue(), _spoken(title, drawn))
@@ -131,8 +137,6 @@ def _dress(axes: Any, drawn: Sequence[Series], scale: Scale) -> None:
     if scale != "linear":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_xlabel("step")
     axes.grid(visible=True, axis="y", color=_GRID, linewidth=0.8)
     axes.minorticks_off()
     axes.spines[["top", "right", "left"]].set_visible(False)

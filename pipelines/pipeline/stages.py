@@ -59,10 +59,13 @@ def evaluate(layout: Layout, params: Params) -> None:
 
 
 def export(layout: Layout, params: Params) -> None:
-    """Make `models/model.onnx` and `models/weights.safetensors`."""
+    """Make `models/model.onnx`, `weights.safetensors`, `drift.onnx` and `triton`."""
     from pipelines.export.to_onnx import export
 
-    export(layout.trained, layout.prepared, params, layout.root, layout.onnx, layout.weights)
+    places = {"out": layout.onnx, "weights": layout.weights}
+    places |= {"drift": layout.drift, "triton": layout.triton}
+    for warning in export(layout.trained, layout.prepared, params, layout.root, **places):
+        print(f"  export: {shown(warning)}", flush=True)
 
 
 def verify(layout: Layout, params: Params) -> None:

@@ -15,10 +15,11 @@ from pipelines.core.files import sha256_file, write_text
 from pipelines.core.paths import Layout
 from pipelines.data.prepared import load_card
 from pipelines.provenance.bom import bill_of_materials
+from pipelines.provenance.lineage import has_drift
 from pipelines.provenance.model_card import model_card
 
 BILL, CARD, LOCK, PARAMS = "bom.cdx.json", "card.md", "dvc.lock", "params.yaml"
-WEIGHTS = "weights.safetensors"
+WEIGHTS, DRIFT = "weights.safetensors", "drift.onnx"
 
 
 def write_attachments(
@@ -43,7 +44,10 @@ def write_attachments(
     folder, sha256, card = model.parent, sha256_file(model), load_card(layout.prepared)
     files = []
     lock = layout.root / "dvc.lock"
-    for source, kept in ((lock, LOCK), (layout.params, PARAMS), (layout.weights, WEIGHTS)):
+    sources = {LOCK: lock, PARAMS: layout.params, WEIGHTS: layout.weights}
+    if has_drift(layout):
+        sources[DRIFT] = layout.drift
+    for kept, source in sources.items():
         if source.is_file():
             shutil.copyfile(source, folder / kept)
             files.append((kept, sha256_file(folder / kept)))

@@ -63,6 +63,8 @@ def _data(card: Card) -> Component:
 
 
 def _metrics(figures: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
+    if not figures:
+        return []
     evaluation, verification = figures["evaluation"], figures["verification"]
     found = [
         {"type": "test error, %", "value": str(evaluation["test_error"]), "slice": "test"},
@@ -117,7 +119,8 @@ def bill_of_materials(
         sha256: Of the ONNX file.
         card: The data's.
         made_from: What `pipelines.provenance.lineage.lineage` returned.
-        figures: The reports `evaluation` and `verification`.
+        figures: The reports `evaluation` and `verification`; empty for a variant, which is measured
+            by its gates.
         files: Name and sha256 of the files that lie beside the model.
     """
     reference = f"model:{sha256}"

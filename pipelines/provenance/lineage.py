@@ -87,6 +87,20 @@ def _training(layout: Layout) -> dict[str, str]:
     return {tag: str(said.get(key, UNKNOWN)) for key, tag in wanted.items()}
 
 
+def has_drift(layout: Layout) -> bool:
+    """Say whether the checkout has a drift graph of its model.
+
+    The stage export leaves an empty file if it could not make one; a file may also be left of a
+    model before, where `dvc.yaml` is of an earlier version and does not name it.
+    """
+    from pipelines.systems.onnx.drift_file import read_drift  # takes as long to load as all else
+
+    try:
+        return read_drift(layout.drift)[1].model_sha256 == sha256_file(layout.onnx)
+    except UserError:
+        return False
+
+
 def lineage(layout: Layout, params: Params) -> dict[str, str]:
     """Return what the model of a checkout was made from.
 
@@ -96,7 +110,8 @@ def lineage(layout: Layout, params: Params) -> dict[str, str]:
 
     Returns:
         `git_commit`, `git_dirty`, hashes (`dvc_lock_sha256`, `data_hash`, `params_hash`,
-        `code_hash`, `package_hash`, `training_hash`, `onnx_sha256`, `weights_sha256`),
+        `code_hash`, `package_hash`, `training_hash`, `onnx_sha256`, `weights_sha256`,
+        `drift_sha256`),
         `started_from` (a version and the sha256 of its ONNX file, or `scratch`), `python` and
         package versions, `platform`, and of the training `device`, `gpu`, `cuda`, `driver`,
         `seed`, `world_size`, `method`; `unknown` where it cannot be known.
@@ -120,6 +135,7 @@ def lineage(layout: Layout, params: Params) -> dict[str, str]:
         "training_hash": training_hash(data_hash, params, layout.root, started),
         "onnx_sha256": sha256_file(layout.onnx),
         "weights_sha256": sha256_file(layout.weights) if layout.weights.is_file() else UNKNOWN,
+        "drift_sha256": sha256_file(layout.drift) if has_drift(layout) else UNKNOWN,
         "started_from": started,
         "opset": str(params.export.opset),
         "platform": platform.platform(),

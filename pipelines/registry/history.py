@@ -120,6 +120,18 @@ def _is_whole(entry: Entry) -> bool:
     return entry.hash == _hash(entry.as_json()) and entry.sequence > 0
 
 
+def is_signed(entry: Entry, model: str, trusted: Sequence[bytes]) -> bool:
+    """Say whether a trusted key signed an entry of a model, and nothing in it was changed.
+
+    Args:
+        entry: Of its history.
+        model: The registered model's name.
+        trusted: Public keys, as PEM.
+    """
+    text = f"{model}\n{entry.hash}"
+    return _is_whole(entry) and keys.is_signed(trusted, _KIND, text, entry.key, entry.signature)
+
+
 @dataclass(frozen=True)
 class History:
     """The list of a model, as far as it can be relied on.
@@ -220,11 +232,6 @@ def read(
         trusted: Public keys, as PEM.
         remembered: Entries that this checkout saw before; each counts if its signature holds.
     """
-
-    def holds(entry: Entry) -> bool:
-        text = f"{model}\n{entry.hash}"
-        return _is_whole(entry) and keys.is_signed(trusted, _KIND, text, entry.key, entry.signature)
-
     there = {
         int(key.removeprefix(PREFIX)): value
         for key, value in tags.items()
@@ -240,7 +247,7 @@ def read(
         for entry in (known.get(number), read.get(number))
         if entry is not None and entry.sequence == number and entry.key
     )
-    last = next((entry for entry in candidates if holds(entry)), None)
+    last = next((entry for entry in candidates if is_signed(entry, model, trusted)), None)
     if last is None:
         return _unsigned(there, read)
     strays = [tag_key(number) for number in sorted(there) if number > last.sequence]

@@ -18,7 +18,7 @@ from pipelines.core.files import sha256_json, write_json
 from pipelines.core.paths import Layout
 from pipelines.registry import history
 from pipelines.registry.history import Entry
-from pipelines.systems import mlflow as tracking
+from pipelines.systems import tracking_address as tracking
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,17 @@ def _put_version(
     return start
 
 
+def released_weights(layout: Layout, statement: Statement) -> Path:
+    """Return the file of a released version's plain weights, downloaded at most once and checked.
+
+    Raises:
+        UserError: If they were not kept, or are not those that were released.
+        Unavailable: If the registry does not answer.
+    """
+    said = f"{statement.model} version {statement.version}"
+    return _weights(layout, connect(layout), statement, said)[0]
+
+
 def _weights(
     layout: Layout, client: MlflowClient, statement: Statement, said: str
 ) -> tuple[Path, str]:

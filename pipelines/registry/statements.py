@@ -32,7 +32,7 @@ PREFIX = "prong.statement."
 """Of a version's tags: the first 32 digits of the statement's hash follow."""
 MADE_FROM = (
     *("git_commit", "data_hash", "params_hash", "code_hash", "dvc_lock_sha256"),
-    *("weights_sha256", "started_from"),
+    *("weights_sha256", "started_from", "drift_sha256"),
 )
 """The lineage that a statement repeats."""
 _KIND = "statement"

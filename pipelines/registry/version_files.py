@@ -12,6 +12,10 @@ from pathlib import Path
 from pipelines.core.errors import UserError
 from pipelines.core.files import sha256_file
 from pipelines.core.paths import Layout
+from pipelines.provenance.attachments import DRIFT
+from pipelines.registry.last_seen import cached_drift as cached_drift  # parts of this module
+from pipelines.registry.last_seen import cached_file as cached_file
+from pipelines.registry.last_seen import drift_sha256 as drift_sha256
 from pipelines.registry.state import ModelState, read_state, statement_of, unsigned
 from pipelines.registry.statements import Statement
 from pipelines.registry.versions import Version, list_versions, version_or_none
@@ -61,7 +65,7 @@ def champion(layout: Layout, model: str) -> ReleasedVersion:
     with answering(layout):
         state = read_state(layout, client, model)
         if state.live is None:
-            raise _none_live(layout, state)
+            raise none_live(layout, state)
         statement = required_statement(layout, client, state, state.live)
     path = released_file(layout, statement)
     return ReleasedVersion(state.live, path, statement, warnings(state))
@@ -76,7 +80,13 @@ def warnings(state: ModelState) -> tuple[str, ...]:
     return tuple(f"{said}; `prong repair` mends it" for said in found)
 
 
-def _none_live(layout: Layout, state: ModelState) -> UserError:
+def none_live(layout: Layout, state: ModelState) -> UserError:
+    """Return why nothing is answered from, and what helps.
+
+    Raises:
+        UserError: If there is no version at all.
+        Unavailable: If the registry does not answer.
+    """
     model = state.model
     if state.unsigned:
         return NotReleased(unsigned(state))
@@ -142,11 +152,6 @@ def released_sha256(layout: Layout, model: str, number: int) -> str:
             return ""
 
 
-def cached_file(layout: Layout, sha256: str) -> Path:
-    """Return where a downloaded model of this hash lies, or would."""
-    return layout.state / "cache" / f"{sha256}.onnx"
-
-
 def released_file(layout: Layout, statement: Statement) -> Path:
     """Return the ONNX file that a statement names, downloaded at most once; its hash was checked.
 
@@ -157,6 +162,41 @@ def released_file(layout: Layout, statement: Statement) -> Path:
     return _checked(
         layout, statement.model, statement.version, statement.sha256, "released, by its statement,"
     )
+
+
+def drift_file(layout: Layout, released: ReleasedVersion | Statement) -> Path | None:
+    """Return the drift graph that was released with a version, downloaded at most once.
+
+    Its hash is that of the signed statement, and was checked.
+
+    Args:
+        layout: The checkout.
+        released: The version, or its statement.
+
+    Returns:
+        None if the version has none: it was made before there were any, or none could be made.
+
+    Raises:
+        UserError: If the registry's file is gone or another one.
+        Unavailable: If the registry does not answer.
+    """
+    statement = released if isinstance(released, Statement) else released.statement
+    sha256 = drift_sha256(statement)
+    if not sha256:
+        return None
+    path = cached_drift(layout, sha256)
+    if path.is_file() and sha256_file(path) == sha256:
+        return path
+    where = _where(layout, statement.model, statement.version)
+    found = artifacts.download(layout, where, DRIFT, path)
+    if found != sha256:
+        path.unlink()
+        raise UserError(
+            f"{statement.model} version {statement.version}: the registry's drift graph is damaged "
+            f"or was exchanged: sha256 {found}, released {sha256}; `prong repair` puts back what "
+            "is still here"
+        )
+    return path
 
 
 def version_file(layout: Layout, version: Version) -> Path:

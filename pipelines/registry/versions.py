@@ -24,6 +24,10 @@ LINEAGE, METRIC, PARAM = "lineage.", "metric.", "param."
 """Prefixes of a version's tags: made from what, measured, by what settings; gates add `gate.`."""
 
 
+VARIANT, VARIANT_OF = "variant", "variant_of"
+"""Lineage of a variant: its kind; version and sha256 of the champion that it approximates."""
+
+
 @dataclass(frozen=True)
 class Version:
     """One version of a registered model.
@@ -55,6 +59,18 @@ class Version:
     def sha256(self) -> str:
         """Of the ONNX file; empty if the version is not one of this project."""
         return outside.sha256(self.tags.get(SHA256))
+
+    def require_no_variant(self) -> None:
+        """Check that the gates of other versions are the ones for it.
+
+        Raises:
+            UserError: If it is a variant of a champion.
+        """
+        if LINEAGE + VARIANT_OF in self.tags:
+            raise UserError(
+                f"{self.model} version {self.number}: is a variant of a champion, held to gates "
+                "of its own: `prong variants` judges it"
+            )
 
     def under(self, prefix: str) -> dict[str, str]:
         """Return the tags under a prefix (`LINEAGE`, `METRIC`, `JUDGED`), without it."""

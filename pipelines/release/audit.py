@@ -29,7 +29,7 @@ from pipelines.provenance import release_branch as releases
 from pipelines.provenance.attachments import LOCK, PARAMS
 from pipelines.provenance.lineage import UNKNOWN, versions
 from pipelines.registry import version_files
-from pipelines.registry.versions import LINEAGE, Version
+from pipelines.registry.versions import LINEAGE, VARIANT, VARIANT_OF, Version
 from pipelines.systems import git
 from pipelines.systems import mlflow as tracking
 from pipelines.systems.mlflow import artifacts
@@ -135,7 +135,9 @@ def _walk(layout: Layout, version: Version, scratch: Path) -> Iterator[Link]:
     yield from _metadata(made, card)
     yield from _lock(layout, version, made, path, scratch)
     yield from _params(layout, version, made, card, scratch)
-    yield from _start(layout, version, made)
+    yield from (
+        _variant(layout, version, made) if VARIANT_OF in made else _start(layout, version, made)
+    )
     yield _commit(layout, made)
     yield _environment(made)
     yield _run(layout, version)
@@ -228,6 +230,23 @@ def _start(layout: Layout, version: Version, made: dict[str, str]) -> Iterator[L
         yield _link("started from", claimed, None, f"no statement releases version {number}")
     else:
         yield _same("started from", sha256, found, f"the statement of version {number}")
+
+
+def _variant(layout: Layout, version: Version, made: dict[str, str]) -> Iterator[Link]:
+    """Yield the link from a variant to the champion that it approximates."""
+    claimed = made[VARIANT_OF]
+    champion = parsed(claimed)
+    if champion is None:
+        yield _link("variant of", claimed, False, "names no version")
+        return
+    number, sha256 = champion
+    model = version.model.removesuffix(f"-{made.get(VARIANT, '')}")
+    found = version_files.released_sha256(layout, model, number)
+    if not found:
+        said = f"no statement releases {model} version {number}"
+        yield _link("variant of", claimed, None, said)
+    else:
+        yield _same("variant of", sha256, found, f"the statement of {model} version {number}")
 
 
 def is_commit(name: str) -> bool:

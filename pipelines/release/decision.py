@@ -56,12 +56,14 @@ class Case:
         after: Hash of the history's newest entry when it was judged; empty without one.
         question: All that the answer depends on, beside the version.
         findings: One per gate.
+        gates: All that must have passed.
     """
 
     candidate: Version
     after: str
     question: Mapping[str, object]
     findings: tuple[Finding, ...]
+    gates: tuple[str, ...]
 
 
 def judged(layout: Layout, params: Params, state: ModelState, candidate: Version) -> Case:
@@ -77,7 +79,7 @@ def judged(layout: Layout, params: Params, state: ModelState, candidate: Version
         UserError: If the checkout has no gate split, or the champion no statement that holds.
         Unavailable: If the registry does not answer.
     """
-    from pipelines.gates.judging import judge
+    from pipelines.gates.judging import GATES, judge
     from pipelines.registry import versions as registry
     from pipelines.registry.state import statement_of
     from pipelines.registry.stored_version import StoredVersion
@@ -106,7 +108,8 @@ def judged(layout: Layout, params: Params, state: ModelState, candidate: Version
     findings = judge(layout, params, StoredVersion(layout, candidate), champion, past)
     faults.point("promote.judged")
     last = state.history.last
-    return Case(candidate, "" if last is None else last.hash, question, findings)
+    after = "" if last is None else last.hash
+    return Case(candidate, after, question, findings, tuple(GATES))
 
 
 def write_findings(held: Transaction, case: Case) -> None:
@@ -154,9 +157,21 @@ def gate_inputs(
 
 
 def nothing_new(
-    candidate: Version, state: ModelState, live: int | None, question: Mapping[str, object]
+    candidate: Version,
+    state: ModelState,
+    live: int | None,
+    question: Mapping[str, object],
+    gates: Sequence[str] = (),
 ) -> Decision | None:
-    """Return the decision if it is known without asking the gates."""
+    """Return the decision if it is known without asking the gates.
+
+    Args:
+        candidate: The version.
+        state: How its model stands.
+        live: The champion, or None.
+        question: What its gates would be asked.
+        gates: All that must have passed; default: those of a version that is no variant.
+    """
     if state.history.was_live(candidate.number, candidate.sha256):
         aside = state.history.put_aside(candidate.number)
         how = "another was put in its place since"
@@ -168,7 +183,7 @@ def nothing_new(
     from pipelines.gates.finding import blocked
     from pipelines.gates.judging import GATES
 
-    stopped = blocked(candidate.findings, tuple(GATES))
+    stopped = blocked(candidate.findings, gates or tuple(GATES))
     # What could not be asked is asked again; not so what was left out after another gate failed.
     if not any(finding.verdict == "fail" for finding in stopped):
         return None

@@ -207,10 +207,14 @@ class _Removal:
     def _forget(self, version: Version) -> None:
         """Remove the cached file, unless another version has the same bytes."""
         from pipelines.registry import version_files
+        from pipelines.registry.versions import LINEAGE
 
         same = [v for v in self.refs.versions() if v.sha256 == version.sha256]
         if len(same) < 2 and re.fullmatch("[0-9a-f]{64}", version.sha256):
             version_files.cached_file(self.layout, version.sha256).unlink(missing_ok=True)
+            drift = version.under(LINEAGE).get("drift_sha256", "")
+            if re.fullmatch("[0-9a-f]{64}", drift):  # a drift graph is of one model only
+                version_files.cached_drift(self.layout, drift).unlink(missing_ok=True)
 
 
 def _of(version: Version) -> tuple[str, int]:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.paths import Layout
 from pipelines.gates.finding import blocked
+from pipelines.provenance.attachments import DRIFT
 from pipelines.registry import history
 from pipelines.registry import versions as registry
 from pipelines.registry.state import ModelState, is_about, read_state, statement_of, unsigned
+from pipelines.registry.version_files import drift_sha256
 from pipelines.registry.versions import CHALLENGER, Version
 from pipelines.release.upload import stored_sha256
 from pipelines.systems import mlflow as tracking
@@ -191,3 +193,6 @@ def _champion_problems(
         yield Problem(name, said, way, serves=False)
     elif version.sha256 != statement.sha256:
         yield Problem(name, "its tag onnx_sha256 is not that of its statement", REPAIR)
+    drift = drift_sha256(statement)
+    if drift and stored_sha256(layout, version, DRIFT) != drift:
+        yield Problem(name, "its drift graph is not in the store, or is another one", REPAIR)

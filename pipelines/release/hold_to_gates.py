@@ -39,6 +39,7 @@ def hold_to_gates(layout: Layout, params: Params, model: str, version: int) -> t
         candidate = held.version(version)
         if not candidate.complete:
             raise UserError(f"{model} version {version}: its registration is not complete")
+        candidate.require_no_variant()
         state = held.state()
     case = judged(layout, params, state, candidate)  # without the lease: nobody waits for it
     with transaction(layout, model) as held:

@@ -11,7 +11,7 @@ from pipelines.core.files import sha256_json
 from pipelines.core.paths import Layout
 from pipelines.gates.finding import Finding
 from pipelines.registry.statements import MADE_FROM, Passed, Statement
-from pipelines.registry.versions import LINEAGE, Version
+from pipelines.registry.versions import LINEAGE, VARIANT_OF, Version
 
 
 def statement_about(
@@ -60,7 +60,10 @@ def statement_about(
         held_against=held_against,
         error=error,
         images=images,
-        made_from={name: made_from.get(name, "unknown")[:100] for name in MADE_FROM},
+        made_from={
+            **{name: made_from.get(name, "unknown")[:100] for name in MADE_FROM},
+            **{name: made_from[name][:100] for name in (VARIANT_OF,) if name in made_from},
+        },
         time=now(),
         by=who(),
         run=run,

@@ -106,7 +106,7 @@ def promote(
             state, candidate = found
             case = judged(layout, params, state, candidate)
             with transaction(layout, model) as held:
-                decision = _committed(held, params, request, case)
+                decision = committed(held, params, case, request.run)
             if decision is not None:
                 faults.point("promote.done")
                 return decision
@@ -134,6 +134,7 @@ def _looked_up(
     candidate = held.version(number)
     if not candidate.complete:
         raise UserError(f"{held.model} version {number}: its registration is not complete")
+    candidate.require_no_variant()
     if state.live == number:
         return known(candidate, state.live, "already champion")
     held.key()  # before anything is judged that could not be signed
@@ -145,14 +146,19 @@ def _looked_up(
     return state, candidate
 
 
-def _committed(held: Transaction, params: Params, request: _Request, case: Case) -> Decision | None:
+def committed(held: Transaction, params: Params, case: Case, run: str) -> Decision | None:
     """Write down what the gates found, and let the version go live if they let it through.
+
+    Args:
+        held: The transaction, begun after the judgement.
+        params: Whose limits the gates were held to.
+        case: What was judged.
+        run: Prefect's id of the run, or empty.
 
     Returns:
         The decision; None if the champion is no longer the one it was held against.
     """
     from pipelines.gates.finding import blocked
-    from pipelines.gates.judging import GATES
     from pipelines.registry import versions as registry
     from pipelines.registry.intents import Intent
     from pipelines.registry.state import require_sound
@@ -167,12 +173,12 @@ def _committed(held: Transaction, params: Params, request: _Request, case: Case)
         return None
     write_findings(held, case)
     figures = figures_of(findings)
-    if stopped := blocked(findings, tuple(GATES)):
+    if stopped := blocked(findings, case.gates):
         return Decision(number, False, live, live, blocked_by(stopped), findings, *figures)
     key = held.key()
     reason = next((f.reason for f in findings if f.gate == "champion"), "every gate passed")
     statement = statement_about(
-        layout, params, candidate, findings, held_against=live, run=request.run
+        layout, params, candidate, findings, held_against=live, run=run
     ).signed(key)
     with scratch(layout.state, "sign") as folder:
         sign_beside(layout, candidate, statement, folder)
@@ -184,7 +190,7 @@ def _committed(held: Transaction, params: Params, request: _Request, case: Case)
         replaced=live,
         previous=live,
         reason=reason,
-        run=request.run,
+        run=run,
         error=figures[0],
         sha256=statement.sha256,
         statement=statement.hash,

@@ -26,7 +26,14 @@ from pipelines.core.params_file import load
 from pipelines.core.paths import Layout
 from pipelines.provenance.lineage import UNKNOWN, versions
 from pipelines.registry.start_weights import bring_again
-from pipelines.registry.versions import LINEAGE, METRIC, PARAM, Version, number
+from pipelines.registry.versions import (
+    LINEAGE,
+    METRIC,
+    PARAM,
+    VARIANT_OF,
+    Version,
+    number,
+)
 from pipelines.release.audit import differing_packages, is_commit, kept_file
 from pipelines.systems import git
 from pipelines.systems.processes import run_group
@@ -134,6 +141,11 @@ def rebuild(
         Unavailable: If the registry does not answer.
     """
     made = version.under(LINEAGE)
+    if VARIANT_OF in made:
+        raise UserError(
+            f"{version.model} version {version.number}: a variant is not trained; `prong rebuild` "
+            "makes the champion again that it is made from, and `prong variants` its variants"
+        )
     commit, name = made.get("git_commit", UNKNOWN), f"{version.model} version {version.number}"
     if commit == UNKNOWN:
         raise UserError(f"{name}: its commit is unknown: it was made before the first commit")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,9 +85,6 @@ def register_in(
 ) -> Registration:
     """Register `models/model.onnx` unless a version holds these bytes already.
 
-    Intent, upload, download again, compare, create the version with its tags, wait until it is
-    READY, mark it complete, make it challenger.
-
     Args:
         held: The transaction; all DVC stages of its checkout are up to date.
         params: The checkout's parameters.
@@ -96,6 +94,33 @@ def register_in(
     Raises:
         UserError: If a report is absent or damaged, the ONNX file was changed meanwhile, or the
             store cannot be used.
+        Unavailable: If the store does not answer.
+    """
+    from pipelines.release import upload
+
+    layout, client = held.layout, held.client
+    return registered(
+        held,
+        sha256,
+        lambda: upload.new_version(layout, client, params, sha256, flow_run_id, held.check),
+    )
+
+
+def registered(
+    held: Transaction, sha256: str, new_version: Callable[[], tuple[int, str]]
+) -> Registration:
+    """Register bytes unless a version holds them already.
+
+    Intent, upload, download again, compare, create the version with its tags, wait until it is
+    READY, mark it complete, make it challenger.
+
+    Args:
+        held: The transaction.
+        sha256: Of the bytes.
+        new_version: Makes a complete version of them; returns its number and its run.
+
+    Raises:
+        UserError: As `new_version` does, or if the store cannot be used.
         Unavailable: If the store does not answer.
     """
     from pipelines.registry import versions as registry
@@ -118,9 +143,7 @@ def register_in(
             number, run_id = version.number, version.run_id
             break
     else:
-        number, run_id = upload.new_version(
-            layout, held.client, params, sha256, flow_run_id, held.check
-        )
+        number, run_id = new_version()
     held.move(registry.CHALLENGER, number)
     faults.point("register.challenger")
     held.done()

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pipelines.core import tables
 from pipelines.core.paths import Layout
 from pipelines.provenance import keys
+from pipelines.provenance.attachments import DRIFT
 from pipelines.registry import history, memory, statements
 from pipelines.registry import versions as registry
 from pipelines.registry.history import History
 from pipelines.registry.state import ModelState, is_about, statement_of, unsigned
+from pipelines.registry.version_files import MODEL_FILE, drift_sha256
 from pipelines.registry.versions import CHAMPION, PREVIOUS, SHA256
 from pipelines.release.transaction import Transaction, transaction
 from pipelines.release.upload import put_back, stored_sha256
@@ -185,16 +187,19 @@ def _version(held: Transaction, state: ModelState, number: int, name: str) -> It
         held.check()
         registered_models.tag_version(held.client, held.model, number, registry.COMPLETE, "true")
         yield Repair(what, f"its tag {registry.COMPLETE} was changed", "put back", True)
-    found = stored_sha256(layout, version)
-    if found == statement.sha256:
-        return
-    said = "its file is gone from the store" if not found else "its file was exchanged or damaged"
-    held.check()
-    if put_back(layout, version, statement.sha256):
-        yield Repair(what, said, "uploaded again from what is kept here", True)
-    else:
-        way = f"put {statement.sha256[:12]}… back from a backup, or `prong rollback`"
-        yield Repair(what, said, way, False)
+    files = [("its file", MODEL_FILE, statement.sha256, ", or `prong rollback`")]
+    if drift := drift_sha256(statement):
+        files.append(("its drift graph", DRIFT, drift, "; until then its drift is not scored"))
+    for called, file, sha256, else_ in files:
+        found = stored_sha256(layout, version, file)
+        if found == sha256:
+            continue
+        said = f"{called} {'was exchanged or damaged' if found else 'is gone from the store'}"
+        held.check()
+        if put_back(layout, version, sha256, file):
+            yield Repair(what, said, "uploaded again from what is kept here", True)
+        else:
+            yield Repair(what, said, f"put {sha256[:12]}… back from a backup{else_}", False)
 
 
 def _carries(version: registry.Version, statement: statements.Statement, state: ModelState) -> bool:

@@ -1,4 +1,4 @@
-"""Alerts: a few words by webhook when a scheduled run fails, is blocked, or makes a champion.
+"""Alerts: a few words by webhook when a run fails, is blocked, makes a champion, or finds drift.
 
 An alert is never worth a run: what cannot be delivered is logged and forgotten. An address often
 carries a secret in its path, so that only its host is ever shown.
@@ -18,7 +18,7 @@ import requests
 
 from pipelines.core.config import AlertsConfig
 
-Event = Literal["failed", "blocked", "promoted"]
+Event = Literal["failed", "blocked", "promoted", "drift"]
 TIMEOUT = 5.0
 """Seconds for a receiver to take the connection, and again to answer."""
 TRIES = 3

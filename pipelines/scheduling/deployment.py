@@ -1,8 +1,9 @@
-"""`prong schedule`: the deployment that runs the main job at given times."""
+"""`prong schedule`: the deployments that run the main job, or a look, at given times."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from pipelines.core.paths import Layout
 from pipelines.scheduling import cron
 from pipelines.systems.prefect import deployed_flows
 from pipelines.systems.prefect.connection import SyncPrefectClient, api
-from pipelines.systems.prefect.decorators import SCHEDULED
+from pipelines.systems.prefect.decorators import DEPLOYED, SCHEDULED
 from pipelines.systems.prefect.deployed_flows import DeploymentResponse
 from pipelines.systems.prefect.schedules import CronSchedule
 
@@ -21,6 +22,26 @@ ENTRYPOINT = "pipelines.scheduling.flow.scheduled"
 NAME, POOL = "retrain", "prong"
 """What a deployment and its work pool are called unless told otherwise; as in prefect.yaml."""
 COMMAND = "-m pipelines.scheduling.engine"
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What a deployment runs.
+
+    Attributes:
+        flow: The flow's name.
+        entrypoint: Where it is, by module.
+        description: Shown on the server's page.
+        parameters: Number or truth value for each parameter of the flow.
+    """
+
+    flow: str
+    entrypoint: str
+    description: str
+    parameters: Mapping[str, float]
+
+
+RETRAIN = Deployed(FLOW, ENTRYPOINT, "Runs the main job when there is something new.", {})
 
 
 @dataclass(frozen=True)
@@ -86,7 +107,9 @@ def _job(layout: Layout, kind: str) -> dict[str, Any]:
     return {"command": f"{sys.executable} {COMMAND}", "working_dir": str(layout.root)}
 
 
-def deploy(layout: Layout, name: str, schedule: CronSchedule, pool: str) -> tuple[Plan, bool]:
+def deploy(
+    layout: Layout, name: str, schedule: CronSchedule, pool: str, what: Deployed = RETRAIN
+) -> tuple[Plan, bool]:
     """Make or change a deployment so that it fires at given times, and let it fire.
 
     Args:
@@ -94,12 +117,14 @@ def deploy(layout: Layout, name: str, schedule: CronSchedule, pool: str) -> tupl
         name: Of the deployment.
         schedule: When.
         pool: Work pool; the default one is made if it is absent.
+        what: It runs.
 
     Returns:
         What the deployment does from now on, and whether anything had to change.
 
     Raises:
-        UserError: If the name is wrong or the pool does not exist.
+        UserError: If the name is wrong or that of another flow's deployment, or the pool does not
+            exist.
         Unavailable: If the server does not answer.
     """
     cron.check_name("--name", name)
@@ -107,35 +132,48 @@ def deploy(layout: Layout, name: str, schedule: CronSchedule, pool: str) -> tupl
     wanted = Plan(name, schedule.cron, timezone, pool, False, str(layout.root))
     with api() as client:
         kind = ensure_pool(client, pool)
-        before = deployed_flows.find(client, FLOW, name)
-        job = _job(layout, kind)
-        same = before is not None and (before.job_variables, before.entrypoint) == (job, ENTRYPOINT)
+        for other in set(DEPLOYED) - {what.flow}:
+            if deployed_flows.find(client, other, name) is not None:
+                raise UserError(
+                    f"--name {name!r}: a deployment of the flow {other!r} has it; allowed: another "
+                    "name"
+                )
+        before = deployed_flows.find(client, what.flow, name)
+        job, given = _job(layout, kind), dict(what.parameters)
+        same = before is not None and (
+            (before.job_variables, before.entrypoint, before.parameters)
+            == (job, what.entrypoint, given)
+        )
         if before is not None and same and _plan(before) == wanted:
             return wanted, False
         deployed_flows.deploy_flow(
             client,
-            FLOW,
+            what.flow,
             name,
             schedule,
-            description="Runs the main job when there is something new.",
-            entrypoint=ENTRYPOINT,
+            description=what.description,
+            entrypoint=what.entrypoint,
             root=layout.root,
             pool=pool,
             kind=kind,
             job=job,
+            parameters=given,
         )
     return wanted, True
 
 
 def _existing(client: SyncPrefectClient, name: str) -> DeploymentResponse:
     cron.check_name("--name", name)
-    found = deployed_flows.find(client, FLOW, name)
-    if found is None:
-        known = (
-            ", ".join(one.name for one in deployed_flows.deployments_of(client, FLOW)) or "none yet"
-        )
-        raise UserError(f"--name {name!r}: there is no such deployment; there are: {known}")
-    return found
+    for flow in DEPLOYED:
+        found = deployed_flows.find(client, flow, name)
+        if found is not None:
+            return found
+    known = ", ".join(one.name for one in _all(client)) or "none yet"
+    raise UserError(f"--name {name!r}: there is no such deployment; there are: {known}")
+
+
+def _all(client: SyncPrefectClient) -> list[DeploymentResponse]:
+    return [one for flow in DEPLOYED for one in deployed_flows.deployments_of(client, flow)]
 
 
 def pause(name: str) -> None:
@@ -167,4 +205,4 @@ def plans() -> list[tuple[str, Plan | None]]:
         Unavailable: If the server does not answer.
     """
     with api() as client:
-        return [(one.name, _plan(one)) for one in deployed_flows.deployments_of(client, FLOW)]
+        return [(one.name, _plan(one)) for one in _all(client)]

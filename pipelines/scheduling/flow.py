@@ -30,6 +30,7 @@ from pipelines.systems.prefect.connection import api
 from pipelines.systems.prefect.decorators import SCHEDULED, flow, retried
 from pipelines.systems.prefect.this_run import State, cancelled, completed, this_run
 
+SAME_DATA = "no labelled data has changed since the champion"
 _PATIENCE = 45.0
 """Seconds to wait for the lease: longer than one lasts whose holder died where it is not seen."""
 
@@ -81,14 +82,14 @@ def scheduled() -> State[Any]:
     run = this_run()
     me = Due(run.run_id, run.scheduled, "running")
     call = Call(run.name or "by-hand", run.deployment, me)
-    with _reporting(params, call):
+    with reporting(params, call):
         outcome: Outcome = _patient(params)(layout, params, call)
     if isinstance(outcome, Skipped):
         return cancelled(outcome.reason, runs.SKIPPED)
     if isinstance(outcome, NothingNew):
         said = f"nothing new: version {outcome.version} has these data, parameters and code"
         return completed(said, runs.NOTHING_NEW)
-    _announce(params, call, outcome)
+    announce(params, call, outcome)
     return completed(came_of(outcome))
 
 
@@ -104,16 +105,16 @@ def attempt(layout: Layout, params: Params, call: Call) -> Outcome:
         UserError: If a parameter, the data or an outside system is at fault.
         Failed: If a stage crashed.
     """
-    skipped = _settle(layout, params, call)
+    skipped = settle(layout, params, call)
     if skipped:
         return Skipped(skipped)
-    with _only_one(layout, call.name) as mine:
+    with only_one(layout, call.name) as mine:
         if not mine:
             return Skipped("another run of this deployment is running")
         return work(layout, params, call.name)
 
 
-def _settle(layout: Layout, params: Params, call: Call) -> str:
+def settle(layout: Layout, params: Params, call: Call) -> str:
     """Close what is dead and settle with the other runs; return why to skip, or nothing."""
     from pipelines.systems import mlflow as tracking
 
@@ -132,7 +133,7 @@ def _settle(layout: Layout, params: Params, call: Call) -> str:
 
 
 @contextmanager
-def _only_one(layout: Layout, name: str, patience: float = _PATIENCE) -> Iterator[bool]:
+def only_one(layout: Layout, name: str, patience: float = _PATIENCE) -> Iterator[bool]:
     """Hold the deployment's lease; yield False if a living run keeps it."""
     from pipelines.systems.mlflow.leases import leased
 
@@ -151,18 +152,20 @@ def _patient(params: Params) -> Any:
     return retried(attempt, pauses, rules.can_pass)
 
 
-def work(layout: Layout, params: Params, name: str) -> Outcome:
+def work(layout: Layout, params: Params, name: str, unlike: str = "") -> Outcome:
     """Run the main job in a working tree of its own, unless its training is known.
 
     Args:
         layout: The checkout; its commit and its parameters are what is run.
         params: Its parameters.
         name: The deployment.
+        unlike: Hash of prepared data: with the same data nothing is run; empty: with any data.
 
     Raises:
         UserError: If a parameter, the data or an outside system is at fault.
         Failed: If a stage crashed.
     """
+    from pipelines.data.prepared import load_card
     from pipelines.provenance import lineage
     from pipelines.registry.start_weights import bring
     from pipelines.systems import mlflow as tracking
@@ -180,6 +183,9 @@ def work(layout: Layout, params: Params, name: str) -> Outcome:
     tree = worktree(layout, deployment=name, params=params, commit=commit)
     check_data(tree, params)
     versioning.ensure(tree.root, "prepare")
+    if unlike and load_card(tree.prepared).data_hash == unlike:
+        finish(tree)
+        return Skipped(SAME_DATA)
     bring(tree, params)
     known = judged_version(tree, params)
     if known is not None:
@@ -217,8 +223,12 @@ def judged_version(layout: Layout, params: Params) -> int | None:
 
 
 @contextmanager
-def _reporting(params: Params, call: Call) -> Iterator[None]:
-    """Send an alert for what goes wrong, and let it pass on."""
+def reporting(params: Params, call: Call) -> Iterator[None]:
+    """Send an alert for what goes wrong, and let it pass on.
+
+    Raises:
+        UserError: What the block raises, as every other error of it.
+    """
     try:
         yield
     except (UserError, Failed, Unavailable) as error:
@@ -229,7 +239,8 @@ def _reporting(params: Params, call: Call) -> Iterator[None]:
         raise
 
 
-def _announce(params: Params, call: Call, result: JobResult) -> None:
+def announce(params: Params, call: Call, result: JobResult) -> None:
+    """Send an alert for what came of the main job: a new champion, or one that was blocked."""
     decision = result.decision
     if decision.promoted:
         event: alerts.Event = "promoted"

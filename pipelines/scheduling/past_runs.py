@@ -10,7 +10,7 @@ from uuid import UUID
 from pipelines.core.paths import Layout
 from pipelines.systems.prefect import deployed_flows, run_records
 from pipelines.systems.prefect.connection import SyncPrefectClient
-from pipelines.systems.prefect.decorators import FLOWS, SCHEDULED
+from pipelines.systems.prefect.decorators import DEPLOYED, FLOWS
 from pipelines.systems.prefect.deployed_flows import DeploymentResponse
 from pipelines.systems.prefect.run_records import FlowRun
 from pipelines.systems.prefect.schedules import next_fire
@@ -65,8 +65,10 @@ class NextRun:
 def deployments(client: SyncPrefectClient, layout: Layout) -> list[DeploymentResponse]:
     """Return the deployments of a checkout, by name."""
     root = str(layout.root)
-    found = deployed_flows.deployments_of(client, SCHEDULED)
-    return [one for one in found if deployed_flows.root_of(one) == root]
+    found = (one for flow in DEPLOYED for one in deployed_flows.deployments_of(client, flow))
+    return sorted(
+        (one for one in found if deployed_flows.root_of(one) == root), key=lambda one: one.name
+    )
 
 
 def next_run(found: DeploymentResponse) -> NextRun:

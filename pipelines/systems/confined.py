@@ -8,6 +8,7 @@ command can have read a file.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import resource
 import signal
@@ -85,16 +86,13 @@ def run_confined(
         log: File for all that it prints.
         sources: Directory from which Python modules are imported.
     """
-    given = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    own = {"HOME": str(cwd), "TMPDIR": str(cwd), "PYTHONPATH": str(sources)}
-    quiet = {"ORT_DISABLE_TELEMETRY": "1", "PYTHONSAFEPATH": "1"}
     deadline = time.monotonic() + limits.seconds
     limit: Literal["", "seconds", "memory"] = ""
     with log.open("wb") as sink:
         process = subprocess.Popen(
             command,
             cwd=cwd,
-            env=kept({**given, **own, **quiet}),
+            env=_environment(cwd, sources),
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=sink,
@@ -106,7 +104,7 @@ def run_confined(
             while process.poll() is None:
                 if time.monotonic() > deadline:
                     limit = "seconds"
-                elif _resident(process.pid) > limits.memory:
+                elif resident(process.pid) > limits.memory:
                     limit = "memory"
                 if limit:
                     break
@@ -117,7 +115,39 @@ def run_confined(
     code = process.wait()
     if code == OUT_OF_MEMORY and not limit:
         limit = "memory"
-    return ConfinedRun(code, limit, _end_of(log))
+    return ConfinedRun(code, limit, end_of(log))
+
+
+def start_confined(
+    command: Sequence[str], *, cwd: Path, limits: Limits, log: Path, sources: Path
+) -> subprocess.Popen[bytes]:
+    """Start a command under limits that is talked to by pipes; end it by `end_group`.
+
+    The kernel holds it to `limits` but for the resident memory, which the caller is to look at
+    (`resident`). Arguments are those of `run_confined`; without end: `limits.seconds` infinite.
+    """
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=_environment(cwd, sources),
+            start_new_session=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=sink,
+            bufsize=0,
+        )
+    with suppress(ProcessLookupError):  # it has ended already
+        _confine(process.pid, limits)
+    return process
+
+
+def _environment(cwd: Path, sources: Path) -> dict[str, str]:
+    """Return an environment that names neither services nor secrets."""
+    given = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    own = {"HOME": str(cwd), "TMPDIR": str(cwd), "PYTHONPATH": str(sources)}
+    quiet = {"ORT_DISABLE_TELEMETRY": "1", "PYTHONSAFEPATH": "1"}
+    return kept({**given, **own, **quiet})
 
 
 def _confine(pid: int, limits: Limits) -> None:
@@ -129,10 +159,11 @@ def _confine(pid: int, limits: Limits) -> None:
     # Not RLIMIT_AS: a build of ONNX Runtime or torch for GPUs maps far more than it uses.
     bounds = {
         resource.RLIMIT_DATA: limits.memory,
-        resource.RLIMIT_CPU: int(limits.seconds * limits.processors) + 5,
         resource.RLIMIT_FSIZE: _LARGEST_FILE,
         resource.RLIMIT_CORE: 0,
     }
+    if math.isfinite(limits.seconds):
+        bounds[resource.RLIMIT_CPU] = int(limits.seconds * limits.processors) + 5
     for kind, bound in bounds.items():
         hard = resource.prlimit(pid, kind)[1]
         bound = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
@@ -145,7 +176,7 @@ def _confine(pid: int, limits: Limits) -> None:
         Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
     """Return the resident memory of a process in bytes; 0 if it has ended."""
     try:
         pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
@@ -154,7 +185,8 @@ def _resident(pid: int) -> int:
     return int(pages) * resource.getpagesize()
 
 
-def _end_of(log: Path) -> str:
+def end_of(log: Path) -> str:
+    """Return the last 2,000 bytes that a command printed, decoded."""
     with log.open("rb") as file:
         file.seek(max(log.stat().st_size - 2000, 0))
         return file.read().decode(errors="replace").strip()

@@ -29,7 +29,7 @@ _SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Loaded:
+class WarmStart:
     """What a training starts from.
 
     Attributes:
@@ -43,7 +43,7 @@ class Loaded:
 
 def started(
     config: TrainConfig, spec: networks.NetworkSpec, prepared: Path
-) -> tuple[nn.Module, Loaded | None]:
+) -> tuple[nn.Module, WarmStart | None]:
     """Return a network as it is trained, with the weights that `train.checkpoint_from` names.
 
     Args:
@@ -65,13 +65,13 @@ def started(
 
 def _load(
     config: TrainConfig, network: nn.Module, spec: networks.NetworkSpec, prepared: Path
-) -> Loaded | None:
+) -> WarmStart | None:
     if not config.checkpoint_from:
         return None
     root = Layout.find(prepared).root
     start = read(root, config.checkpoint_from)
     if start is None or isinstance(start, NoStart):
-        return Loaded("no version is champion yet: starts from scratch", taken=False)
+        return WarmStart("no version is champion yet: starts from scratch", taken=False)
     path, name = weights_file(root, start), f"version {start.version}"
     try:
         with safe_open(path, "pt") as file:
@@ -86,7 +86,7 @@ def _load(
         if len(classes) == len(spec.form.classes):
             kind = "the classes are others, or in another order"
         said += f"; the last layer ({fresh.removeprefix(networks.BODY)}) is new: {kind}"
-    return Loaded(said, taken=True)
+    return WarmStart(said, taken=True)
 
 
 def fit(
@@ -155,7 +155,7 @@ def _last_layer(network: nn.Module, outputs: int) -> str:
     return found[-1] if found else ""
 
 
-def announced(config: TrainConfig, layout: Layout) -> Loaded | None:
+def announced(config: TrainConfig, layout: Layout) -> WarmStart | None:
     """Return what a training will start from, after it was tried on a network on the CPU.
 
     Raises:

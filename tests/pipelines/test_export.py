@@ -74,8 +74,11 @@ def test_the_opset_is_the_parameter(
     trained: Trained, prepared: Path, small: Params, tmp_path: Path, opset: int
 ) -> None:
     params = replace(small, export=replace(small.export, opset=opset))
-    export(trained("bn"), prepared, params, ROOT, tmp_path / "m.onnx")
+    export(trained("bn"), prepared, params, ROOT, tmp_path / "m.onnx", triton=tmp_path / "triton")
     model = onnx.load(tmp_path / "m.onnx")
+    place = tmp_path / "triton" / params.model_name
+    assert sorted(one.name for one in place.iterdir()) == ["1", "config.pbtxt", "labels-1.txt"]
+    assert (place / "1/model.onnx").read_bytes() == (tmp_path / "m.onnx").read_bytes()
     assert [(o.domain, o.version) for o in model.opset_import] == [("", opset)]
     assert "BatchNormalization" not in {node.op_type for node in model.graph.node}
 

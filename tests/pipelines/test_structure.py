@@ -45,6 +45,7 @@ WITHOUT_INFLUENCE = (
     "pipelines.core.errors",
     "pipelines.core.faults",
     "pipelines.core.paths",
+    "pipelines.core.private",  # who may read a folder
     "pipelines.core.progress",
     "pipelines.core.tables",
     "pipelines.core.text",
@@ -54,6 +55,7 @@ WITHOUT_INFLUENCE = (
     "pipelines.systems.locks",
     "pipelines.systems.mlflow",  # records what is measured
     "pipelines.systems.processes",
+    "pipelines.systems.tracking_address",
 )
 """What a step imports and what cannot change what it makes."""
 

@@ -51,7 +51,7 @@ _NODES = 12  # names of nodes that a message shows
 
 
 @dataclass(frozen=True)
-class _Line:
+class _QueueLine:
     """A job, as squeue prints it."""
 
     job: str
@@ -62,7 +62,7 @@ class _Line:
     reason: str
 
     @classmethod
-    def parse(cls, text: str) -> _Line:
+    def parse(cls, text: str) -> _QueueLine:
         """Read a line of squeue in `_FORMAT`."""
         parts = text.split("|", 5)
         if len(parts) != 6 or not re.fullmatch(r"[0-9]{1,10}", parts[0]):
@@ -124,7 +124,7 @@ class Slurm:
         said = _ask(
             ["squeue", "--noheader", "--me", f"--name={name}", "--states=all", f"-o{_FORMAT}"]
         )
-        lines = [_Line.parse(line) for line in said.splitlines()]
+        lines = [_QueueLine.parse(line) for line in said.splitlines()]
         # One that is completing was cancelled, or has done its work.
         alive = [one for one in lines if one.state in _WAITING or one.state == "RUNNING"]
         return alive[-1].job if alive else None
@@ -139,7 +139,7 @@ class Slurm:
             raise
         if not said.strip():
             return JobStatus("unknown")
-        line = _Line.parse(said.splitlines()[0])
+        line = _QueueLine.parse(said.splitlines()[0])
         if line.state in _WAITING:
             never = _NEVER.search(line.reason) is not None
             return JobStatus("waiting", "never" if never else "", self._place(line))
@@ -160,7 +160,7 @@ class Slurm:
             if not _UNKNOWN.search(str(error)) and "already" not in str(error):
                 raise
 
-    def _place(self, line: _Line) -> str:
+    def _place(self, line: _QueueLine) -> str:
         """Return a waiting job's place in the queue, and why it waits."""
         said = _ask(
             [

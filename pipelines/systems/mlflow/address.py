@@ -16,37 +16,34 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.core.errors import Unavailable, UserError
 from pipelines.core.paths import Layout
+from pipelines.systems.tracking_address import (
+    DATABASES,
+    SERVERS,
+    SETTING,
+    scheme,
+    shown_uri,
+    tracking_uri,
+)
 
-SETTING = "MLFLOW_TRACKING_URI"
+__all__ = [
+    "DATABASES",
+    "ROOT_SETTING",
+    "SERVERS",
+    "SETTING",
+    "answering",
+    "artifact_root",
+    "broken",
+    "is_read_only",
+    "reason",
+    "scheme",
+    "shown_uri",
+    "sqlite_file",
+    "tracking_uri",
+]
+
+
 ROOT_SETTING = "MLFLOW_DEFAULT_ARTIFACT_ROOT"
-SERVERS = ("http", "https")
-DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _YES = ("true", "1", "yes", "on")
-
-
-def tracking_uri(layout: Layout) -> str:
-    """Return `MLFLOW_TRACKING_URI`, or the checkout's own database if it is not set.
-
-    Raises:
-        UserError: If it is neither a server nor a database.
-    """
-    uri = os.environ.get(SETTING) or f"sqlite:///{layout.state / 'mlflow.db'}"
-    if scheme(uri) not in (*SERVERS, *DATABASES, "databricks"):
-        raise UserError(
-            f"{SETTING} = {uri!r}: not a tracking store; allowed: a server (http://host:port), "
-            "a database (sqlite:///path, postgresql://…), or unset for the checkout's own"
-        )
-    return uri
-
-
-def shown_uri(uri: str) -> str:
-    """Return a store's address without the password it may carry."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
-
-
-def scheme(uri: str) -> str:
-    """Return what kind of store an address names, without its driver."""
-    return urlsplit(uri).scheme.partition("+")[0]
 
 
 def sqlite_file(uri: str) -> Path | None:

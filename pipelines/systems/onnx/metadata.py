@@ -33,6 +33,14 @@ _FLAT = ("classes", "size", "channels", "mean", "deviation")
 _TEXT = ("layout", *_HASHES)
 
 
+def input_names(form: Form) -> tuple[str, ...]:
+    """Return the names of the inputs of a released file for data of this form."""
+    if form.kind == "images":
+        return (IMAGES,)
+    named = {NUMBERS: form.numbers, CATEGORIES: form.categories}
+    return tuple(name for name, columns in named.items() if columns)
+
+
 @dataclass(frozen=True)
 class OnnxMetadata:
     """The metadata of one ONNX file.
@@ -101,10 +109,7 @@ class OnnxMetadata:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the graph's inputs."""
-        if self.form.kind == "images":
-            return (IMAGES,)
-        named = {NUMBERS: self.form.numbers, CATEGORIES: self.form.categories}
-        return tuple(name for name, columns in named.items() if columns)
+        return input_names(self.form)
 
     def metadata(self) -> dict[str, str]:
         """Return the card as ONNX metadata: text as it is, all else as JSON, by sorted name."""

@@ -18,16 +18,21 @@ from pipelines.systems.onnx.metadata import (
     LARGEST_FILE,
     NUMBERS,
     OnnxMetadata,
+    input_names,
 )
+from pipelines.tasks.form import Form
 
 __all__ = [
     "ModelProto",
     "all_nodes",
     "checked_card",
+    "input_signatures",
     "load",
+    "opset",
     "outside",
     "parse",
     "read_checked",
+    "signature",
     "tensor_values",
 ]
 
@@ -91,7 +96,7 @@ def outside(model: ModelProto) -> list[tuple[str, str]]:
     ]
 
 
-def _signature(value: ValueInfoProto) -> tuple[str, int, list[int | None]]:
+def signature(value: ValueInfoProto) -> tuple[str, int, list[int | None]]:
     """Return name, element type and shape (None: any) of a graph's input or output."""
     tensor = value.type.tensor_type
     shape = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
@@ -112,23 +117,38 @@ def parse(content: bytes) -> ModelProto:
         raise ValueError("not an ONNX model, or a damaged one") from None
 
 
+def opset(content: bytes) -> int:
+    """Return the version of ONNX's operators that a model uses.
+
+    Raises:
+        ValueError: If the bytes are no model, or it uses none of them.
+    """
+    for entry in parse(content).opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            return int(entry.version)
+    raise ValueError("it uses no version of ONNX's own operators")
+
+
 def load(path: Path) -> ModelProto:
     """Return the model that a file of this project holds; nothing is checked."""
     return onnx.load(str(path))
 
 
-def _signatures(card: OnnxMetadata) -> list[tuple[str, int, list[int | None]]]:
-    """Return the inputs that a graph must have, and its raw output."""
-    form = card.form
+def input_signatures(form: Form) -> list[tuple[str, int, list[int | None]]]:
+    """Return name, element type and shape (None: any) of the inputs of a model of this form."""
     pixels = TensorProto.UINT8 if form.bits == 8 else TensorProto.UINT16
     kinds = {
         IMAGES: (pixels, list(form.input_shape)),
         NUMBERS: (TensorProto.DOUBLE, [len(form.numbers)]),
         CATEGORIES: (TensorProto.STRING, [len(form.categories)]),
     }
-    asked = [(name, *kinds[name]) for name in card.inputs]
-    asked.append((card.outputs[0], TensorProto.FLOAT, list(card.output_shape)))
-    return [(name, kind, [None, *shape]) for name, kind, shape in asked]
+    return [(name, kinds[name][0], [None, *kinds[name][1]]) for name in input_names(form)]
+
+
+def _signatures(card: OnnxMetadata) -> list[tuple[str, int, list[int | None]]]:
+    """Return the inputs that a graph must have, and its raw output."""
+    raw = card.outputs[0], TensorProto.FLOAT, [None, *card.output_shape]
+    return [*input_signatures(card.form), raw]
 
 
 def _answers(found: tuple[str, int, list[int | None]], name: str) -> bool:
@@ -148,7 +168,7 @@ def checked_card(model: ModelProto) -> OnnxMetadata:
         card = OnnxMetadata.parse({entry.key: entry.value for entry in model.metadata_props})
     except ValueError as error:
         raise ValueError(f"not a model released by this project: {error}") from None
-    found = [_signature(value) for value in (*model.graph.input, *model.graph.output)]
+    found = [signature(value) for value in (*model.graph.input, *model.graph.output)]
     wanted = _signatures(card)
     # What users read has the type and shape that the task gives it.
     if not found or found[:-1] != wanted or not _answers(found[-1], card.outputs[1]):

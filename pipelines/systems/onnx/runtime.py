@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +21,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
+from pipelines.core.config import Provider
 from pipelines.core.errors import UserError
-from pipelines.systems.onnx.metadata import CATEGORIES, IMAGES, NUMBERS, OnnxMetadata
+from pipelines.core.processors import processors, whole_processors
+from pipelines.systems.onnx import execution_providers
+from pipelines.systems.onnx.execution_providers import NAMES, ORDER, Absent, Device
+from pipelines.systems.onnx.inputs_by_name import fed
+from pipelines.systems.onnx.metadata import OnnxMetadata
 from pipelines.systems.onnx.model_file import read_checked
-from pipelines.tasks import columns
 from pipelines.tasks.form import Form
 
 __all__ = [
@@ -35,14 +38,13 @@ __all__ = [
     "OutOfMemory",
     "Provider",
     "Providers",
+    "fed",
     "providers",
 ]
 
-Provider = Literal["auto", "cpu", "cuda"]
 VERSION: str = ort.__version__
 BATCHES = (1, 2, 7, 256)
 """At which answers are compared: alone, few, an odd number, and as many as one call is given."""
-_NAMES = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _NO_MEMORY = re.compile("bad.?alloc|allocate memory|out of memory|cannot allocate", re.IGNORECASE)
 _FAILURES = tuple(
     getattr(_state, name)
@@ -80,50 +82,51 @@ class _Broken(Exception):
         return (OutOfMemory if lacking else UserError)(f"{where}: {self}")
 
 
-def _driver() -> bool:
-    """Whether an NVIDIA driver is installed; costs nothing where there is none."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
-
-
 def _session(
-    content: bytes, provider: Literal["cpu", "cuda"], *, tf32: bool, threads: int | None = None
+    content: bytes,
+    provider: Device,
+    *,
+    sha256: str,
+    tf32: bool,
+    threads: int | None = None,
+    spinning: bool = True,
 ) -> Any:
     """Return a session that really runs on `provider`.
 
     Raises:
         _Broken: If it does not, with the reason.
     """
-    chosen: list[Any] = [_NAMES["cpu"]]
-    if provider == "cuda":
-        if _NAMES["cuda"] not in ort.get_available_providers():
-            raise _Broken("this ONNX Runtime is built without CUDA")
-        if not _driver():
-            raise _Broken("no NVIDIA driver on this machine")
-        import torch  # noqa: F401  # its CUDA and cuDNN must be the ones that are loaded
-
-        ort.preload_dlls()
-        chosen.insert(0, (_NAMES["cuda"], {"use_tf32": int(tf32)}))
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or _threads()
     try:
-        session = ort.InferenceSession(content, options, providers=chosen)
+        wanted = execution_providers.chosen(provider, sha256, tf32=tf32)
+    except Absent as error:
+        raise _Broken(str(error)) from None
+    try:
+        session = ort.InferenceSession(content, _options(threads, spinning), providers=wanted)
     except _FAILURES as error:
         raise _Broken.of(error) from None
     runs = session.get_providers()[0]  # the session falls back without raising
-    if runs != _NAMES[provider]:
+    if runs != NAMES[provider]:
         raise _Broken(f"ONNX Runtime runs it on {runs}")
     return session
 
 
+def _options(threads: int | None, spinning: bool) -> Any:
+    """Return the options of a session that uses the processors it was given and no others."""
+    options = ort.SessionOptions()
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = threads or _threads()
+    # A thread that waits by spinning would use up the quota of those that work.
+    if not spinning or processors() < len(os.sched_getaffinity(0)):
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
 def _threads() -> int:
-    """Return the cores this process may use, or fewer where OMP_NUM_THREADS says so."""
-    cores = len(os.sched_getaffinity(0))
+    """Return the processors this process may use, or fewer where OMP_NUM_THREADS says so."""
+    count = whole_processors()
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(asked)) if asked.isdigit() and int(asked) else cores
+    return min(count, int(asked)) if asked.isdigit() and int(asked) else count
 
 
 class OnnxModel:
@@ -131,7 +134,7 @@ class OnnxModel:
 
     Attributes:
         card: What the file says about itself.
-        provider: Where it really runs: `cpu` or `cuda`.
+        provider: Where it really runs: `cpu`, `cuda` or `tensorrt`.
         sha256: Of the file.
     """
 
@@ -158,31 +161,34 @@ class OnnxModel:
         tf32: bool = False,
         asked: str = "provider",
         threads: int | None = None,
+        spinning: bool = True,
     ) -> OnnxModel:
         """Check a model file, load it, and try it on one blank input.
 
         Args:
             path: The ONNX file.
-            provider: `auto` takes CUDA where it really runs, else the CPU.
+            provider: `auto` takes CUDA where it really runs, else the CPU. `tensorrt` builds an
+                engine when it is first asked, which takes minutes, and keeps it.
             tf32: Whether CUDA may round products to TF32, about 1e-3 off float32.
             asked: By what setting the user chose the provider, for messages.
-            threads: That share one operator on the CPU; default: one per core.
+            threads: That share one operator on the CPU; default: one for each whole processor
+                that this process may use, a quota counted.
+            spinning: Whether those threads wait by spinning: quicker answers, but time that other
+                threads of this machine do not have.
 
         Raises:
             UserError: If the file is unreadable, not one whole model of this project, refers to
                 files outside itself, or does not run on the provider asked for.
         """
         content, card = read_checked(path)
-        order: dict[Provider, tuple[Literal["cpu", "cuda"], ...]] = {
-            "auto": ("cuda", "cpu"),
-            "cpu": ("cpu",),
-            "cuda": ("cuda",),
-        }
+        sha256 = hashlib.sha256(content).hexdigest()
         reason = _Broken()
-        for name in order[provider]:
+        for name in ORDER[provider]:
             try:
-                session = _session(content, name, tf32=tf32, threads=threads)
-                model = cls(session, card, name, hashlib.sha256(content).hexdigest())
+                session = _session(
+                    content, name, sha256=sha256, tf32=tf32, threads=threads, spinning=spinning
+                )
+                model = cls(session, card, name, sha256)
                 blank = np.zeros((1, *card.form.input_shape), card.form.dtype)
                 given = fed(card.form, blank)
                 if not np.isfinite(model._ask(card.outputs[:1], given)[0]).all():
@@ -190,9 +196,10 @@ class OnnxModel:
                 return model
             except _Broken as error:
                 reason = error
-        if provider == "cuda":
+        if provider in ("cuda", "tensorrt"):
+            told = {"cuda": "CUDA", "tensorrt": "TensorRT"}[provider]
             raise UserError(
-                f"{asked} = 'cuda': CUDA asked for and absent: {reason}; allowed: auto, cpu"
+                f"{asked} = {provider!r}: {told} asked for and absent: {reason}; allowed: auto, cpu"
             )
         raise reason.told(f"{path}: ONNX Runtime cannot run it")
 
@@ -266,32 +273,6 @@ class OnnxModel:
         return answers
 
 
-def fed(form: Form, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Return what a released file is given: its inputs by name.
-
-    Args:
-        form: Of the model.
-        inputs: As the data hold them, [n, *input_shape].
-
-    Raises:
-        UserError: If a code of a row is none of the column's.
-    """
-    if form.kind == "images":
-        return {IMAGES: inputs}
-    given: dict[str, NDArray[Any]] = {}
-    if form.numbers:
-        given[NUMBERS] = np.ascontiguousarray(inputs[:, form.numbers])
-    if form.categories:
-        try:
-            cells = [
-                columns.texts(inputs[:, at], form.columns[at].categories) for at in form.categories
-            ]
-        except ValueError as error:
-            raise UserError(f"a row does not fit the model's columns: {error}") from None
-        given[CATEGORIES] = np.stack(cells, axis=1)
-    return given
-
-
 @dataclass(frozen=True)
 class Providers:
     """What ONNX Runtime can do here.
@@ -317,10 +298,10 @@ def providers() -> Providers:
     model = helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
     working: list[str] = []
     problems: dict[str, str] = {}
-    names: Sequence[Literal["cpu", "cuda"]] = ("cpu", "cuda")
+    names: Sequence[Device] = ("cpu", "cuda")
     for name in names:
         try:
-            _session(model, name, tf32=False).run(None, {"x": np.ones(1, np.float32)})
+            _session(model, name, sha256="", tf32=False).run(None, {"x": np.ones(1, np.float32)})
             working.append(name)
         except (_Broken, *_FAILURES) as error:
             problems[name] = " ".join(str(error).split())

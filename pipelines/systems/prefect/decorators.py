@@ -19,9 +19,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-MAIN_JOB, SCHEDULED = "prong", "scheduled"
-"""What the server calls the two flows: the main job, and one scheduled run of it."""
-FLOWS = (MAIN_JOB, SCHEDULED)
+MAIN_JOB, SCHEDULED, MONITORED = "prong", "scheduled", "monitor"
+"""What the server calls the flows: the main job, a scheduled run of it, and a scheduled look."""
+FLOWS = (MAIN_JOB, SCHEDULED, MONITORED)
+DEPLOYED = (SCHEDULED, MONITORED)
+"""Those of which there are deployments."""
 
 
 def flow(

@@ -37,6 +37,7 @@ __all__ = [
 
 PROCESS = ProcessWorker.type
 """Type of the work pools whose runs are processes of the worker's machine."""
+_SCHEMA = {bool: "boolean", int: "integer", float: "number"}
 _SILENT = 90.0  # seconds; a worker gives a sign of life every 30
 
 
@@ -79,6 +80,7 @@ def deploy_flow(
     pool: str,
     kind: str,
     job: Mapping[str, Any],
+    parameters: Mapping[str, float] | None = None,
 ) -> None:
     """Make a deployment, or change the one of that name, and let it fire.
 
@@ -93,7 +95,9 @@ def deploy_flow(
         pool: Work pool whose workers run it.
         kind: The pool's type; for one of processes, a run begins in the checkout.
         job: What the pool's jobs are to be started with.
+        parameters: Number or truth value for each parameter of the flow.
     """
+    given = dict(parameters or {})
     there = {"prefect.deployments.steps.set_working_directory": {"directory": str(root)}}
     client.create_deployment(
         flow_id=client.create_flow_from_name(flow),
@@ -104,7 +108,11 @@ def deploy_flow(
         path=str(root),
         entrypoint=entrypoint,
         pull_steps=[there] if kind == PROCESS else None,
-        parameter_openapi_schema={"type": "object", "properties": {}},
+        parameters=given,
+        parameter_openapi_schema={
+            "type": "object",
+            "properties": {name: {"type": _SCHEMA[type(value)]} for name, value in given.items()},
+        },
         enforce_parameter_schema=True,
         job_variables=dict(job),
         paused=False,

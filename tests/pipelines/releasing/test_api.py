@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
+import pyarrow.parquet as parquet
 import pytest
 import small_checkout
 from finished_checkout import FinishedCheckout
@@ -63,6 +64,12 @@ def test_promote_predict_look_back_and_forth(project: api.Project, tmp_path: Pat
     (answer,) = project.predict([str(image)], provider="cpu", top=2)
     assert len(answer.top) == 2
     assert answer.label == answer.top[0][0]
+    (tmp_path / "in").mkdir()
+    image.rename(tmp_path / "in/digit.png")
+    scored = project.score(tmp_path / "in", tmp_path / "a.parquet", provider="cpu")
+    assert (scored.inputs, scored.quarantined, scored.version) == (1, 0, 2)
+    (row,) = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert (row["path"], row["label"], row["version"]) == ("digit.png", answer.label, 2)
     done = project.rollback(reason="odd answers")
     assert (done.version, done.replaced) == (1, 2)
     assert [entry.version for entry in project.history()] == [1, 2, 1]

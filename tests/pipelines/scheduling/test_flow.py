@@ -16,7 +16,7 @@ from pipelines.core.paths import Layout
 from pipelines.pipeline.main_job import JobResult
 from pipelines.release.promote import Decision
 from pipelines.release.register import Registration
-from pipelines.scheduling.flow import Call, _announce, _only_one, _reporting
+from pipelines.scheduling.flow import Call, announce, only_one, reporting
 from pipelines.scheduling.rules import Due
 from pipelines.systems import mlflow as tracking
 
@@ -31,7 +31,7 @@ def told(receiver: Receiver) -> Params:
 
 @pytest.mark.parametrize("error", [UserError("no data"), Failed("stage x"), ValueError("a bug")])
 def test_what_ends_a_run_is_told_and_still_ends_it(receiver: Receiver, error: Exception) -> None:
-    with pytest.raises(type(error), match=str(error)), _reporting(told(receiver), CALL):
+    with pytest.raises(type(error), match=str(error)), reporting(told(receiver), CALL):
         raise error
     (got,) = receiver.got
     assert (got["event"], got["flow_run"]) == ("failed", "run-1")
@@ -39,7 +39,7 @@ def test_what_ends_a_run_is_told_and_still_ends_it(receiver: Receiver, error: Ex
 
 
 def test_a_run_that_ends_well_tells_nothing_by_itself(receiver: Receiver) -> None:
-    with _reporting(told(receiver), CALL):
+    with reporting(told(receiver), CALL):
         pass
     assert receiver.got == []
 
@@ -53,7 +53,7 @@ def test_what_the_gates_said_is_told(
 ) -> None:
     decision = Decision(7, promoted, champion, 3, "parity: 1e-2 > 1e-4")
     registration = Registration("digits", 7, True, "run", "0" * 64)
-    _announce(told(receiver), CALL, JobResult((), registration, decision, "flow", 1.0))
+    announce(told(receiver), CALL, JobResult((), registration, decision, "flow", 1.0))
     assert [alert["event"] for alert in receiver.got] == event
     assert all(alert["version"] == 7 for alert in receiver.got)
 
@@ -61,11 +61,11 @@ def test_what_the_gates_said_is_told(
 def test_two_runs_of_one_deployment_do_not_work_at_once(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     tracking.connect(layout)  # makes the store in which the lease lies
-    with _only_one(layout, "nightly") as first:
+    with only_one(layout, "nightly") as first:
         assert first
-        with _only_one(layout, "nightly", patience=0) as second:
+        with only_one(layout, "nightly", patience=0) as second:
             assert not second
-        with _only_one(layout, "weekly", patience=0) as other:
+        with only_one(layout, "weekly", patience=0) as other:
             assert other
-    with _only_one(layout, "nightly", patience=0) as third:
+    with only_one(layout, "nightly", patience=0) as third:
         assert third

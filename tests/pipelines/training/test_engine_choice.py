@@ -75,7 +75,7 @@ def test_without_slurms_programs_the_setting_is_named(monkeypatch: pytest.Monkey
 
 
 def test_what_squeue_does_not_print_is_refused() -> None:
-    assert slurm._Line.parse("7|PENDING|main|name||a|b").reason == "a|b"
+    assert slurm._QueueLine.parse("7|PENDING|main|name||a|b").reason == "a|b"
     for text in ("", "7|PENDING", "x|PENDING|main|name||r"):
         with pytest.raises(Failed, match="which is no job"):
-            slurm._Line.parse(text)
+            slurm._QueueLine.parse(text)

@@ -31,7 +31,7 @@ pytestmark = [
     ),
     pytest.mark.timeout(900),
 ]
-LONG = ["train.epochs=12", "train.period=5", "supervision.checkpoint=9"]
+LONG = ["train.epochs=12", "train.period=5", "train.batch=16", "supervision.checkpoint=9"]
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +72,17 @@ def _on_two_nodes(job: ClusteredJob) -> None:
     )  # fmt: skip
 
 
-def test_two_nodes_train_the_same_bytes_as_two_ranks_here(made: ClusteredJob) -> None:
-    made.set("train.epochs=1", "train.period=5")
-    here = _local(made)
+def test_two_nodes_train(made: ClusteredJob) -> None:
+    made.set("train.epochs=1", "train.period=5", "train.batch=64")  # 4 steps
     _on_two_nodes(made)
     done = made.train()
     assert done.code == 0, done.output + made.cluster.log()
     assert "Slurm job" in done.output
     assert "runs: on one,two" in done.output
-    assert made.weights() == here
-    assert json.loads((made.layout.reports / "train.json").read_text())["processes"] == 2
-    assert made.cluster.jobs() == [] or made.cluster.jobs()[0][1] == "COMPLETING"
+    figures = json.loads((made.layout.reports / "train.json").read_text())
+    assert (figures["processes"], figures["steps"]) == (2, 4)
+    assert made.weights()
+    assert made.cluster.jobs("PD,R") == []
 
 
 @pytest.mark.slow
@@ -150,6 +150,13 @@ def _at_work(job: ClusteredJob) -> Iterator[tuple[Forked, str]]:
 
 def _ended(job: ClusteredJob) -> bool:
     return wait_until(lambda: not job.cluster.jobs(), 60, pause=0.3)
+
+
+@pytest.mark.slow
+def test_two_nodes_train_the_same_bytes_as_two_ranks_here(job: ClusteredJob, here: bytes) -> None:
+    done = job.train()
+    assert done.code == 0, done.output + job.cluster.log()
+    assert job.weights() == here
 
 
 @pytest.mark.slow

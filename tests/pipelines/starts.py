@@ -45,7 +45,7 @@ class Starts:
         for place in (layout.state, layout.prepared):
             shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(made.layout.root, layout.root, symlinks=True, dirs_exist_ok=True)
-        _move(layout.state / "mlflow.db", made.layout.root, layout.root)
+        move_database(layout.state / "mlflow.db", made.layout.root, layout.root)
         return replace(made, layout=layout)
 
     def _make(self, noises: tuple[float, ...]) -> FinishedCheckout:
@@ -64,7 +64,7 @@ class Starts:
         return made
 
 
-def _move(database: Path, old: Path, new: Path) -> None:
+def move_database(database: Path, old: Path, new: Path) -> None:
     """Write the database as if all had been made in the new place."""
     with closing(sqlite3.connect(database)) as connection, connection:
         tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")

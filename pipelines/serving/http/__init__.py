@@ -1,0 +1,1 @@
+"""The HTTP server: released models behind the Open Inference Protocol, version 2."""

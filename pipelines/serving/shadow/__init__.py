@@ -1,0 +1,1 @@
+"""The challenger beside the champion: it sees a share of the traffic and answers nobody."""
