@@ -96,9 +96,10 @@ def _needs(wheel: Path) -> dict[str, list[str]]:
 def test_the_package_alone_needs_torch_and_each_extra_what_is_below_it(wheel: Path) -> None:
     found = _needs(wheel)
     assert [line.split("<")[0].split(">")[0] for line in found[""]] == ["torch"]
-    assert set(found) == {"", "serve", "pipeline", "paper", "benchmarks", "loops", "dev"}
+    extras = {"", "serve", "pipeline", "paper", "kubernetes", "benchmarks", "loops", "dev"}
+    assert set(found) == extras
     assert "prong[serve]" in found["pipeline"]
-    assert "prong[loops,pipeline]" in found["dev"]
+    assert "prong[kubernetes,loops,pipeline]" in found["dev"]
     assert not [name for name in found["serve"] if name.startswith(("dvc", "prefect", "mlxtend"))]
 
 

@@ -27,6 +27,12 @@ NETWORKS = ("cnn", "mlp", "vgg", "resnet", "inception", "autoencoder", "vit")
 TIMM = "timm:"
 """What the name of one of timm's models begins with."""
 _OWN = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"  # module:function
+_KUBERNETES_NAME = r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$"
+_CLUSTER_WORDS = {
+    "shared": "a folder that every node sees under the same path, with the project in it",
+    "image": "a container image with this program, such as registry/prong:1",
+    "claim": "the name of a PersistentVolumeClaim that holds cluster.shared",
+}
 Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 """Where a released model is asked to run."""
 Count = Annotated[int, Field(ge=0)]
@@ -229,19 +235,35 @@ class SupervisionConfig:
     nodes: Positive
     rendezvous: Annotated[str, Field(pattern=r"^([^\s:]+:[0-9]{1,5})?$")]
 
-    def __post_init__(self) -> None:
-        if self.nodes > 1 and not self.rendezvous:
-            raise ValueError(
-                f"supervision.rendezvous = '': with supervision.nodes = {self.nodes} it must be "
-                "the host:port of the first machine"
-            )
-
 
 @dataclass(frozen=True, config=_STRICT)
 class StoreConfig:
     """Where DVC keeps a copy of the stages' outputs outside this machine."""
 
     remote: Annotated[str, Field(pattern=r"^(|s3://[^/]+(/.*)?|[^:]+)$")]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ClusterConfig:
+    """Who starts the ranks of a training; this does not change its result (docs/clusters.md)."""
+
+    engine: Literal["local", "slurm", "kubernetes"] = "local"
+    shared: str = ""
+    queue: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.,-]*)?$", max_length=253)] = ""
+    minutes: Annotated[int, Field(ge=0, le=366 * 24 * 60)] = 0
+    processors: Annotated[int, Field(ge=1, le=4096)] = 1
+    image: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9_./:@-]*)?$", max_length=500)] = ""
+    claim: Annotated[str, Field(pattern=_KUBERNETES_NAME)] = ""
+    namespace: Annotated[str, Field(pattern=_KUBERNETES_NAME)] = ""
+
+    def __post_init__(self) -> None:
+        needed = {"slurm": ("shared",), "kubernetes": ("shared", "image", "claim")}
+        for name in needed.get(self.engine, ()):
+            if not getattr(self, name):
+                raise ValueError(
+                    f"cluster.{name} = '': cluster.engine = {self.engine!r} needs it; "
+                    f"allowed: {_CLUSTER_WORDS[name]}"
+                )
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -260,6 +282,16 @@ class Params:
     alerts: AlertsConfig = field(metadata=_NOT_RECORDED)
     supervision: SupervisionConfig = field(metadata=_NOT_RECORDED)
     store: StoreConfig = field(metadata=_NOT_RECORDED)
+    # Projects made before have no such section.
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata=_NOT_RECORDED)
+
+    def __post_init__(self) -> None:
+        watch = self.supervision
+        if self.cluster.engine == "local" and watch.nodes > 1 and not watch.rendezvous:
+            raise ValueError(
+                f"supervision.rendezvous = '': with supervision.nodes = {watch.nodes} it must be "
+                "the host:port of the first machine, or cluster.engine one that starts the others"
+            )
 
     @property
     def model_name(self) -> str:
@@ -282,8 +314,8 @@ class Params:
     def recorded(self) -> dict[str, dict[str, Any]]:
         """Return the sections that describe a model, as plain values.
 
-        The schedule, the alerts, the supervision and the store of copies do not describe a model,
-        and an alert's address may hold a secret.
+        The schedule, the alerts, the supervision, the store of copies and the cluster do not
+        describe a model, and an alert's address may hold a secret.
         """
         values = asdict(self)
         return {

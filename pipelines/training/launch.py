@@ -21,9 +21,11 @@ from pipelines.core.waiting import wait_until
 from pipelines.data.prepared import load_card
 from pipelines.systems import mlflow as tracking
 from pipelines.training import checkpoint, methods
+from pipelines.training.engine_choice import LOCAL, check_elsewhere, check_seen, engine_of
 from pipelines.training.events import CONDITIONING, HISTORY, write_table
 from pipelines.training.follower import Follower, progress_bar
 from pipelines.training.rank import Job
+from pipelines.training.submitted import Submission, submission_of, submitted_elsewhere
 from pipelines.training.supervision import Machines, supervise, without_signs
 from pipelines.training.training_folder import TrainingFolder, name, tidy
 
@@ -94,22 +96,42 @@ def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
         Failed: If a rank crashed or hung.
     """
     config, watch = params.train, params.supervision
-    place = device(config)
-    count = processes(config, place)
+    engine = engine_of(params.cluster)
+    if engine:
+        check_elsewhere(config, params.cluster)
+    place = config.device if engine else device(config)
+    count = int(config.processes) if engine else processes(config, place)
     world = count * watch.nodes
     check_batch(config, world)
     folder = _folder(layout, config)
-    with folder.held():
-        folder.job.unlink(missing_ok=True)  # of an earlier attempt, which no machine may join
-        tidy(layout.trainings, folder.path.name)
+    machines = Machines(count, watch.nodes, watch.rendezvous, elsewhere=engine is not None)
+    submission = None
+    if engine:
+        check_seen(params.cluster, _read_by_ranks(layout))
+        submission = Submission(engine, params.cluster, folder, layout.root, machines)
+
+    def at_work() -> str | None:
+        if submission:
+            return submission.found()
+        submitted_elsewhere(folder, params.cluster)
+        return None
+
+    with folder.held(at_work) as found:
+        if found is None:
+            folder.job.unlink(missing_ok=True)  # of an earlier attempt, which no machine may join
+            tidy(layout.trainings, folder.path.name)
         sweep(layout.trained)
         before = checkpoint.newest(folder.checkpoints)
-        if not _goes_on(before, world, place, folder.remembered(), afresh):
+        if found is not None:
+            print(f"  train: follows a job that an earlier run left: {found}", flush=True)
+        elif not _goes_on(before, world, place, folder.remembered(), afresh):
             folder.forget()
         elif before:
             print(f"  train: continues from step {before.step}", flush=True)
         folder.signs.mkdir(exist_ok=True)
         job = _job(layout, params, folder, place, world)
+        if found is not None:
+            job = submission_of(folder, job)
         tracking.close_dead_runs(layout)
         values = {f"{s}.{k}": v for s, d in params.recorded().items() for k, v in d.items()}
         values["train.lr"] = methods.learning_rate(config)
@@ -126,13 +148,19 @@ def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
         ):
             folder.remember(run_id=run.run_id, ranks=world, device=place)
             follow = Follower(folder.events, run, progress)
-            without_signs(folder)
-            job.write(folder.job)
-            machines = Machines(count, watch.nodes, watch.rendezvous)
+            if found is None:
+                without_signs(folder)
+                job.write(folder.job)
             with _saying_where_it_stopped(folder):
-                supervise(
-                    job, folder, machines, root=layout.root, restarts=watch.restarts, tick=follow
-                )
+                if submission:
+                    submission.run(job, found, restarts=watch.restarts, tick=follow)
+                else:
+                    supervise(
+                        *(job, folder, machines),
+                        root=layout.root,
+                        restarts=watch.restarts,
+                        tick=follow,
+                    )
             if not follow.end:
                 raise Failed("the ranks ended without reporting a result")
             with atomic_directory(layout.trained) as out:
@@ -142,6 +170,15 @@ def train(layout: Layout, params: Params, *, afresh: bool = False) -> None:
             write_table(layout.reports / "conditioning.csv", CONDITIONING, follow.conditioning)
             write_json(layout.reports / "train.json", _figures(follow, params, place, world))
             run.tag(tracking.WEIGHTS_TAG, weights)
+
+
+def _read_by_ranks(layout: Layout) -> dict[str, Path]:
+    """Return what the ranks read or write, in words and as paths."""
+    return {
+        "the project": layout.root,
+        "data/prepared": layout.prepared,
+        "the folder of trainings": layout.trainings,
+    }
 
 
 @contextmanager
@@ -168,6 +205,11 @@ def join(layout: Layout, params: Params) -> None:
         Failed: If a rank crashed or hung.
     """
     config, watch = params.train, params.supervision
+    if params.cluster.engine != LOCAL:
+        raise UserError(
+            f"cluster.engine = {params.cluster.engine!r}: it starts the ranks of all machines, so "
+            "there is nothing to join; allowed with `prong join`: local"
+        )
     if watch.nodes == 1:
         raise UserError(
             "supervision.nodes = 1: there is nothing to join; set it to the number of machines, "
@@ -217,13 +259,14 @@ def _goes_on(
 
 
 def _job(layout: Layout, params: Params, folder: TrainingFolder, place: str, world: int) -> Job:
-    watch = params.supervision
+    watch, cluster = params.supervision, params.cluster
+    per_node = world // watch.nodes
     return Job(
         config=params.train,
         prepared=str(layout.prepared),
         folder=str(folder.path),
         device=place,
-        threads=_threads(world // watch.nodes),
+        threads=_threads(per_node) if cluster.engine == LOCAL else cluster.processors,
         checkpoint=watch.checkpoint,
         keep=watch.keep,
         timeout=watch.timeout,

@@ -41,12 +41,14 @@ class Machines:
         nodes: Number of machines.
         rendezvous: host:port of the first machine; empty for a single machine.
         first: Whether this machine runs the stage, and so rank 0.
+        elsewhere: Whether an engine starts the ranks, on nodes that it chooses.
     """
 
     processes: int
     nodes: int = 1
     rendezvous: str = ""
     first: bool = True
+    elsewhere: bool = False
 
 
 def supervise(
@@ -73,7 +75,7 @@ def supervise(
         Interrupted: If the ranks were stopped, but not by this process.
         Failed: If a rank crashed, was killed, or hung; the message begins with its error.
     """
-    watch = _Watch(folder, job.timeout, machines.nodes)
+    watch = Watch(folder, job.timeout, machines.nodes)
 
     def both() -> None:
         tick()
@@ -83,7 +85,7 @@ def supervise(
     code = 0
     try:
         code = run_group(
-            _command(job, folder, machines, restarts),
+            agent_command(job, folder, machines, restarts, int(GRACE) - 1),
             cwd=root,
             env={**os.environ, "OMP_NUM_THREADS": str(job.threads), "PYTHONUNBUFFERED": "1"},
             tick=both,
@@ -98,21 +100,33 @@ def supervise(
     if hung:
         raise Failed(hung.message)
     if code:
-        raise _failure(job, folder, code)
+        raise failure(job, folder, code)
 
 
-def _command(job: Job, folder: TrainingFolder, machines: Machines, restarts: int) -> list[str]:
-    where = machines.rendezvous or "127.0.0.1:0"
+def agent_command(
+    job: Job, folder: TrainingFolder, machines: Machines, restarts: int, saving: int
+) -> list[str]:
+    """Return the command that starts the ranks of one machine.
+
+    Args:
+        job: The job of the ranks.
+        folder: The training's folder.
+        machines: The ranks on each machine.
+        restarts: How often the ranks may be started again after one failed.
+        saving: Seconds that ranks have for their last checkpoint when they are told to end.
+    """
     command = [sys.executable, "-m", "pipelines.training.agent", str(_codes(folder))]
     command += ["--nnodes", str(machines.nodes), "--nproc-per-node", str(machines.processes)]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", where, "--rdzv-id", job.attempt]
-    if machines.nodes > 1:
+    command += ["--rdzv-backend", "c10d", "--rdzv-id", job.attempt]
+    if not machines.elsewhere:  # otherwise each node is told by its environment
+        command += ["--rdzv-endpoint", machines.rendezvous or "127.0.0.1:0"]
+    if machines.nodes > 1 and not machines.elsewhere:
         # Names may resolve to an address that this machine does not know as its own.
         conf = f"is_host={int(machines.first)},join_timeout={int(job.timeout)}"
         command += ["--rdzv-conf", conf]
     command += ["--log-dir", str(_logs(folder))]  # otherwise a folder stays in /tmp
     command += ["--max-restarts", str(restarts), "--monitor-interval", "0.1"]
-    command += ["--shutdown-timeout", str(int(GRACE) - 1)]
+    command += ["--shutdown-timeout", str(saving)]
     return [*command, "-m", "pipelines.training.rank", str(folder.job)]
 
 
@@ -141,7 +155,7 @@ class Hung(Exception):
         self.message = message
 
 
-class _Watch:
+class Watch:
     """Detects a rank that gives no heartbeat while others wait for it."""
 
     def __init__(self, folder: TrainingFolder, timeout: float, nodes: int = 1) -> None:
@@ -202,7 +216,7 @@ def _order(phase: str) -> int:
     return _ORDER.index(phase) if phase in _ORDER else 0
 
 
-def _failure(job: Job, folder: TrainingFolder, code: int) -> Exception:
+def failure(job: Job, folder: TrainingFolder, code: int) -> Exception:
     """Return the exception for ranks that ended with an error, with the first cause first."""
     ends = heartbeat.ends(folder.signs)
     errors = sorted((e for e in ends.values() if e["how"] == "error"), key=lambda e: e["time"])

@@ -8,7 +8,7 @@ of ranks and the device, which another attempt may change.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -114,10 +114,15 @@ class TrainingFolder:
                 path.unlink()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, still_at_work: Callable[[], str | None] = lambda: None) -> Iterator[str | None]:
         """Exclude other attempts; wait until the ranks of the last one have ended.
 
         The kernel releases the locks when their holders end for any reason.
+
+        Args:
+            still_at_work: Asked once no other process can ask: the name of a job by which the ranks
+                of an earlier attempt still work or will; they are not waited for. What it returns
+                is yielded.
 
         Raises:
             UserError: If another attempt is active.
@@ -125,10 +130,12 @@ class TrainingFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / _LOCK).open("a") as lock, (self.path / _RANKS_LOCK).open("a") as ranks:
             _lock(lock, self.path)
-            _lock(ranks, self.path)
-            let_go(ranks)
+            found = still_at_work()
+            if found is None:
+                _lock(ranks, self.path)
+                let_go(ranks)
             self.signs.mkdir(exist_ok=True)
-            yield
+            yield found
 
     def busy(self) -> bool:
         """Return whether an attempt is active."""

@@ -4,6 +4,9 @@ A decomposition is not split, so this is the scheduling of whole jobs on identic
 jobs are taken by falling cost, and each goes to the rank with the least work so far. The longest
 load is then at most 4/3 − 1/(3R) times that of the best assignment (Graham, "Bounds on
 Multiprocessing Timing Anomalies", SIAM J. Appl. Math. 17, 1969, Theorem 2).
+
+Where that leaves the busiest rank with much more than an equal part, what can be divided of large
+jobs, the transport of momentum, is taken out of them and fills up the other ranks.
 """
 
 from __future__ import annotations
@@ -15,6 +18,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+UNEVEN = 1.3
+"""Equal parts of all work that the busiest rank may have before large jobs are divided."""
+LEAST = 1e8
+"""Multiply-adds of a part that is worth its messages: about 10 ms of a processor."""
+_PIECE = 0.05  # smallest share of a part
 # In units of N³ multiply-adds, as in docs/options.md. Newton–Schulz: 20 iterations of 3 products.
 PRECONDITIONED = 1.0
 ROOT_WORK = {"cholesky": 4 / 3, "pca": 10.0, "zca": 12.0, "newton-schulz": 60.0}
@@ -29,19 +37,43 @@ class Assignment:
         ranks: number of ranks.
         owners: the rank that does each job.
         order: indices of the jobs by falling cost; they are computed and exchanged in this order.
+        divided: for each job, the part of its cost that its `helpers` share; none if empty.
+        helpers: for each job, ranks and the share of that part that each does; none if empty.
     """
 
     costs: tuple[float, ...]
     ranks: int
     owners: tuple[int, ...]
     order: tuple[int, ...]
+    divided: tuple[float, ...] = ()
+    helpers: tuple[tuple[tuple[int, float], ...], ...] = ()
+
+    def helpers_of(self, job: int) -> tuple[tuple[int, float], ...]:
+        """Ranks that share a part of a job, and the share of each; empty if none does."""
+        return self.helpers[job] if self.helpers else ()
+
+    @property
+    def whole(self) -> tuple[float, ...]:
+        """Cost of what one rank does of each job, in multiply-adds."""
+        divided = self.divided or (0.0,) * len(self.costs)
+        return tuple(cost - part for cost, part in zip(self.costs, divided, strict=True))
 
     @property
     def loads(self) -> tuple[float, ...]:
         """Total cost of each rank's jobs, in multiply-adds."""
-        jobs = range(len(self.costs))
+        jobs, whole = range(len(self.costs)), self.whole
         return tuple(
-            math.fsum(self.costs[job] for job in jobs if self.owners[job] == rank)
+            math.fsum(
+                [
+                    *(whole[job] for job in jobs if self.owners[job] == rank),
+                    *(
+                        share * self.divided[job]
+                        for job in jobs
+                        for helper, share in self.helpers_of(job)
+                        if helper == rank
+                    ),
+                ]
+            )
             for rank in range(self.ranks)
         )
 
@@ -54,7 +86,7 @@ class Assignment:
     @property
     def ideal(self) -> float:
         """A lower bound of the largest share: an equal share, or the share of the largest job."""
-        return max(math.fsum(self.costs) / self.ranks, max(self.costs, default=0.0))
+        return max(math.fsum(self.costs) / self.ranks, max(self.whole, default=0.0))
 
 
 def assign(costs: Sequence[float], ranks: int) -> Assignment:
@@ -83,6 +115,46 @@ def assign(costs: Sequence[float], ranks: int) -> Assignment:
         owners[job] = min(range(ranks), key=lambda rank: (loads[rank], rank))
         loads[owners[job]] += costs[job]
     return Assignment(tuple(map(float, costs)), ranks, tuple(owners), tuple(order))
+
+
+def assign_divided(costs: Sequence[float], parts: Sequence[float], ranks: int) -> Assignment:
+    """Give jobs to ranks as `assign` does, and divide parts of large ones where that is uneven.
+
+    Args:
+        costs: cost of each job, in multiply-adds; finite and not negative.
+        parts: what any number of ranks can share of each job's cost.
+        ranks: number of ranks, at least 1.
+
+    Returns:
+        The assignment of whole jobs, if the busiest rank has at most `UNEVEN` equal parts of all
+        work or no part is worth the messages; otherwise one with divided parts. The same for the
+        same arguments, on every machine.
+
+    Raises:
+        ValueError: as `assign`.
+    """
+    plain = assign(costs, ranks)
+    equal = math.fsum(plain.costs) / ranks
+    divided = [part if part >= LEAST else 0.0 for part in parts]
+    if not any(divided) or max(plain.loads) <= UNEVEN * equal:
+        return plain
+    first = assign([cost - part for cost, part in zip(costs, divided, strict=True)], ranks)
+    loads = list(first.loads)
+    # There is room for all parts below this, so the least busy rank always has some.
+    full = max(equal, max(loads))
+    helpers: list[tuple[tuple[int, float], ...]] = [()] * len(divided)
+    for job in sorted(range(len(divided)), key=lambda job: (-divided[job], job)):
+        left, pieces = divided[job], []
+        while left > 0:
+            rank = min(range(ranks), key=lambda rank: (loads[rank], rank))
+            piece = min(left, max(full - loads[rank], _PIECE * divided[job]))
+            if left - piece < _PIECE * divided[job]:
+                piece = left
+            loads[rank] += piece
+            left -= piece
+            pieces.append((rank, piece / divided[job]))
+        helpers[job] = tuple(pieces)
+    return Assignment(plain.costs, ranks, first.owners, plain.order, tuple(divided), tuple(helpers))
 
 
 def refresh_cost(

@@ -8,7 +8,10 @@ of collectives on every rank, independent of the data:
 2. for each unit, a sum of the scatter's triangle on the unit's owner;
 3. for each unit, a broadcast of the result from its owner.
 
-The collectives of the last two rounds run while other units are packed and decomposed. In a single
+Where one large unit would be much more than an equal part of the work, a fourth round exchanges
+rows of its momentum, which several ranks transform (`prong.refresh.shared_transport`).
+
+The collectives of these rounds run while other units are packed and decomposed. In a single
 process the rounds do nothing, and the statistics are used without a copy.
 """
 
@@ -20,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from prong.distributed.assignment import Assignment, assign, refresh_cost
+from prong.distributed.assignment import Assignment, assign_divided, refresh_cost
 from prong.distributed.merging import Merge
 from prong.linalg.dtypes import wide_dtype
 from prong.linalg.preconditioner import LowRank
@@ -35,6 +38,7 @@ from prong.refresh.optimizer_state import (
 )
 from prong.refresh.refresh_report import LayerReport
 from prong.refresh.result import NOT_FINITE, NOT_GATHERED, Told
+from prong.refresh.shared_transport import SharedTransport
 from prong.refresh.solve import BALANCED, find_phi, group_damping, put_in
 from prong.refresh.solve_preconditioner import find_preconditioner, install
 from prong.refresh.step_control import weight_norm
@@ -57,7 +61,7 @@ KINDS = ("moments", "backward_moments")
 
 def assignment(units: Sequence[TiedLayers], whitening: SolveSettings, ranks: int) -> Assignment:
     """Assign all units of a model to owners; a frozen unit has cost 0."""
-    costs = []
+    costs, parts = [], []
     for unit in units:
         layer = unit.layer
         groups, features = layer.mean.shape
@@ -74,7 +78,10 @@ def assignment(units: Sequence[TiedLayers], whitening: SolveSettings, ranks: int
             two_sided=0 if output is None else output.shape[1],
         )
         costs.append(cost if unit.weight.requires_grad else 0.0)
-    return assign(costs, ranks)
+        shared = layer.preconditioned and whitening.kind == "full" and whitening.momentum != "reset"
+        momentum = 2.0 * groups * outputs * features**2
+        parts.append(momentum if shared and unit.weight.requires_grad else 0.0)
+    return assign_divided(costs, parts, ranks)
 
 
 @dataclass
@@ -90,6 +97,7 @@ class _Turn:
     messages: list[Message] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     old: Phi | None = None
+    transport: SharedTransport | None = None
 
 
 class Refresh:
@@ -149,7 +157,7 @@ class Refresh:
                 reports[unit.name] = LayerReport(unit.name, False, "frozen")
             elif gathered:
                 job = everybody.index(unit)
-                turns[job] = self._turn(unit, owners.owners[job])
+                turns[job] = self._turn(unit, owners.owners[job], owners.helpers_of(job))
         ordered = [turns[job] for job in owners.order if job in turns]
         if self.ranks.size > 1:
             self._merge(ordered)
@@ -162,6 +170,9 @@ class Refresh:
             self._tell_late(turn)
         for turn in ordered:
             self._take_over(turn)
+        for turn in ordered:
+            if turn.transport is not None:
+                turn.transport.finish()
         notes: list[str] = []
         for turn in turns.values():
             unit, result = turn.unit, turn.told.result
@@ -170,7 +181,7 @@ class Refresh:
                 notes += turn.notes
         return reports, notes
 
-    def _turn(self, unit: TiedLayers, owner: int) -> _Turn:
+    def _turn(self, unit: TiedLayers, owner: int, helpers: Sequence[tuple[int, float]]) -> _Turn:
         layer = unit.layer
         kept = self.init in ("preserve", "balanced")
         own = layer.preconditioned and kept and self.whitening.kind == "full"
@@ -180,6 +191,8 @@ class Refresh:
             groups, device = len(layer.mean), layer.mean.device
             damping = torch.zeros(groups, dtype=wide_dtype(device), device=device)
         turn = _Turn(unit, owner, own, told, damping)
+        if own and helpers:
+            turn.transport = SharedTransport(unit, helpers)
         if self.spent is not None and waiting_gradients(unit, self.spent):
             turn.old = unit.wide_phi()
         return turn
@@ -226,6 +239,7 @@ class Refresh:
                 mean,
                 self.optimizers,
                 whitening.momentum,
+                transport=turn.transport is None,
             ):
                 result.refuse(NOT_FINITE, "kept")
         else:
@@ -273,6 +287,7 @@ class Refresh:
             turn.damping,
             own=turn.own,
             late=self._late,
+            state=turn.transport is None,
         )
 
     def _send(self, turn: _Turn, parts: list[Part]) -> None:
@@ -291,6 +306,8 @@ class Refresh:
         self.control.measured(turn.unit, turn.told.weight_norm)
         if not turn.told.result.updated:
             return
+        if turn.transport is not None:
+            turn.transport.start(self.optimizers, self.ranks)
         if self.whitening.momentum != "reset":
             turn.notes = drop_lost_state(self.optimizers, turn.unit)
         elif not mine:

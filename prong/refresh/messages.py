@@ -97,6 +97,7 @@ def unit_parts(
     *,
     own: bool,
     late: bool,
+    state: bool = True,
 ) -> list[Part]:
     """Return the parts for Φ, V and d, their optimizer state, and ε for the per-batch diagonal.
 
@@ -108,6 +109,7 @@ def unit_parts(
         damping: tensor for ε of each group, or None.
         own: whether P of a preconditioned unit was computed without a root; if not, P is whole.
         late: whether the result is already known, and with it the number of columns of P.
+        state: whether the owner also sends the optimizers' state.
     """
     layer = unit.layer
     whole = not (late and own)
@@ -151,8 +153,9 @@ def unit_parts(
 
         output = layer.output_whitener
         parts.append(_matrix(lambda: output, output, FORMS[whitening.root], put_output))
-    state = [] if whitening.momentum == "reset" else carried_tensors(optimizers, unit)
-    plain = [*(p.data for p in unit.parameters), *state]
+    sent = state and whitening.momentum != "reset"
+    carried = carried_tensors(optimizers, unit) if sent else []
+    plain = [*(p.data for p in unit.parameters), *carried]
     if damping is not None:
         plain.append(damping)
     parts += [_plain([layer.mean for layer in unit.layers], told)]

@@ -170,8 +170,18 @@ def install(
     mean: Tensor,
     optimizers: Sequence[Optimizer],
     rule: str,
+    *,
+    transport: bool = True,
 ) -> bool:
     """Install P′ and c′, and transform d and the momentum.
+
+    Args:
+        unit: the layers that share P.
+        preconditioner: P′.
+        mean: c′.
+        optimizers: those that may hold a momentum.
+        rule: one of `MOMENTUM_RULES`.
+        transport: False to leave the momentum of W to others; see `shared_transport`.
 
     Returns:
         False, without any change, if a bias or a momentum would not be finite.
@@ -187,7 +197,7 @@ def install(
         moved = (layer.grouped_weight(dtype).sum(2) @ column).reshape(-1)
         written += [(bias, bias.to(dtype) + moved) for bias in unit.biases]
     for pair in [] if rule == "reset" else pairs_of(optimizers, unit):
-        if pair.weight is None:
+        if pair.weight is None or not transport:
             continue
         wide = to_grouped(pair.weight.to(dtype), groups, layer.TRANSPOSED)
         covector = old.to(dtype).divided(wide.flatten(1, 2))

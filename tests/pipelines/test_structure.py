@@ -29,6 +29,8 @@ FOLDERS = {
     "onnx": "pipelines/systems/onnx/",
     "onnxruntime": "pipelines/systems/onnx/",
     "optuna": "pipelines/systems/optuna/",
+    "kubernetes": "pipelines/systems/engines/",
+    "kubeflow_trainer_api": "pipelines/systems/engines/",
 }
 """Outside system → the one folder that imports it."""
 STEPS = {
@@ -48,6 +50,7 @@ WITHOUT_INFLUENCE = (
     "pipelines.core.tables",
     "pipelines.core.text",
     "pipelines.core.waiting",
+    "pipelines.systems.engines",  # starts the ranks, on whatever machine
     "pipelines.systems.liveness",
     "pipelines.systems.locks",
     "pipelines.systems.mlflow",  # records what is measured

@@ -144,7 +144,7 @@ def test_the_rank_furthest_behind_is_named_as_hung(tmp_path: Path) -> None:
     """Also when all answer: one waits for data, the other for its peer."""
     (tmp_path / "ranks").mkdir()
     folder = RankProcesses(tmp_path, tmp_path, None).paths  # type: ignore[arg-type]
-    watch = supervision._Watch(folder, 0.0)
+    watch = supervision.Watch(folder, 0.0)
     gone = RankStatus(0, 1, "", "elsewhere", "training", 8, 1)
     said = watch._accuse([gone, replace(gone, rank=1, step=7), replace(gone, rank=2, step=8)])
     assert said.startswith(
