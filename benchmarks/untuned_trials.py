@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import pipelines.paper
 import prong
 from benchmarks import peers, untuned_data
-from benchmarks.untuned_data import MEASURED, SplitImages
+from benchmarks.untuned_data import MEASURED, Examples
 from benchmarks.untuned_workloads import WORKLOADS
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ def measure(model: nn.Module, images: Tensor, labels: Tensor | None) -> tuple[fl
     return float(F.cross_entropy(outputs, labels)), wrong
 
 
-def train(job: Job, examples: SplitImages) -> Trial:
+def train(job: Job, examples: Examples) -> Trial:
     """Train once; a loss that is not finite, or a failed decomposition, ends it and is infinite."""
     workload = WORKLOADS[job.workload]
     torch.manual_seed(job.seed)
@@ -256,7 +256,7 @@ def number(name: str, value: object, null: bool = False) -> float:
 
 
 @cache
-def examples_of(data: str, folder: Path) -> SplitImages:
+def examples_of(data: str, folder: Path) -> Examples:
     """Return a workload's images, read once in a process."""
     return untuned_data.READERS[data](folder)
 

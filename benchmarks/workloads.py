@@ -87,7 +87,7 @@ class Workload:
     Attributes:
         examples: Inputs, one a row; on the device that they are used on.
         targets: Labels, or None where a network is to give back its input (or zeros).
-        batch: SplitImages in a batch.
+        batch: Examples in a batch.
         test: Held-out examples.
     """
 
