@@ -43,24 +43,41 @@ def squared_error(model: nn.Module, images: Tensor) -> float:
     return float(torch.cat(parts).mean())
 
 
+def cross_entropy(model: nn.Module, images: Tensor) -> float:
+    """Return the cross-entropy of pixels, summed over an image, the mean over images.
+
+    Args:
+        model: Gives logits of pixels; in evaluation mode.
+        images: Pixels in [0, 1], [n, pixels].
+    """
+    parts = [loss(model(part), part, None) * len(part) for part in torch.split(images, 500)]
+    return float(torch.stack(parts).sum()) / len(images)
+
+
+ERRORS = {"squared": squared_error, "cross-entropy": cross_entropy}
+"""How an auto-encoder is measured."""
+
+
 def run(scale: Scale, examples: SplitImages, task: TrainingTask) -> Curve:
     """Train once on summed cross-entropy."""
     where = device()
     own, test = (part.flatten(1).to(where) for part in (examples.train, examples.test))
+    error = ERRORS[scale.options.get("error", "squared")]
 
     def measure(model: nn.Module) -> Mapping[str, float]:
         return {
-            "train": squared_error(model, own[: scale.measured]),
-            "test": squared_error(model, test[: scale.measured]),
+            "train": error(model, own[: scale.measured]),
+            "test": error(model, test[: scale.measured]),
         }
 
+    longer = int(task.values.get("longer", 1))
     problem = TrainingProblem(
         network=partial(network, scale, bool(task.values.get("normalised", False))),
         inputs=own,
         targets=own,
         loss=lambda outputs, targets: loss(outputs, targets, None),
-        examples=scale.examples,
-        marks=scale.marks,
+        examples=scale.examples * longer,
+        marks=scale.marks * longer,
         measure=measure,
     )
     return train(problem, task)
@@ -68,7 +85,8 @@ def run(scale: Scale, examples: SplitImages, task: TrainingTask) -> Curve:
 
 def network(scale: Scale, normalised: bool) -> nn.Module:
     """Return the auto-encoder of a scale."""
-    return autoencoder("sigmoid", normalised, tuple(scale.options["widths"]))
+    nonlinearity = str(scale.options.get("nonlinearity", "sigmoid"))
+    return autoencoder(nonlinearity, normalised, tuple(scale.options["widths"]))
 
 
 def score(scale: Scale, curve: Curve) -> float:
@@ -84,11 +102,10 @@ def _scale(
     trials: int,
     without: tuple[str, ...] = (),
 ) -> Scale:
-    methods = {name: method for name, method in METHODS.items() if name not in without}
+    left_out = ("adam", *without)  # AdamW is there
+    methods = {name: method for name, method in METHODS.items() if name not in left_out}
     studies = {
-        name: StudyPlan(
-            name, method.space, first=(method.begin(normalised=True), method.begin(False))
-        )
+        name: StudyPlan(name, method.space, first=method.beginnings)
         for name, method in methods.items()
     }
     plain: Values = {"normalised": False, "lr": 0.03}

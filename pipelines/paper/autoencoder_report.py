@@ -39,7 +39,7 @@ def report(results: Results) -> Sheet:
             ("wall-clock time", "seconds", by_seconds),
         )
     )
-    return Sheet(charts, (_stated(results), _ranks(results), _settings(results)), _targets(results))
+    return Sheet(charts, (_stated(results), _ranks(results), settings(results)), _targets(results))
 
 
 def _first_order(results: Results, normalised: bool | None = None) -> Trained | None:
@@ -132,7 +132,8 @@ def _ranks(results: Results) -> SheetTable:
     )  # fmt: skip
 
 
-def _settings(results: Results) -> SheetTable:
+def settings(results: Results) -> SheetTable:
+    """Return the settings of each method, and where they come from."""
     rows = tuple(
         (
             one.point.label,

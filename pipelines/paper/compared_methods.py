@@ -51,6 +51,7 @@ class Method:
         install: What to install for it.
         never: Why no package has it; empty if one does.
         leaves: Common settings that it has of its own.
+        also: Further settings to begin a search with, without batch normalisation.
     """
 
     label: str
@@ -64,6 +65,7 @@ class Method:
     install: str = ""
     never: str = ""
     leaves: tuple[str, ...] = ()
+    also: tuple[Values, ...] = ()
 
     @property
     def missing(self) -> str:
@@ -85,6 +87,12 @@ class Method:
         common = {key: value for key, value in _COMMON_FIRST.items() if key not in self.leaves}
         own = {key: value for key, (_, value) in self.own.items()}
         return {"lr": self.first, "normalised": normalised, **common, **own}
+
+    @property
+    def beginnings(self) -> tuple[Values, ...]:
+        """All settings that a search begins with."""
+        plain = self.begin(normalised=False)
+        return (self.begin(normalised=True), plain, *({**plain, **more} for more in self.also))
 
 
 def _of(build: optimizers.Build) -> Callable[[nn.Module, Values], Optimizers]:
@@ -140,6 +148,8 @@ METHODS: dict[str, Method] = {
         own=_PRONG,
         whitened=True,
         leaves=("clip",),  # its step control is one
+        # Its defaults: the step control makes up for a warm-up.
+        also=({"lr": 0.03, "schedule": "constant", "warmup": 0.0},),
     ),
     "sgd": Method(
         "SGD, momentum", _of(optimizers.sgd), rate=_SGD_RATE, first=0.01, first_order=True
@@ -152,6 +162,7 @@ METHODS: dict[str, Method] = {
         own={"momentum": (Choice((0.0, 0.9)), 0.9)},
         first_order=True,
     ),
+    "adam": Method("Adam", _of(optimizers.adam), first_order=True),
     "adamw": Method("AdamW", _of(optimizers.adamw), first_order=True),
     "schedule-free": Method(
         "Schedule-free AdamW",

@@ -65,7 +65,7 @@ class Point:
         method: Key of `pipelines.paper.compared_methods.METHODS`.
         study: The study whose best trial gives the settings; empty: they are `values`.
         where: What that trial must have: the best of those is taken.
-        values: Settings of a point without a study.
+        values: Settings of a point without a study; what one with a study has besides.
     """
 
     label: str

@@ -115,7 +115,7 @@ def _found(folder: Path, scale: Scale, key: str) -> tuple[Values, str]:
     best = records.read_search(plan.search_of(folder, point.study)).best(point.where)
     if best is None:
         return {}, "no trial of its study was trained to its end"
-    return best.values, ""
+    return {**best.values, **point.values}, ""
 
 
 def train(folder: Path, asked: AskedExperiment, key: str) -> None:

@@ -29,6 +29,11 @@ def rmsprop(model: nn.Module, rate: float, momentum: float = 0.0) -> Optimizers:
     return [torch.optim.RMSprop(model.parameters(), lr=rate, momentum=momentum)]
 
 
+def adam(model: nn.Module, rate: float) -> Optimizers:
+    """Return Adam, without weight decay."""
+    return [torch.optim.Adam(model.parameters(), lr=rate)]
+
+
 def adamw(model: nn.Module, rate: float) -> Optimizers:
     """Return AdamW."""
     return [torch.optim.AdamW(model.parameters(), lr=rate)]
