@@ -174,7 +174,8 @@ class Slurm:
             if line.job in order
             else f"partition {line.partition}"
         )
-        return f"{place} ({line.reason})"
+        known = line.reason not in ("", "None")  # Slurm has not looked at a new job yet
+        return f"{place} ({line.reason})" if known else place
 
     def _refused(self, error: str, request: JobRequest, template: Path) -> str:
         """Return Slurm's reason for refusing a job, and which setting to change."""
