@@ -130,8 +130,8 @@ def test_a_challenger_that_is_no_challenger_is_ended(
     slow = [
         helper.make_node("ConstantOfShape", ["slow"], ["zeros"]),
         *(helper.make_node("MatMul", ["zeros", "zeros"], ["m0"]) for _ in range(1)),
-        *(helper.make_node("MatMul", [f"m{n}", "zeros"], [f"m{n + 1}"]) for n in range(40)),
-        helper.make_node("ReduceMean", ["m40"], ["term"], keepdims=0),
+        *(helper.make_node("MatMul", [f"m{n}", "zeros"], [f"m{n + 1}"]) for n in range(400)),
+        helper.make_node("ReduceMean", ["m400"], ["term"], keepdims=0),
     ]
     hangs = _altered(layout, tmp_path / "slow.onnx", slow, slow=3000)
     assert "no answer within" in _fails(layout, hangs, tmp_path / "3", inputs)
