@@ -90,6 +90,7 @@ class Scale:
         studies: By name.
         points: By key, in the order of the tables.
         options: What else the experiment needs.
+        limit: Training images, and test images, that are used at most; 0: all.
     """
 
     data: str
@@ -102,6 +103,7 @@ class Scale:
     studies: Mapping[str, StudyPlan]
     points: Mapping[str, Point]
     options: Mapping[str, Any] = field(default_factory=dict)
+    limit: int = 0
 
     def only(self, methods: tuple[str, ...]) -> Scale:
         """Return the scale with these methods alone; all of them if none is named.
@@ -250,7 +252,8 @@ class Experiment:
         train: Makes one training.
         score: Of a trial; smaller is better, not finite is a failure.
         report: Makes the report's content.
-        sources: Modules of this package by which only this experiment's trainings can change.
+        sources: Modules of this package, and paths of the checkout, by which only this
+            experiment's trainings can change.
     """
 
     name: str

@@ -35,7 +35,7 @@ def data(folder: Path, asked: AskedExperiment) -> None:
     _, scale = asked.experiment()
     layout = Layout(Path(asked.checkout))
     place = images.ImagePlace(layout.root, layout.downloads, asked.mirror)
-    images.prepare(scale.data, scale.size, place, folder / "data")
+    images.prepare(scale.data, scale.size, place, folder / "data", scale.limit)
 
 
 class _TrialRun:
