@@ -22,8 +22,9 @@ from pipelines.paper.experiment import (
     Values,
 )
 from pipelines.paper.networks import AUTOENCODER, autoencoder, loss
-from pipelines.paper.one_training import TrainingProblem, train
+from pipelines.paper.one_training import train
 from pipelines.paper.paper_images import SplitImages
+from pipelines.paper.training_problem import TrainingProblem
 
 NARROW = (784, 200, 100, 50, 16, 50, 100, 200, 784)
 BOTH = ("sgd", "rmsprop", "adamw")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -233,7 +233,9 @@ class AttachedMethod:
                 switch()
 
 
-def attach(method: Method, model: nn.Module, values: Values) -> AttachedMethod:
+def attach(
+    method: Method, model: nn.Module, values: Values, batches: Iterable[Any] | None = None
+) -> AttachedMethod:
     """Attach a method to a model; a whitened one is not initialised.
 
     Args:
@@ -241,6 +243,7 @@ def attach(method: Method, model: nn.Module, values: Values) -> AttachedMethod:
         model: Not whitened; it is changed.
         values: Its settings. What is left out is at the package's defaults; PRONG takes `lr`,
             `period`, `damping`, `step_limit` (0: none), `momentum`, `early` and `mode`.
+        batches: Of a whitened model's statistics; None: those of its training steps.
     """
     if not method.whitened:
         attached = AttachedMethod(model, method.build(model, values), None)
@@ -258,7 +261,7 @@ def attach(method: Method, model: nn.Module, values: Values) -> AttachedMethod:
         options["savings"] = prong.Savings(early=bool(values["early"]))
     if "momentum" in values:
         options["whitening"] = prong.Whitening(momentum=str(values["momentum"]))
-    natural = prong.Reparametrizer(model, made, **options)
+    natural = prong.Reparametrizer(model, made, batches=batches, **options)
     return AttachedMethod(model, made, natural)
 
 

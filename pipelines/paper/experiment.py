@@ -15,7 +15,8 @@ from typing import Any, Literal
 from torch import nn
 
 from pipelines.core.errors import UserError
-from pipelines.paper.paper_images import SplitImages
+from pipelines.paper import paper_images
+from pipelines.paper.paper_images import ImagePlace
 from pipelines.paper.sheet import Sheet
 from pipelines.systems.optuna.dimensions import Dimension, Value
 
@@ -80,7 +81,8 @@ class Scale:
     """The size of an experiment.
 
     Attributes:
-        data: Key of `pipelines.paper.paper_images.READERS`.
+        data: Key of `pipelines.paper.paper_images.READERS`, or what the experiment's own `prepare`
+            takes.
         size: Edge of the images, pixels.
         measured: Training images, and test images, that figures are measured on.
         examples: That a training sees, repeated ones counted: its budget.
@@ -90,6 +92,7 @@ class Scale:
         studies: By name.
         points: By key, in the order of the tables.
         options: What else the experiment needs.
+        limit: Training images, and test images, that are used at most; 0: all.
     """
 
     data: str
@@ -102,6 +105,7 @@ class Scale:
     studies: Mapping[str, StudyPlan]
     points: Mapping[str, Point]
     options: Mapping[str, Any] = field(default_factory=dict)
+    limit: int = 0
 
     def only(self, methods: tuple[str, ...]) -> Scale:
         """Return the scale with these methods alone; all of them if none is named.
@@ -235,6 +239,10 @@ class Results:
         return {k: t for k, t in self.trained.items() if t.curves and not t.missing}
 
 
+def _prepare(scale: Scale, place: ImagePlace, folder: Path) -> None:
+    paper_images.prepare(scale.data, scale.size, place, folder, scale.limit)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """An experiment of the paper.
@@ -250,7 +258,10 @@ class Experiment:
         train: Makes one training.
         score: Of a trial; smaller is better, not finite is a failure.
         report: Makes the report's content.
-        sources: Modules of this package by which only this experiment's trainings can change.
+        sources: Modules of this package, and paths of the checkout, by which only this
+            experiment's trainings can change.
+        prepare: Writes the images of a scale, from their place into a folder, with a `card.json`.
+        load: Makes of that folder what `train` takes.
     """
 
     name: str
@@ -260,7 +271,9 @@ class Experiment:
     chosen: tuple[str, ...]
     scales: Mapping[ScaleName, Scale]
     network: Callable[[Scale, bool], nn.Module]
-    train: Callable[[Scale, SplitImages, TrainingTask], Curve]
+    train: Callable[[Scale, Any, TrainingTask], Curve]
     score: Callable[[Scale, Curve], float]
     report: Callable[[Results], Sheet]
     sources: tuple[str, ...] = ()
+    prepare: Callable[[Scale, ImagePlace, Path], None] = _prepare
+    load: Callable[[Path], Any] = paper_images.load

@@ -22,8 +22,9 @@ from pipelines.paper.experiment import (
     TrainingTask,
 )
 from pipelines.paper.networks import tanh_mlp
-from pipelines.paper.one_training import TrainingProblem, train
+from pipelines.paper.one_training import train
 from pipelines.paper.paper_images import SplitImages
+from pipelines.paper.training_problem import TrainingProblem
 from pipelines.systems.optuna.dimensions import Range, Value
 from prong.analysis.fisher import exact_fisher
 

@@ -2,7 +2,8 @@
 
 It counts updates, and the seconds of updates: reparametrisations and refreshes of peers count,
 loading images and measuring do not. Figures are measured in evaluation mode, at fixed updates.
-Equal seeds give equal weights at the start and an equal order of the images for every method.
+Equal seeds give equal weights at the start, and an equal order of equally varied images, for every
+method.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,49 +24,33 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 from pipelines.paper import state_file
 from pipelines.paper.compared_methods import METHODS, AttachedMethod, Method, attach, device
 from pipelines.paper.experiment import Curve, CurveMark, TrainingTask
+from pipelines.paper.training_problem import (
+    AUGMENTED,
+    STEPS,
+    Figures,
+    StatisticsBatches,
+    TrainingProblem,
+    drawn_at,
+    order_of,
+)
 from pipelines.systems.optuna.dimensions import Value
+from pipelines.training.learning_rate import Waterfall
 
-Figures = Mapping[str, float]
 _CHECKPOINT = 60.0
 """Seconds between checkpoints of a training that lasts."""
-_INITIAL = 2000
-"""Images that a whitened network is initialised with."""
 _DEFAULTS: dict[str, Value] = {
     "batch": 128,
     "schedule": "constant",
     "warmup": 0.0,
     "clip": 0.0,
     "init": "balanced",
+    "statistics": STEPS,
+    "patience": 3,
 }
-
-
-@dataclass(frozen=True)
-class TrainingProblem:
-    """What is trained, without the method.
-
-    Attributes:
-        network: Makes the network; torch is seeded before.
-        inputs: Of the network [n, ...].
-        targets: Whatever `loss` takes beside the outputs [n, ...].
-        loss: Mean loss of a batch from outputs and targets.
-        examples: Budget: examples that a training sees.
-        marks: How often figures are measured, the end included.
-        measure: Figures of a model in evaluation mode.
-        begin: Called with the network and its inputs before the method is attached.
-        before: Further figures of the attached model before it is initialised.
-        observe: Further figures at each mark; its time does not count.
-    """
-
-    network: Callable[[], nn.Module]
-    inputs: Tensor
-    targets: Tensor
-    loss: Callable[[Tensor, Tensor], Tensor]
-    examples: int
-    marks: int
-    measure: Callable[[nn.Module], Figures]
-    begin: Callable[[nn.Module], None] = lambda model: None
-    before: Callable[[nn.Module], Figures] = lambda model: {}
-    observe: Callable[[nn.Module], Figures] = lambda model: {}
+_DROP = 0.1
+"""What the waterfall schedule multiplies the rate by, as in the paper."""
+VALIDATION, VALIDATION_LOSS = "validation", "validation_loss"
+"""The figures that the waterfall schedule looks at."""
 
 
 def factor(schedule: str, warmup: float, done: float) -> float:
@@ -117,13 +101,6 @@ class _Clock:
             torch.cuda.synchronize()
 
 
-def _order(seed: int, count: int) -> Iterator[int]:
-    """Yield positions of images without end, each epoch in another order."""
-    for epoch in itertools.count():
-        drawn = torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch)
-        yield from torch.randperm(count, generator=drawn).tolist()
-
-
 class Training:
     """One training, from its start or its checkpoint."""
 
@@ -145,7 +122,10 @@ class Training:
         problem.begin(network)
         self.clock, self.refresh = _Clock(self.device), 0.0
         self.clock.start()
-        self.attached: AttachedMethod = attach(self.method, network, self.values)
+        self.update, self.statistics = 0, str(self.values["statistics"])
+        self.attached: AttachedMethod = attach(
+            self.method, network, self.values, self._statistics_batches()
+        )
         self.clock.stop()
         self.rates = [
             [group["lr"] for group in optimizer.param_groups]
@@ -153,7 +133,11 @@ class Training:
         ]
         self.marks: list[CurveMark] = []
         self.before: Figures = {}
-        self.update = 0
+        self.falling: Waterfall | None = None
+        if self.values["schedule"] == "waterfall":
+            warmup = round(float(self.values["warmup"]) * self.updates)
+            patience = int(self.values["patience"])
+            self.falling = Waterfall(1.0, warmup, patience, _DROP, self.updates, cooldown=0.0)
 
     def run(self) -> Curve:
         """Train to the end, or to a loss that is not finite."""
@@ -170,11 +154,19 @@ class Training:
             self.task.checkpoint.unlink(missing_ok=True)
         return Curve(tuple(self.marks), self.refresh, reason, self.before)
 
+    def _statistics_batches(self) -> StatisticsBatches | None:
+        """Return what the statistics are of; None: of the training steps."""
+        varied = self.statistics == AUGMENTED
+        problem, seed = self.problem, self.task.seed
+        if self.statistics == STEPS:
+            return None
+        return StatisticsBatches(problem, seed, self.batch, varied, lambda: self.update)
+
     def _start(self) -> None:
         attached = self.attached
         if attached.natural is not None:
             self.before = {**self._measured(), **self.problem.before(attached.model)}
-            first = list(torch.split(self.problem.inputs[:_INITIAL], self.batch))
+            first = self.problem.initial(self.task.seed, self.batch, self.statistics)
             self.clock.start()
             attached.natural.initialize(first, init=str(self.values["init"]))
             self.clock.stop()
@@ -183,14 +175,17 @@ class Training:
     def _go_on(self) -> str:
         """Make the updates that are left; return why it ended early, or nothing."""
         order = itertools.islice(
-            _order(self.task.seed, len(self.problem.inputs)), self.update * self.batch, None
+            order_of(self.task.seed, len(self.problem.inputs)), self.update * self.batch, None
         )
-        count = self.problem.marks if self.task.final else min(4, self.problem.marks)
+        few = not self.task.final and self.falling is None  # the waterfall needs all of them
+        count = min(4, self.problem.marks) if few else self.problem.marks
         due = set(marks_of(self.updates, count))
         saved = time.monotonic()
         while self.update < self.updates:
-            chosen = torch.tensor(list(itertools.islice(order, self.batch)), device=self.device)
-            inputs, targets = self.problem.inputs[chosen], self.problem.targets[chosen]
+            chosen = torch.tensor(list(itertools.islice(order, self.batch)))
+            inputs = self.problem.taken(chosen, drawn_at(self.task.seed, self.update, stream=0))
+            all_targets = self.problem.targets
+            targets = all_targets[chosen.to(all_targets.device)].to(self.device)
             self._rate(self.update / self.updates)
             self.clock.start()
             finite = self._step(inputs, targets)
@@ -225,7 +220,10 @@ class Training:
         return True
 
     def _rate(self, done: float) -> None:
-        by = factor(str(self.values["schedule"]), float(self.values["warmup"]), done)
+        if self.falling is not None:
+            by = self.falling.rate(self.update)
+        else:
+            by = factor(str(self.values["schedule"]), float(self.values["warmup"]), done)
         for optimizer, rates in zip(self.attached.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * by
@@ -247,6 +245,8 @@ class Training:
         mark = CurveMark(self.update, seen, clock.seconds, clock.processor, figures)
         self.marks.append(mark)
         self.task.say(mark)
+        if self.falling is not None and self.update:
+            self.falling.evaluated(figures[VALIDATION], figures[VALIDATION_LOSS])
 
     def _save(self) -> None:
         if self.task.checkpoint is None:
@@ -261,10 +261,16 @@ class Training:
             "model": dict(attached.model.state_dict()),
             "optimizers": [optimizer.state_dict() for optimizer in attached.optimizers],
             "natural": natural,
+            "falling": self._fallen(),
             "generator": torch.get_rng_state(),
         }
         with suppress(state_file.Unsavable):  # after a kill such a training begins again
             state_file.save(self.task.checkpoint, state)
+
+    def _fallen(self) -> list[Any] | None:
+        """Return the state of the waterfall schedule."""
+        falling = self.falling
+        return None if falling is None else [falling.falls, falling.stale, falling.best]
 
     def _resumed(self) -> bool:
         path: Path | None = self.task.checkpoint
@@ -277,6 +283,8 @@ class Training:
             optimizer.load_state_dict(saved)
         if attached.natural is not None:
             attached.natural.load_state_dict(state["natural"])
+        if self.falling is not None:
+            self.falling.falls, self.falling.stale, self.falling.best = state["falling"]
         torch.set_rng_state(state["generator"])
         self.update, self.before = state["update"], state["before"]
         self.clock.seconds, self.clock.processor, self.refresh = state["clock"]
@@ -290,7 +298,7 @@ def train(problem: TrainingProblem, task: TrainingTask) -> Curve:
     """Make one training.
 
     Args:
-        problem: What is trained; its tensors lie where `methods.device()` says.
+        problem: What is trained; each batch of its tensors is brought to `methods.device()`.
         task: How.
     """
     return Training(problem, task).run()

@@ -16,6 +16,7 @@ from torch import Tensor
 from pipelines.core.files import atomic_path, read_json, sha256_json, write_json
 from pipelines.data import sources
 from pipelines.data.collection import Collection
+from pipelines.paper import cifar_images
 
 _TEST = 1000
 """Of the 5,000 digits that the package carries: those that are not trained on."""
@@ -62,11 +63,20 @@ def _mnist(size: int, place: ImagePlace) -> Collection:
     return sources.mnist(size, mirror=place.mirror, root=place.root, downloads=place.downloads)
 
 
-READERS: dict[str, Callable[[int, ImagePlace], Collection]] = {"digits": _digits, "mnist": _mnist}
-"""`digits`: the 5,000 of MNIST that come with the package; `mnist`: all 70,000."""
+def _cifar10(size: int, place: ImagePlace) -> Collection:
+    return cifar_images.read(size, mirror=place.mirror, root=place.root, downloads=place.downloads)
 
 
-def prepare(source: str, size: int, place: ImagePlace, folder: Path) -> None:
+READERS: dict[str, Callable[[int, ImagePlace], Collection]] = {
+    "digits": _digits,
+    "mnist": _mnist,
+    "cifar10": _cifar10,
+}
+"""`digits`: the 5,000 of MNIST that come with the package; `mnist`: all 70,000; `cifar10`: all
+60,000."""
+
+
+def prepare(source: str, size: int, place: ImagePlace, folder: Path, limit: int = 0) -> None:
     """Write the images of a source, as they are trained on, and a card of them.
 
     Args:
@@ -74,6 +84,7 @@ def prepare(source: str, size: int, place: ImagePlace, folder: Path) -> None:
         size: Edge of the images, pixels.
         place: Where they come from.
         folder: Is made, or filled again.
+        limit: Training images, and test images, at most; 0: all.
 
     Raises:
         UserError: If the source is absent or corrupt.
@@ -84,14 +95,14 @@ def prepare(source: str, size: int, place: ImagePlace, folder: Path) -> None:
     held_out = found.official if found.official is not None else _last(len(order), order)
     parts: dict[str, Tensor] = {}
     for name, chosen in (("train", ~held_out), ("test", held_out)):
-        rows = order[chosen[order]]
+        rows = order[chosen[order]][: limit or None]
         parts[f"{name}.images"] = torch.from_numpy(np.ascontiguousarray(found.images[rows]))
         parts[f"{name}.labels"] = torch.from_numpy(found.labels[rows])
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / _PIXELS) as temporary:
         save_file(parts, temporary)
     card = {
-        "source": source,
+        "source": ", ".join((source, *found.notes)),
         "size": size,
         "train": len(parts["train.labels"]),
         "test": len(parts["test.labels"]),

@@ -32,10 +32,10 @@ Values = Mapping[str, Value]
 
 def data(folder: Path, asked: AskedExperiment) -> None:
     """Make `data`: the images, and a card of them."""
-    _, scale = asked.experiment()
+    experiment, scale = asked.experiment()
     layout = Layout(Path(asked.checkout))
     place = images.ImagePlace(layout.root, layout.downloads, asked.mirror)
-    images.prepare(scale.data, scale.size, place, folder / "data")
+    experiment.prepare(scale, place, folder / "data")
 
 
 class _TrialRun:
@@ -70,7 +70,7 @@ def search(folder: Path, asked: AskedExperiment, key: str) -> None:
     if missing := METHODS[study.method].missing:
         records.write_search(out, records.StudyResult([], missing))
         return
-    examples = images.load(folder / "data")
+    examples = experiment.load(folder / "data")
     identity = _identity(folder, scale)
 
     def run(values: Values, checkpoint: Path, say: Callable[[CurveMark], None]) -> Curve:
@@ -133,7 +133,9 @@ def train(folder: Path, asked: AskedExperiment, key: str) -> None:
             kept = folder / plan.KEPT / f"trained-{name}"
             if not kept.is_dir():
                 with atomic_directory(kept) as files:
-                    _train(experiment, scale, folder, asked, files, key, seed, values, missing)
+                    state = kept.with_name(f"train-{name}.safetensors")
+                    made = (experiment, scale, folder, asked, files, state, key, seed)
+                    _train(*made, values, missing)
             shutil.copytree(kept, out / str(seed))
     if missing:
         print(f"  {scale.points[key].label}: {missing}")
@@ -145,6 +147,7 @@ def _train(
     folder: Path,
     asked: AskedExperiment,
     files: Path,
+    state: Path,
     key: str,
     seed: int,
     values: Values,
@@ -165,9 +168,8 @@ def _train(
             def log(mark: CurveMark) -> None:
                 run.log(_metrics(mark), step=mark.update)
 
-            state = folder / plan.KEPT / f"train-{key}-{seed}.safetensors"
             task = TrainingTask(point.method, values, seed, True, state, log, files)
-            curve = experiment.train(scale, images.load(folder / "data"), task)
+            curve = experiment.train(scale, experiment.load(folder / "data"), task)
             if curve.reason:
                 run.tag("prong.ended", curve.reason)
     records.write_record(files / "record.json", values, curve, environment(), missing)

@@ -38,6 +38,7 @@ _PYTHON = {"python": '"\\${PRONG_PYTHON:-python}" -m pipelines.paper.paper_stage
 _TRAINING = (
     "pipelines/data",
     "pipelines/paper/experiment.py",
+    "pipelines/paper/cifar_images.py",
     "pipelines/paper/paper_images.py",
     "pipelines/paper/one_training.py",
     "pipelines/paper/compared_methods.py",
@@ -47,8 +48,10 @@ _TRAINING = (
     "pipelines/paper/records.py",
     "pipelines/paper/paper_stages.py",
     "pipelines/paper/state_file.py",
+    "pipelines/paper/training_problem.py",
     "pipelines/paper/tuning.py",
     "pipelines/systems/optuna",
+    "pipelines/training/learning_rate.py",
     "prong",
 )
 """The sources by which every training can change."""
@@ -141,7 +144,7 @@ def lay_out(folder: Path, asked: AskedExperiment) -> tuple[PlannedStage, ...]:
     _write(folder / ".dvc/config", _CONFIG)
     _write(folder / ".gitignore", "*\n")
     root = Path(asked.checkout)
-    own = tuple(f"pipelines/paper/{name}.py" for name in found.sources)
+    own = tuple(name if "/" in name else f"pipelines/paper/{name}.py" for name in found.sources)
     codes = {"training": (*_TRAINING, *own), "report": ("pipelines/paper", "pipelines/pipeline")}
     for name, sources in codes.items():
         _write_json(folder / f"code/{name}.json", {"package": package_hash(root, sources)})
@@ -177,7 +180,7 @@ def search_of(folder: Path, study: str) -> Path:
 
 def identity(scale: Scale) -> dict[str, Any]:
     """Return what all trainings of a scale share, as plain values."""
-    kept = ("data", "size", "measured", "examples", "marks", "options")
+    kept = ("data", "size", "measured", "examples", "marks", "options", "limit")
     return {name: getattr(scale, name) for name in kept}
 
 
@@ -185,7 +188,7 @@ def _settings(asked: AskedExperiment, scale: Scale) -> dict[str, Any]:
     return {
         "asked": _plain(asked),
         "report": _plain(replace(asked, checkout="", mirror="")),
-        "data": {"source": scale.data, "size": scale.size},
+        "data": {"source": scale.data, "size": scale.size, "limit": scale.limit},
         "shared": identity(scale),
         "seeds": scale.seeds,
         "studies": {k: _study(v) | {"trials": scale.trials} for k, v in scale.studies.items()},

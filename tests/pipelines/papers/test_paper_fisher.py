@@ -53,6 +53,7 @@ def _whitened() -> tuple[nn.Module, nn.Module]:
     return plain, model
 
 
+@pytest.mark.slow
 def test_the_blocks_are_those_of_an_independent_exact_fisher_matrix() -> None:
     model, inputs = _network(), _inputs()
     found = fisher.middle_fisher(model, inputs)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -20,7 +22,15 @@ def _figures(curve: Curve) -> list[tuple[int, dict[str, float]]]:
     return [(mark.update, dict(mark.figures)) for mark in curve.marks]
 
 
-@pytest.mark.parametrize("name", METHODS)
+_DEAR = ("soap", "shampoo", "kl-soap", "newton-muon")
+"""Their packages take longest to import, and their updates to make."""
+
+
+def _slow_if_dear(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in _DEAR)) for name in names]
+
+
+@pytest.mark.parametrize("name", _slow_if_dear(METHODS))
 def test_every_method_trains_or_says_that_it_is_not_available(name: str) -> None:
     method = METHODS[name]
     if method.missing:
@@ -62,7 +72,7 @@ def test_equal_seeds_give_equal_curves_and_others_do_not() -> None:
     assert _figures(first) != _figures(other)
 
 
-@pytest.mark.parametrize("name", ["prong", "soap", "newton-muon", "schedule-free"])
+@pytest.mark.parametrize("name", _slow_if_dear(("prong", "soap", "newton-muon", "schedule-free")))
 def test_a_killed_training_goes_on_from_its_checkpoint(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

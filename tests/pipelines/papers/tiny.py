@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipelines.paper.compared_methods import METHODS
 from pipelines.paper.experiment import TrainingTask
 from pipelines.paper.networks import autoencoder, loss
-from pipelines.paper.one_training import TrainingProblem
+from pipelines.paper.training_problem import TrainingProblem
 
 PIXELS = 12
 
