@@ -16,6 +16,10 @@ The bound does not depend on the loss's scale or reduction, or on width or depth
 ρ. The first is the learning rate divided by the highest rate so far. The second is 1/√(1 + t/50)
 after t steps, because a constant bound that limits every step leaves noise of a constant size.
 
+A gradient is scaled for the rate of its time, but SGD multiplies its momentum by the rates to come.
+So when a rate rises above its highest so far, the momentum is divided by the rise and velocity is
+kept. Otherwise gradients that a warm-up scaled for a tiny rate would be applied at the full one.
+
 ‖V‖ is measured at the last reparametrisation and is the same in every mode. In a preconditioned
 layer ‖V‖² = tr(W P⁻¹ Wᵀ). For each pre-activation it counts as at least 0.1, so that a layer that
 starts at zero can leave zero.
@@ -112,6 +116,7 @@ class StepControl:
         if not watched.units:
             return
         rates = [float(group["lr"]) for group in member.param_groups]
+        self._keep_velocity(member, watched, which, rates)
         squares = self._squares(watched, rates, known)
         lengths = self.ranks.sum_(squares).sqrt()
         # Fused optimizers unscale in their kernel, so here the gradients still contain the loss
@@ -200,13 +205,31 @@ class StepControl:
         """Return the cached inverses, which serve gradients of several backward passes."""
         return [inverse for _, _, inverse in self._inverses.values()]
 
+    def _keep_velocity(
+        self, member: Optimizer | Together, watched: Watched, which: int, rates: Sequence[float]
+    ) -> None:
+        """Divide the momentum of groups whose rate is the highest so far by the rate's rise."""
+        highest = self._highest[which]
+        highest += [0.0] * (len(rates) - len(highest))
+        factors = [
+            most / rate if rate > most and self.steps else 1.0
+            for rate, most in zip(rates, highest, strict=True)
+        ]
+        for group, rate in enumerate(rates):
+            highest[group] = max(highest[group], rate)
+        if min(factors, default=1.0) == 1.0:
+            return
+        optimizers = member.optimizers if isinstance(member, Together) else [member]
+        for parameter, _, group in watched.entries:
+            for optimizer in optimizers:
+                momentum = optimizer.state.get(parameter, {}).get("momentum_buffer")
+                if momentum is not None and factors[group] != 1.0:
+                    momentum.mul_(factors[group])
+
     def _allowed(self, watched: Watched, which: int, rates: Sequence[float]) -> Tensor:
         """Return ρ_t ‖V‖ of each unit, `[units]`."""
         assert self.limit is not None
         highest = self._highest[which]
-        highest += [0.0] * (len(rates) - len(highest))
-        for group, rate in enumerate(rates):
-            highest[group] = max(highest[group], rate)
         limit = self.limit / (1 + self.steps / COOLING) ** 0.5
         lowered = [
             rate / most if most > 0 else 1.0 for rate, most in zip(rates, highest, strict=True)

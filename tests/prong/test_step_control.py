@@ -15,6 +15,7 @@ from step_control_runs import (
     length,
     loss,
     network,
+    square_in_v,
     start,
     train,
 )
@@ -86,6 +87,41 @@ def test_a_rate_of_zero_stops_everything_and_divides_by_nothing():
     train(model, optimizer, natural, 0, 3)
     assert torch.isfinite(folded(model)).all()
     assert (folded(model) - before).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("first", [0.0, 1e-9, 1e-3])
+def test_what_each_gradient_adds_to_a_step_keeps_the_bound_in_a_warm_up(mode, first):
+    """SGD multiplies all that its momentum holds by the rate of the moment."""
+    model, optimizer, natural = start(mode, period=1000)
+    natural.initialize([batch(99, 64)[0]], "preserve")
+    layers = [model[0], model[2], model[4]]
+    parts = [(layer, name) for layer in layers for name in ("weight", "bias")]
+    before = [torch.zeros_like(getattr(layer, name)) for layer, name in parts]
+    for index in range(12):
+        optimizer.param_groups[0]["lr"] = first + (0.1 - first) * min(1.0, index / 8)
+        old = [getattr(layer, name).detach().clone() for layer, name in parts]
+        train(model, optimizer, natural, index, index + 1)
+        steps = [was - getattr(*part).detach() for was, part in zip(old, parts, strict=True)]
+        added = [step - 0.9 * last for step, last in zip(steps, before, strict=True)]
+        for layer, weight, bias in zip(layers, added[::2], added[1::2], strict=True):
+            own = (square_in_v(layer, weight) + float(bias.square().sum())) ** 0.5
+            assert own <= (1 + 1e-9) * allowed(layer), (index, own / allowed(layer))
+            assert own > 0 or not optimizer.param_groups[0]["lr"]
+        before = steps
+
+
+def test_the_momentum_stays_when_a_rate_falls_and_rises_to_where_it_was():
+    model, optimizer, natural = start(period=1000)
+    train(model, optimizer, natural, 0, 2)
+    for rate in (0.05, 0.1):
+        held = {p: state["momentum_buffer"].clone() for p, state in optimizer.state.items()}
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss(model, *batch(2)).backward()
+        natural.control(optimizer)
+        for parameter, momentum in held.items():
+            assert torch.equal(optimizer.state[parameter]["momentum_buffer"], momentum)
 
 
 def test_a_group_that_is_added_later_is_watched_too():
