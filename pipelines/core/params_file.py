@@ -70,7 +70,9 @@ def _finding(item: ErrorDetails) -> tuple[str, str]:
     match item["type"]:
         case "unexpected_keyword_argument":
             allowed = list(_fields(*path[:-1]))
-            near = difflib.get_close_matches(path[-1], allowed, 1)
+            near = difflib.get_close_matches(path[-1], allowed, 1) or [
+                f"{section}.{path[-1]}" for section in _fields() if path[-1] in _fields(section)
+            ]
             hint = f"did you mean {near[0]}? " if near else ""
             return key, f"unknown key; {hint}allowed: {', '.join(allowed)}"
         case "missing":

@@ -222,12 +222,19 @@ class Submission:
             print(said, file=sys.stderr, flush=True)
 
     def _never(self, found: str, status: JobStatus) -> str:
-        cluster = self.cluster
+        cluster, machines = self.cluster, self.machines
+        settings = {
+            "supervision.nodes": machines.nodes,
+            "train.processes": machines.processes,
+            **{f"cluster.{name}": getattr(cluster, name) for name in ("queue", "minutes")},
+            "cluster.processors": cluster.processors,
+        }
+        if cluster.image:
+            settings["cluster.image"] = cluster.image
+        told = ", ".join(f"{name} = {value!r}" for name, value in settings.items())
         return (
-            f"{self.engine.title} {found} cannot start: {status.said}; look at supervision.nodes = "
-            f"{self.machines.nodes}, cluster.queue = {cluster.queue!r}, cluster.minutes = "
-            f"{cluster.minutes}, cluster.processors = {cluster.processors}, cluster.image = "
-            f"{cluster.image!r} and train.processes = {self.machines.processes}. It is cancelled"
+            f"{self.engine.title} {found} cannot start: {status.said}; look at {told}. "
+            "It is cancelled"
         )
 
     def _ended(self, job: Job, status: JobStatus, called: str) -> Exception:

@@ -45,6 +45,7 @@ def test_the_shipped_file_is_valid_and_frozen() -> None:
         ("data.bits=12", ["data.bits", "12", "8 or 16"]),
         ("train.augment_by=crop", ["train.augment_by", "'crop'", "module:function"]),
         ("train.epoch=3", ["train.epoch", "unknown key", "did you mean epochs", "damping"]),
+        ("train.engine=slurm", ["train.engine", "unknown key", "did you mean cluster.engine"]),
         ("training.epochs=3", ["training", "unknown key", "train", "data"]),
         ("train.lr=fast", ["train.lr", "'fast'", "'auto'"]),
         ("train.lr=.nan", ["train.lr", "NaN"]),

@@ -190,6 +190,11 @@ class Slurm:
                 f"supervision.nodes = {request.nodes}, cluster.processors = "
                 f"{request.processors}, train.processes = {request.per_node}: {error}"
             )
+        if request.gpus and "gres" in error.lower():
+            return (
+                f"train.device = 'cuda', train.processes = {request.per_node}: {error}; "
+                "`sinfo -o '%R %G'` shows the GPUs of each partition"
+            )
         return f"cluster.engine = 'slurm': {error} (submitted was {template})"
 
 

@@ -159,7 +159,10 @@ def test_two_ranks_train_the_network_of_one(checkout: Checkout) -> None:
     one = alone.network.state_dict()
     assert one.keys() == two.keys()
     for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=2e-3, atol=2e-4, msg=name)
+        pair = [two[name], one[name]]
+        if f"{name.rpartition('.')[0]}.precision_damping" in one and name.endswith("_matrix"):
+            pair = [held @ held.mT for held in pair]  # each direction may have either sign
+        torch.testing.assert_close(*pair, rtol=2e-3, atol=2e-4, msg=name)
     with (checkout.root / "reports/conditioning.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["step"] for row in rows} >= {"0", "4", "8"}

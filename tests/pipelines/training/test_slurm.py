@@ -296,6 +296,11 @@ def test_what_can_never_start_names_the_settings(job: ClusteredJob) -> None:
     done = job.train()
     assert done.code == 2
     assert "supervision.nodes = 5" in done.output
+    job.set("supervision.nodes=2", "train.device=cuda")
+    done = job.train()
+    job.set("train.device=cpu")
+    assert done.code == 2
+    assert "error: train.device = 'cuda', train.processes = 1: " in done.output
     assert _ended(job)
 
 
