@@ -7,7 +7,6 @@ nothing to do is shown as cached, so a failed run goes on at the stage that fail
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,14 +40,12 @@ class JobResult:
         registration: The version the model is registered as.
         decision: Whether it became champion, and why.
         flow_run_id: Prefect's id of this run.
-        seconds: Wall-clock time of the flow.
     """
 
     stages: tuple[StageResult, ...]
     registration: Registration
     decision: Decision
     flow_run_id: str
-    seconds: float
 
 
 @task
@@ -119,7 +116,6 @@ def main_job(root: Path, force: frozenset[str], report: Report) -> JobResult:
         force: Stages to run even if nothing changed.
         report: Called with each stage's result as it comes.
     """
-    start = time.monotonic()
     layout, params = Layout(root), params_file.load(root / "params.yaml")
     results = []
     for stage in (prepare, train, evaluate, export, verify):
@@ -134,7 +130,7 @@ def main_job(root: Path, force: frozenset[str], report: Report) -> JobResult:
     tracking.close_dead_runs(layout)
     registration = register(layout, params, run)
     decision = promote(layout, params, registration.version, run)
-    return JobResult(tuple(results), registration, decision, run, time.monotonic() - start)
+    return JobResult(tuple(results), registration, decision, run)
 
 
 def run(layout: Layout, force: Sequence[str], report: Report) -> JobResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,7 @@ def run_job(
         UserError: If a parameter, the data, the disk or an outside system is at fault.
         Failed: If a stage crashed.
     """
+    begun = time.monotonic()
     check_names(force)  # before anything is written
     for change in params_file.edit(layout.params, list(assignments)):
         watcher.changed(change)
@@ -108,7 +110,7 @@ def run_job(
         run_id=registration.run_id,
         flow_run_id=result.flow_run_id,
         tracking_uri=tracking.tracking_uri(layout),
-        seconds=result.seconds,
+        seconds=time.monotonic() - begun,
         stages=tuple(StageLine(s.stage, str(s.outcome), s.seconds) for s in result.stages),
         findings=decision.findings,
     )

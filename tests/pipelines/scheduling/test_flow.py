@@ -53,7 +53,7 @@ def test_what_the_gates_said_is_told(
 ) -> None:
     decision = Decision(7, promoted, champion, 3, "parity: 1e-2 > 1e-4")
     registration = Registration("digits", 7, True, "run", "0" * 64)
-    announce(told(receiver), CALL, JobResult((), registration, decision, "flow", 1.0))
+    announce(told(receiver), CALL, JobResult((), registration, decision, "flow"))
     assert [alert["event"] for alert in receiver.got] == event
     assert all(alert["version"] == 7 for alert in receiver.got)
 
