@@ -90,6 +90,7 @@ def _export(trained: Path, prepared: Path, root: Path, out: Path, params: Path) 
     export(trained, prepared, params_file.load(params), root, out)
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_bytes_in_another_process_too(
     exported: Path, trained: Trained, prepared: Path, small: Params, sources: Path, tmp_path: Path
 ) -> None:

@@ -125,6 +125,7 @@ def read_drift_card(content: bytes) -> DriftCard:
     return DriftCard.parse({entry.key: entry.value for entry in model.metadata_props})
 
 
+@pytest.mark.slow
 def test_what_cannot_be_scored_is_said_and_the_model_is_exported_all_the_same(
     trained: Trained, prepared: Path, small: Params, tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ def released(make: Make, noises: Iterator[float] | tuple[float, ...]) -> None:
         promotion.promote(made.layout, made.with_margin(0.9), done.version)
 
 
+@pytest.mark.slow
 def test_versions_that_were_never_live_go_and_all_others_stay(
     starts: Starts, checkout: Make, repository: Path, layout: Layout
 ) -> None:

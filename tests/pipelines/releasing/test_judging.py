@@ -119,6 +119,7 @@ def test_a_model_that_outgrows_the_memory_fails_for_that(checkout: Make) -> None
     assert ended_at(found, "needed more than gates.memory (1024 MiB)") == "runtime"
 
 
+@pytest.mark.slow
 def test_a_judgement_whose_process_was_killed_leaves_nothing_that_stays(
     checkout: Make, tmp_path: Path
 ) -> None:

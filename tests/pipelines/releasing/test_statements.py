@@ -124,6 +124,7 @@ def test_a_refused_version_put_in_the_champions_place_is_not_answered_from(check
     assert health.standing(layout, MODEL).problems == ()
 
 
+@pytest.mark.slow
 def test_no_session_is_built_from_a_file_that_nobody_signed(checkout: Make) -> None:
     made = checkout()
     release.register(made.layout, made.params, None)

@@ -53,6 +53,7 @@ TRAIN = (
 )
 
 
+@pytest.mark.slow
 def test_two_first_starts_make_one_whole_and_quiet_database(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "ein Ordner %41 é")
     layout.root.mkdir()

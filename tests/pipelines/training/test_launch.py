@@ -146,6 +146,7 @@ def _train(checkout: Checkout, **more: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_network_of_one(checkout: Checkout) -> None:
     """PRONG without batch normalisation, whose statistics are each rank's own."""
     settings = ["train.method=prong", "train.processes=2", "train.period=4"]
