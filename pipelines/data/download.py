@@ -90,7 +90,9 @@ def fetch(
         if _found(target, remote) == remote.sha256:
             return target
         target.unlink()
-    folder = _directory(mirror, root)
+    folder = folder_of(mirror, root)
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"data.mirror = {mirror!r}: no such directory: {folder}")
     if folder is not None:
         return _in_directory(remote, folder, mirror)
     bases = (
@@ -110,8 +112,16 @@ def gunzip(path: Path, size: int) -> bytes:
         return file.read(size)
 
 
-def _directory(mirror: str, root: Path) -> Path | None:
-    """Return the folder that a mirror names; None if it is empty or the URL of a host."""
+def folder_of(mirror: str, root: Path) -> Path | None:
+    """Return the folder that a mirror names, there or not; None if it is empty or a host's URL.
+
+    Args:
+        mirror: `data.mirror`.
+        root: The directory that a relative mirror starts from.
+
+    Raises:
+        UserError: If it is another kind of URL.
+    """
     if not mirror:
         return None
     parts = urlsplit(mirror)
@@ -123,12 +133,8 @@ def _directory(mirror: str, root: Path) -> Path | None:
         raise UserError(
             f"data.mirror = {mirror!r}: allowed: a directory, or a file://, http:// or https:// URL"
         )
-    folder = (
-        Path(unquote(parts.path)) if parts.scheme == "file" else root / Path(mirror).expanduser()
-    )
-    if not folder.is_dir():
-        raise UserError(f"data.mirror = {mirror!r}: no such directory: {folder}")
-    return folder
+    is_url = parts.scheme == "file"
+    return Path(unquote(parts.path)) if is_url else root / Path(mirror).expanduser()
 
 
 def _in_directory(remote: Remote, folder: Path, mirror: str) -> Path:

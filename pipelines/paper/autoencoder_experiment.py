@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipelines.paper.autoencoder_report import report
 from pipelines.paper.compared_methods import METHODS, device
 from pipelines.paper.experiment import (
+    OURS,
     Curve,
     Experiment,
     Point,
@@ -20,6 +21,7 @@ from pipelines.paper.experiment import (
     StudyPlan,
     TrainingTask,
     Values,
+    both,
 )
 from pipelines.paper.networks import AUTOENCODER, autoencoder, loss
 from pipelines.paper.one_training import train
@@ -112,16 +114,13 @@ def _scale(
     plain: Values = {"normalised": False, "lr": 0.03}
     points = {
         "untuned": Point("PRONG, untuned", "prong", values=plain),
-        "prong": Point("PRONG", "prong", "prong", {"normalised": False}),
-        "prong-bn": Point("PRONG⁺", "prong", "prong", {"normalised": True}),
+        **OURS,
     }
     for name, method in methods.items():
-        label = method.label
         if name in BOTH:
-            points[name] = Point(label, name, name, {"normalised": False})
-            points[f"bn-{name}"] = Point(f"BN + {label}", name, name, {"normalised": True})
+            points.update(both(name, method.label))
         elif name != "prong":
-            points[name] = Point(label, name, name)
+            points[name] = Point(method.label, name, name)
     return Scale(
         data=data,
         size=28,

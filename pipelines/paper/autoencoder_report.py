@@ -8,12 +8,11 @@ from pipelines.paper.method_comparison import (
     at_end,
     best,
     busy,
-    by_seconds,
-    by_updates,
+    charts,
     seconds_per_example,
     share,
 )
-from pipelines.paper.sheet import Chart, Sheet, SheetTable, SheetTarget, median, number, spread
+from pipelines.paper.sheet import Sheet, SheetTable, SheetTarget, median, number, spread
 
 _TRAIN, _TEST = "train", "test"
 _ERROR = "squared error of an image"
@@ -24,22 +23,9 @@ _RUNTIMES = (("prong", "3.2"), ("bn-sgd", "2.3"), ("rmsprop", "9"))
 
 def report(results: Results) -> Sheet:
     """Return the content of the report."""
-    shown = list(results.there.values())
-    charts = tuple(
-        Chart(
-            f"{title} against {against}",
-            x,
-            _ERROR,
-            make(shown, figure),
-            note="Median and range over seeds.",
-        )
-        for title, figure in (("Training error", _TRAIN), ("Test error", _TEST))
-        for against, x, make in (
-            ("updates", "updates", by_updates),
-            ("wall-clock time", "seconds", by_seconds),
-        )
-    )
-    return Sheet(charts, (_stated(results), _ranks(results), settings(results)), _targets(results))
+    figures = {_TRAIN: "Training error", _TEST: "Test error"}
+    shown = charts(results.there.values(), figures, _ERROR)
+    return Sheet(shown, (_stated(results), _ranks(results), settings(results)), _targets(results))
 
 
 def _first_order(results: Results, normalised: bool | None = None) -> Trained | None:

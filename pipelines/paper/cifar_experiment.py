@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from pipelines.paper.cifar_report import report
 from pipelines.paper.compared_methods import METHODS, device
 from pipelines.paper.experiment import (
+    OURS,
     Curve,
     Experiment,
     Point,
@@ -22,6 +24,7 @@ from pipelines.paper.experiment import (
     StudyPlan,
     TrainingTask,
     Values,
+    both,
 )
 from pipelines.paper.one_training import VALIDATION, VALIDATION_LOSS, train
 from pipelines.paper.paper_images import SplitImages
@@ -147,17 +150,13 @@ def _scale(
     trials: int,
     seeds: int,
 ) -> Scale:
-    points = {}
+    points: dict[str, Point] = {}
     for name in methods:
-        label = METHODS[name].label
-        points[name] = Point(label, name, name, {"normalised": False})
-        points[f"bn-{name}"] = Point(f"BN + {label}", name, name, {"normalised": True})
-    plain: Values = {"normalised": False}
-    points["prong"] = Point("PRONG", "prong", "prong", plain)
-    points["prong-bn"] = Point("PRONG⁺", "prong", "prong", {"normalised": True})
-    for kind, said in ((AUGMENTED, "augmented"), (PLAIN, "plain")):
-        label = f"PRONG, statistics of {said} images"
-        points[f"prong-{kind}"] = Point(label, "prong", "prong", plain, {"statistics": kind})
+        points.update(both(name, METHODS[name].label))
+    points.update(OURS)
+    for kind in (AUGMENTED, PLAIN):
+        label = f"PRONG, statistics of {kind} images"
+        points[f"prong-{kind}"] = replace(OURS["prong"], label=label, values={"statistics": kind})
     return Scale(
         data="cifar10",
         size=EDGE,

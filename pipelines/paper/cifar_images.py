@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from pipelines.core.errors import UserError
 from pipelines.data import image_folder, sources
 from pipelines.data.collection import Collection
-from pipelines.data.download import fetch
+from pipelines.data.download import fetch, folder_of
 
 REENCODED = "re-encoded"
 """What the card says of images that are not the original pixels."""
@@ -37,10 +35,11 @@ def read(size: int, *, mirror: str, root: Path, downloads: Path) -> Collection:
         UserError: If neither is there, or a file is corrupt.
         Unavailable: If no host answers and there is no mirror.
     """
+    folder = folder_of(mirror, root)
+    places = () if folder is None else (folder / _SUBFOLDER, folder)
     try:
         path = fetch(sources.CIFAR10, mirror=mirror, root=root, downloads=downloads)
     except UserError as error:
-        places = _places(mirror, root)
         if any((place / sources.CIFAR10.filename).is_file() for place in places):
             raise  # it is there, but not as it should be
         for place in places:
@@ -51,15 +50,6 @@ def read(size: int, *, mirror: str, root: Path, downloads: Path) -> Collection:
             raise
         raise _absent(error, mirror) from None
     return sources.cifar10(path, size, sha256=sources.CIFAR10.sha256)
-
-
-def _places(mirror: str, root: Path) -> tuple[Path, ...]:
-    """Return the folders of a mirror in which files may lie; none of one that is a host."""
-    if not mirror or re.match(r"https?://", mirror):
-        return ()
-    is_url = mirror.startswith("file://")
-    folder = Path(unquote(urlsplit(mirror).path)) if is_url else root / Path(mirror).expanduser()
-    return folder / _SUBFOLDER, folder
 
 
 def _absent(error: UserError, mirror: str) -> UserError:

@@ -8,13 +8,11 @@ from pipelines.paper.autoencoder_report import settings
 from pipelines.paper.experiment import Curve, CurveMark, Results, Trained
 from pipelines.paper.method_comparison import (
     at_end,
-    by_seconds,
-    by_updates,
+    charts,
     seconds_per_example,
     share,
 )
 from pipelines.paper.sheet import (
-    Chart,
     Rule,
     Sheet,
     SheetTable,
@@ -27,30 +25,18 @@ from pipelines.paper.sheet import (
 _ERROR = "classification error, %"
 _OURS, _BN = ("prong", "prong-bn"), "bn-sgd"
 _STATISTICS = ("prong", "prong-augmented", "prong-plain")
+_CHARTS = {"train": "(a) Training error", "test": "(b) Test error"}
 _RULES = (Rule("the paper's BN: 8.22 %", 8.22), Rule("the paper's PRONG: 7.32 %", 7.32))
 
 
 def report(results: Results) -> Sheet:
     """Return the content of the report."""
-    shown = [one for key, one in results.there.items() if key not in _STATISTICS[1:]]
-    charts = tuple(
-        Chart(
-            f"{title} against {against}",
-            x,
-            _ERROR,
-            make(shown, figure),
-            # Errors of a part of the images are too far from the paper's for one pair of axes.
-            rules=_RULES if figure == "test" and not results.scale.limit else (),
-            note="Median and range over seeds.",
-        )
-        for title, figure in (("(a) Training error", "train"), ("(b) Test error", "test"))
-        for against, x, make in (
-            ("updates", "updates", by_updates),
-            ("wall-clock time", "seconds", by_seconds),
-        )
-    )
+    methods = [one for key, one in results.there.items() if key not in _STATISTICS[1:]]
+    # Errors of a part of the images are too far from the paper's for one pair of axes.
+    rules = {} if results.scale.limit else {"test": _RULES}
+    shown = charts(methods, _CHARTS, _ERROR, rules=rules)
     tables = (_stated(results), _ranks(results), _ablation(results), settings(results))
-    return Sheet(charts, tables, _targets(results))
+    return Sheet(shown, tables, _targets(results))
 
 
 def selected(curve: Curve) -> CurveMark:

@@ -76,6 +76,26 @@ class Point:
     values: Values = field(default_factory=dict)
 
 
+def both(name: str, label: str) -> dict[str, Point]:
+    """Return the best trial of a study without batch normalisation, and the best with it.
+
+    Args:
+        name: Of the method and of its study.
+        label: What the report calls the method.
+    """
+    return {
+        name: Point(label, name, name, {"normalised": False}),
+        f"bn-{name}": Point(f"BN + {label}", name, name, {"normalised": True}),
+    }
+
+
+OURS = {
+    "prong": Point("PRONG", "prong", "prong", {"normalised": False}),
+    "prong-bn": Point("PRONG⁺", "prong", "prong", {"normalised": True}),
+}
+"""The same of PRONG, which with batch normalisation has a name of its own."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """The size of an experiment.

@@ -15,14 +15,14 @@ from pipelines.core.files import read_json
 from pipelines.paper import imagenet_images
 from pipelines.paper.compared_methods import METHODS
 from pipelines.paper.experiment import (
+    OURS,
     Curve,
     Experiment,
-    Point,
     Scale,
     Stated,
     StudyPlan,
     TrainingTask,
-    Values,
+    both,
 )
 from pipelines.paper.imagenet_images import PREPARED, SAMPLE, WHOLE
 from pipelines.paper.imagenet_report import report
@@ -134,7 +134,6 @@ def _study(name: str) -> StudyPlan:
 def _scale(
     data: str, size: int, images: int, trials: int, seeds: int, options: Mapping[str, Any]
 ) -> Scale:
-    kind: Values = {"normalised": True}
     return Scale(
         data=data,
         size=size,
@@ -145,8 +144,8 @@ def _scale(
         seeds=seeds,
         studies={name: _study(name) for name in ("sgd", "prong")},
         points={
-            "bn-sgd": Point(f"BN + {METHODS['sgd'].label}", "sgd", "sgd", kind),
-            "prong-bn": Point("PRONG⁺", "prong", "prong", kind),
+            "bn-sgd": both("sgd", METHODS["sgd"].label)["bn-sgd"],
+            "prong-bn": OURS["prong-bn"],
         },
         options=options,
     )

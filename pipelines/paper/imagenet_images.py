@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import torch
 
@@ -24,6 +23,7 @@ from pipelines.core.files import atomic_directory, write_json
 from pipelines.data import archives
 from pipelines.data.class_folders import is_image
 from pipelines.data.collection import encoded
+from pipelines.data.download import folder_of
 from pipelines.data.image_folder import walk
 from pipelines.data.images import decode
 from pipelines.data.prepare import prepare as prepare_splits
@@ -99,16 +99,14 @@ def prepare(source: str, size: int, place: ImagePlace, folder: Path) -> None:
 
 def _found(source: str, place: ImagePlace) -> Path:
     mirror = place.mirror
-    is_url = mirror.startswith("file://")
-    root = Path(unquote(urlsplit(mirror).path)) if is_url else place.root / mirror
-    folder = root / source
-    if not mirror or not folder.is_dir():
+    parent = folder_of(mirror, place.root)
+    if parent is None or not (parent / source).is_dir():
         what = "images.tar" if source == SAMPLE else "class folders, or tar files of such"
         raise UserError(
             f"data.mirror = {mirror!r}: ImageNet has no public address; it must be a directory "
             f"with a folder {source} that holds {what}"
         )
-    return folder
+    return parent / source
 
 
 def _unpack(shard: Path, out: Path, sample: bool) -> None:

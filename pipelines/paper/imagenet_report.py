@@ -4,32 +4,21 @@ from __future__ import annotations
 
 from pipelines.paper.autoencoder_report import settings
 from pipelines.paper.experiment import Curve, CurveMark, Results, Trained
-from pipelines.paper.method_comparison import at_end, by_seconds, by_updates, share
-from pipelines.paper.sheet import Chart, Sheet, SheetTable, SheetTarget, median, number, spread
+from pipelines.paper.method_comparison import at_end, charts, share
+from pipelines.paper.sheet import Sheet, SheetTable, SheetTarget, median, number, spread
 
 _ERROR = "top-1 error, %"
 _BN, _OURS = "bn-sgd", "prong-bn"
-_CHARTS = (("(c) Training error", "train"), ("(d) Validation error", "validation"))
+_CHARTS = {"train": "(c) Training error", "validation": "(d) Validation error"}
 _NAMES = {_OURS: "PRONG⁺", _BN: "batch normalisation"}
 _STATED = {_OURS: ("28.9", "around 36"), _BN: ("28.6", "46")}
 
 
 def report(results: Results) -> Sheet:
     """Return the content of the report."""
-    shown = list(results.there.values())
-    charts = tuple(
-        Chart(
-            f"{title} against {against}", x, _ERROR, make(shown, figure), y_axis="linear",
-            note="Median and range over seeds.",
-        )
-        for title, figure in _CHARTS
-        for against, x, make in (
-            ("updates", "updates", by_updates),
-            ("wall-clock time", "seconds", by_seconds),
-        )
-    )  # fmt: skip
+    shown = charts(results.there.values(), _CHARTS, _ERROR, y_axis="linear")
     tables = (_stated(results), _labels(results), _ranks(results), _input(results))
-    return Sheet(charts, (*tables, settings(results)), _targets(results))
+    return Sheet(shown, (*tables, settings(results)), _targets(results))
 
 
 def after(curve: Curve, updates: int) -> CurveMark:

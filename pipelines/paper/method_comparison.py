@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pipelines.paper.compared_methods import METHODS
 from pipelines.paper.experiment import Curve, CurveMark, Results, Trained
-from pipelines.paper.sheet import Line, median
+from pipelines.paper.sheet import Axis, Chart, Line, Rule, median
 
 
 def by_updates(trained: Iterable[Trained], figure: str) -> tuple[Line, ...]:
@@ -39,6 +39,42 @@ def by_seconds(trained: Iterable[Trained], figure: str) -> tuple[Line, ...]:
         ]
         lines.append(_line(one, points))
     return tuple(lines)
+
+
+def charts(
+    shown: Iterable[Trained],
+    figures: Mapping[str, str],
+    y: str,
+    *,
+    y_axis: Axis = "log",
+    rules: Mapping[str, tuple[Rule, ...]] | None = None,
+) -> tuple[Chart, ...]:
+    """Return charts of figures, each against updates and against wall-clock time.
+
+    Args:
+        shown: The methods.
+        figures: Names of figures, and what their charts are called.
+        y: What the vertical axis shows, with its unit.
+        y_axis: Its kind.
+        rules: The paper's numbers, by figure.
+    """
+    found, methods = [], tuple(shown)
+    for figure, title in figures.items():
+        for against, x, lines in (
+            ("updates", "updates", by_updates(methods, figure)),
+            ("wall-clock time", "seconds", by_seconds(methods, figure)),
+        ):
+            chart = Chart(
+                f"{title} against {against}",
+                x,
+                y,
+                lines,
+                (rules or {}).get(figure, ()),
+                y_axis=y_axis,
+                note="Median and range over seeds.",
+            )
+            found.append(chart)
+    return tuple(found)
 
 
 def _line(one: Trained, points: Sequence[tuple[float, list[float]]]) -> Line:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pipelines.paper.autoencoder_experiment import NARROW, network, run, score
 from pipelines.paper.compared_methods import METHODS
-from pipelines.paper.experiment import Experiment, Point, Scale, StudyPlan
+from pipelines.paper.experiment import OURS, Experiment, Point, Scale, StudyPlan, both
 from pipelines.paper.networks import AUTOENCODER
 from pipelines.paper.relu_report import report
 
@@ -40,10 +40,8 @@ def _scale(
                 "prong",
                 values={"normalised": False, "lr": 0.03, "batch": BATCH},
             ),
-            "prong": Point("PRONG", "prong", "prong", {"normalised": False}),
-            "prong-bn": Point("PRONG⁺", "prong", "prong", {"normalised": True}),
-            "adam": Point("Adam", "adam", "adam", {"normalised": False}),
-            "bn-adam": Point("BN + Adam", "adam", "adam", {"normalised": True}),
+            **OURS,
+            **both("adam", "Adam"),
             "long-adam": Point(
                 f"Adam, {_LONGER} times the epochs",
                 "adam",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pipelines.paper.autoencoder_report import settings
 from pipelines.paper.experiment import CurveMark, Results, Trained
-from pipelines.paper.method_comparison import at_end, best, by_seconds, by_updates, reached
-from pipelines.paper.sheet import Chart, Sheet, SheetTable, SheetTarget, median, number, spread
+from pipelines.paper.method_comparison import at_end, best, charts, reached
+from pipelines.paper.sheet import Sheet, SheetTable, SheetTarget, median, number, spread
 
 _TRAIN, _ERROR = "train", "cross-entropy of an image, nats"
 _OURS, _ADAM = ("untuned", "prong", "prong-bn"), ("adam", "bn-adam")
@@ -14,19 +14,9 @@ _LONG = tuple(f"long-{key}" for key in _ADAM)
 
 def report(results: Results) -> Sheet:
     """Return the content of the report."""
-    shown = list(results.there.values())
-    charts = tuple(
-        Chart(
-            f"{title} against {against}", x, _ERROR, make(shown, figure), y_axis="linear",
-            note="Median and range over seeds.",
-        )
-        for title, figure in (("Training", _TRAIN), ("Test", "test"))
-        for against, x, make in (
-            ("updates", "updates", by_updates),
-            ("wall-clock time", "seconds", by_seconds),
-        )
-    )  # fmt: skip
-    return Sheet(charts, (_rank(results), settings(results)), tuple(_targets(results)))
+    figures = {_TRAIN: "Training", "test": "Test"}
+    shown = charts(results.there.values(), figures, _ERROR, y_axis="linear")
+    return Sheet(shown, (_rank(results), settings(results)), tuple(_targets(results)))
 
 
 def _epochs(results: Results, mark: CurveMark) -> float:

@@ -226,7 +226,8 @@ class Submission:
         settings = {
             "supervision.nodes": machines.nodes,
             "train.processes": machines.processes,
-            **{f"cluster.{name}": getattr(cluster, name) for name in ("queue", "minutes")},
+            "cluster.queue": cluster.queue,
+            "cluster.minutes": cluster.minutes,
             "cluster.processors": cluster.processors,
         }
         if cluster.image:
