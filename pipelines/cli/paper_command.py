@@ -23,6 +23,9 @@ def paper(
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Trainings of each setting.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Of each search.")] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="Images that a training sees, repeated ones counted.")
+    ] = None,
     only: Annotated[
         list[str] | None, typer.Option(metavar="METHOD", help="Only this method. Repeatable.")
     ] = None,
@@ -33,4 +36,4 @@ def paper(
     if not name:
         show_experiments()
         return
-    run_and_show(name, PaperOptions(scale, out, trials, seeds, tuple(only or ())))
+    run_and_show(name, PaperOptions(scale, out, trials, seeds, examples, tuple(only or ())))

@@ -28,6 +28,7 @@ class PaperOptions:
         out: `--out`; None: `paper/NAME-SCALE` in the checkout.
         trials: `--trials`; None: as the scale has them.
         seeds: `--seeds`; None: as the scale has them.
+        examples: `--examples`; None: as the scale has them.
         only: `--only`.
     """
 
@@ -35,6 +36,7 @@ class PaperOptions:
     out: Path | None
     trials: int | None
     seeds: int | None
+    examples: int | None
     only: tuple[str, ...]
 
 
@@ -68,6 +70,7 @@ def run_and_show(name: str, options: PaperOptions) -> None:
         options.scale,
         options.trials,
         options.seeds,
+        options.examples,
         options.only,
         str(layout.home),
         params.data.mirror,

@@ -67,6 +67,7 @@ class AskedExperiment:
         scale: Its scale.
         trials: Of each study; None: as the scale has them.
         seeds: Of each point; None: as the scale has them.
+        examples: That a training sees; None: as the scale has them.
         only: Methods; empty: all.
         checkout: Whose MLflow store and downloads are used, and whose `data.mirror`.
         mirror: That setting.
@@ -76,6 +77,7 @@ class AskedExperiment:
     scale: str
     trials: int | None
     seeds: int | None
+    examples: int | None
     only: tuple[str, ...]
     checkout: str
     mirror: str
@@ -90,7 +92,10 @@ class AskedExperiment:
         check_scale(self.scale)
         scale = found.scales[self.scale].only(self.only)  # type: ignore[index]
         return found, replace(
-            scale, trials=self.trials or scale.trials, seeds=self.seeds or scale.seeds
+            scale,
+            trials=self.trials or scale.trials,
+            seeds=self.seeds or scale.seeds,
+            examples=self.examples or scale.examples,
         )
 
     @property

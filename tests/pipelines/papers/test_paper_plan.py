@@ -17,7 +17,7 @@ from pipelines.paper.plan import AskedExperiment
 from pipelines.systems.dvc.reproduce import open_repo
 
 ROOT = Path(__file__).parents[3]
-ASKED = AskedExperiment("autoencoder", "small", None, None, (), str(ROOT), "")
+ASKED = AskedExperiment("autoencoder", "small", None, None, None, (), str(ROOT), "")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -70,6 +70,15 @@ def test_another_seed_leaves_what_is_done_as_it_is(tmp_path: Path) -> None:
         assert part.items() <= before[name].items()
     assert set(after["studies"]) == {"prong", "sgd"}
     assert plan.asked_in(tmp_path).only == ("prong", "sgd")
+
+
+def test_other_lengths_are_other_trainings(tmp_path: Path) -> None:
+    plan.lay_out(tmp_path, ASKED)
+    before = _parts(tmp_path)
+    plan.lay_out(tmp_path, replace(ASKED, examples=2560))
+    after = _parts(tmp_path)
+    assert after.pop("shared") == {**before.pop("shared"), "examples": 2560}
+    assert after == before
 
 
 def test_what_is_unchanged_is_not_written_again(tmp_path: Path) -> None:

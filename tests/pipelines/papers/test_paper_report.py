@@ -35,7 +35,8 @@ def _curve(end: float, seed: int, diverged: bool = False) -> Curve:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An auto-encoder experiment whose stages have left invented curves."""
-    asked = AskedExperiment("autoencoder", "small", 2, 2, ("prong", "sgd", "k-fac"), str(ROOT), "")
+    methods = ("prong", "sgd", "k-fac")
+    asked = AskedExperiment("autoencoder", "small", 2, 2, 512, methods, str(ROOT), "")
     work = tmp_path / "work"
     _, scale = asked.experiment()
     plan.lay_out(work, asked)
@@ -65,11 +66,14 @@ def test_a_report_needs_nothing_else_and_says_what_is_missed(folder: Path) -> No
     assert path == folder / "report" / HTML
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)", text)
     assert text.count("<svg") == 4
-    command = "prong paper autoencoder --scale small --trials 2 --seeds 2 --only prong"
+    command = (
+        "prong paper autoencoder --scale small --trials 2 --seeds 2 --examples 512 --only prong"
+    )
     for said in ("missed", "reached", "PRONG⁺", "not available: nothing", "3.2", command):
         assert said in text, said
     assert "&lt;one&gt; &amp; only" in text
     found = read_json(folder / "report" / JSON)
+    assert found["examples"] == 512
     assert found["missing"] == {"K-FAC": "not available: nothing"}
     targets = {target["what"]: target for target in found["targets"]}
     # PRONG is at 8 + 0.05 between updates 30 and 40 of 100: within a fifth it is not.
