@@ -199,16 +199,16 @@ def _nudge() -> None:
 
     from pipelines.training import network
 
-    build = network.build
+    plain = network.plain
 
-    def nudged(spec: network.NetworkSpec) -> torch.nn.Module:
-        made = build(spec)
+    def nudged(spec: network.NetworkSpec, checkout: Path | None = None) -> network.Network:
+        made = plain(spec, checkout)
         with torch.no_grad():
             for weight in made.parameters():
                 weight.copy_(torch.nextafter(weight, 2 * weight))
         return made
 
-    network.build = nudged
+    network.plain = nudged
 
 
 def _leave_hash(folder: Path) -> None:

@@ -91,6 +91,11 @@ class Checkout:
         )
         return Done(done.returncode, done.stdout, done.stderr)
 
+    def repro(self, *stages: str) -> Done:
+        """Run stages by DVC alone, as `make repro` does: the hashes of the code come first."""
+        noted = self.run(sys.executable, "-m", "pipelines.systems.dvc.stage_code")
+        return noted if noted.code else self.run("dvc", "repro", *stages)
+
     def run_states(self) -> list[str]:
         """Return how each MLflow run of the checkout's trainings stands."""
         program = (

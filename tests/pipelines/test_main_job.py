@@ -204,7 +204,7 @@ def test_a_registry_that_does_not_answer_keeps_what_is_finished(
 def test_dvc_alone_makes_the_same_bytes(checkout: Checkout, first: Done, tmp_path: Path) -> None:
     other = make(tmp_path / "other")
     (other.root / "params.yaml").write_bytes((checkout.root / "params.yaml").read_bytes())
-    done = other.run("dvc", "repro")
+    done = other.repro()
     assert done.code == 0, done.out + done.err
     for name in ("models/model.onnx", "models/trained/network.safetensors"):
         assert (other.root / name).read_bytes() == (checkout.root / name).read_bytes(), name

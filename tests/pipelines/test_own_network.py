@@ -27,7 +27,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     assert text != own_networks.example()
     (made.root / "network.py").write_text(f"import layers\n{text}", encoding="utf-8")
     (made.root / "layers.py").write_text("from torch.nn import ReLU as activation\n")
-    params_file.edit(made.root / "params.yaml", ["train.network=network:build"])
+    params_file.edit(made.root / "params.yaml", ["train.network=network:build", "train.epochs=8"])
     commit_all(made.root, "own network")
     return made
 

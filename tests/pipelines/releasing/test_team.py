@@ -57,7 +57,7 @@ def test_a_team_releases_from_postgresql_and_s3(
     assert number == 1
     image = tmp_path / "image.png"
     Image.fromarray(load_split(made.layout.prepared, "test").inputs[0, 0]).save(image)
-    (answer,) = predict(OnnxModel.load(path, "cpu"), [image])
+    (answer,) = predict(OnnxModel.load(path, "cpu"), [image], checkout=made.layout.root)
     assert 0 < answer.probability <= 1
     (row, _) = registry.list_versions(made.layout, MODEL)
     where = version_files.location(made.layout, row)

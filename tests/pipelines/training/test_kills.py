@@ -124,7 +124,7 @@ def _runs(checkout: Checkout) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     made = make(tmp_path_factory.mktemp("kills") / "job")
-    done = made.run("dvc", "repro", "prepare")
+    done = made.repro("prepare")
     assert done.code == 0, done.out + done.err
     return made
 

@@ -111,6 +111,7 @@ def test_the_main_job_in_float32_stays_as_near_as_one_bit(
         return [abs(a - b) / b for a, b in zip(_losses(other), one, strict=True)]
 
     nudged = apart(training.another("nudged", options=("every", "nudge")))
+    assert max(nudged[:200]) > 0
     for ranks in (2, 4):
         several = training.another(str(ranks), ranks=ranks)
         found = apart(several)

@@ -157,12 +157,12 @@ def test_the_rank_furthest_behind_is_named_as_hung(tmp_path: Path) -> None:
 def test_two_machines_train_as_one(tmp_path: Path) -> None:
     """Two agents that meet on loopback, one rank each; the second by `prong join`."""
     checkout = make(tmp_path / "job")
-    assert checkout.run("dvc", "repro", "prepare").code == 0
+    assert checkout.repro("prepare").code == 0
     where = f"supervision.rendezvous=127.0.0.1:{free_port()}"
     params_file.edit(checkout.root / "params.yaml", [where, "supervision.nodes=2"])
     second = checkout.start("join")
     try:
-        done = checkout.run("dvc", "repro", "train")
+        done = checkout.repro("train")
         assert done.code == 0, done.out + done.err
         out, err = second.communicate(timeout=60)
     finally:
