@@ -130,13 +130,13 @@ def test_a_failed_rank_is_named_first(training: RankProcesses, ranks: int) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_hung_rank_is_found_and_ended(training: RankProcesses, ranks: int) -> None:
-    training = replace(training, ranks=ranks, timeout=4.0)
+    training = replace(training, ranks=ranks, timeout=15.0)  # they start in less
     with _at_work(training) as (process, signs):
         signs[-1].send(signal.SIGSTOP)
         start = time.monotonic()
         said = process.wait(60).output
-        assert time.monotonic() - start < 25
-        assert said.startswith(f"Failed: rank {ranks - 1} hung: no heartbeat for 4 s")
+        assert time.monotonic() - start < 45
+        assert said.startswith(f"Failed: rank {ranks - 1} hung: no heartbeat for 15 s")
         assert "does not respond" in said
 
 
