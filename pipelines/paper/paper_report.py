@@ -72,11 +72,7 @@ def write_report(folder: Path, asked: AskedExperiment) -> Path:
 def command_of(asked: AskedExperiment) -> str:
     """Return the command that makes a report."""
     words = ["prong", "paper", asked.name, "--scale", asked.scale]
-    numbers = {
-        "--trials": asked.trials,
-        "--seeds": asked.seeds,
-        "--examples": asked.examples,
-    }
+    numbers = {"--trials": asked.trials, "--seeds": asked.seeds, "--examples": asked.examples}
     for option, value in numbers.items():
         words += [option, str(value)] if value else []
     for method in asked.only:

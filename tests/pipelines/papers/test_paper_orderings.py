@@ -63,10 +63,9 @@ def test_autoencoder_prong_is_ahead_of_first_order_methods(tmp_path: Path) -> No
         for seed in SEEDS:
             found = {}
             for method in ("prong", "sgd", "rmsprop", "adamw"):
-                begun = METHODS[method].begin(normalised)
-                # PRONG as it comes: at a constant rate, without the warm-up that others begin with.
-                untuned = {"normalised": normalised, "lr": begun["lr"]}
-                values = untuned if method == "prong" else begun
+                values = METHODS[method].begin(normalised)
+                if method == "prong":  # as it comes: a constant rate, and no warm-up
+                    values = {**scale.points["untuned"].values, "normalised": normalised}
                 curve = _train(AUTOENCODERS, scale, examples, method, values, seed)
                 found[method] = curve.last.figures
             ours = found.pop("prong")

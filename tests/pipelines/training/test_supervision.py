@@ -135,7 +135,7 @@ def test_a_hung_rank_is_found_and_ended(training: RankProcesses, ranks: int) -> 
         signs[-1].send(signal.SIGSTOP)
         start = time.monotonic()
         said = process.wait(60).output
-        assert time.monotonic() - start < 45
+        assert time.monotonic() - start < 36
         assert said.startswith(f"Failed: rank {ranks - 1} hung: no heartbeat for 15 s")
         assert "does not respond" in said
 
