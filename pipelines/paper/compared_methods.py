@@ -51,7 +51,7 @@ class Method:
         install: What to install for it.
         never: Why no package has it; empty if one does.
         leaves: Common settings that it has of its own.
-        also: Further settings to begin a search with, without batch normalisation.
+        begins: Common settings that its search begins with instead of everyone's.
     """
 
     label: str
@@ -65,7 +65,7 @@ class Method:
     install: str = ""
     never: str = ""
     leaves: tuple[str, ...] = ()
-    also: tuple[Values, ...] = ()
+    begins: Values = field(default_factory=dict)
 
     @property
     def missing(self) -> str:
@@ -84,15 +84,15 @@ class Method:
 
     def begin(self, normalised: bool) -> dict[str, Value]:
         """Return settings to begin a search with."""
-        common = {key: value for key, value in _COMMON_FIRST.items() if key not in self.leaves}
+        first = {**_COMMON_FIRST, **self.begins}
+        common = {key: value for key, value in first.items() if key not in self.leaves}
         own = {key: value for key, (_, value) in self.own.items()}
         return {"lr": self.first, "normalised": normalised, **common, **own}
 
     @property
     def beginnings(self) -> tuple[Values, ...]:
         """All settings that a search begins with."""
-        plain = self.begin(normalised=False)
-        return (self.begin(normalised=True), plain, *({**plain, **more} for more in self.also))
+        return self.begin(normalised=True), self.begin(normalised=False)
 
 
 def _of(build: optimizers.Build) -> Callable[[nn.Module, Values], Optimizers]:
@@ -148,8 +148,8 @@ METHODS: dict[str, Method] = {
         own=_PRONG,
         whitened=True,
         leaves=("clip",),  # its step control is one
-        # Its defaults: the step control makes up for a warm-up.
-        also=({"lr": 0.03, "schedule": "constant", "warmup": 0.0},),
+        # Its defaults: step control makes up for a warm-up, and for a rate that falls.
+        begins={"schedule": "constant", "warmup": 0.0},
     ),
     "sgd": Method(
         "SGD, momentum", _of(optimizers.sgd), rate=_SGD_RATE, first=0.01, first_order=True

@@ -78,7 +78,8 @@ def text(kept: Path) -> str:
         if len(missing) < len(there):
             stated = [f"- {one.what}: {one.value} ({one.place})" for one in experiment.stated]
             chosen = [f"- {one}" for one in experiment.chosen]
-            parts.append("The paper states:\n\n" + "\n".join(stated) + "\n")
+            if stated:
+                parts.append("The paper states:\n\n" + "\n".join(stated) + "\n")
             parts.append("Where its text is silent, we chose:\n\n" + "\n".join(chosen) + "\n")
     return "\n".join(parts)
 
