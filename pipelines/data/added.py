@@ -27,6 +27,7 @@ from pipelines.data.class_folders import SPLIT_OF, UNPRINTABLE, is_image
 from pipelines.data.collection import Collection, Encoded, encoded, from_files
 from pipelines.data.image_folder import walk
 from pipelines.data.images import EXTENSIONS
+from pipelines.data.large_arrays import joined
 
 _LONGEST = 100
 _VERSION = re.compile(r"\d{4,}")
@@ -198,7 +199,7 @@ def join(source: Collection, folder: Path) -> Collection:
         source = replace(
             source,
             classes=classes,
-            images=np.concatenate([source.images, images]),
+            images=joined(source.images, images),
             labels=np.concatenate([source.labels, labels]),
             hashes=(*source.hashes, *hashes),
             official=official,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipelines.core.errors import UserError
 from pipelines.core.progress import bar
 from pipelines.data.images import content_hash, fit, load, pixels
+from pipelines.data.large_arrays import reserve
 
 CHUNK = 16
 """Images per unit of work."""
@@ -61,31 +62,6 @@ class Collection:
     notes: tuple[str, ...] = ()
     values: NDArray[np.float64] | None = None
     value_names: tuple[str, ...] = ()
-
-
-def reserve(n: int, channels: int, size: int, bits: int = 8) -> NDArray[Any]:
-    """Return memory for `n` images.
-
-    Raises:
-        UserError: If that is more than half of the machine's memory.
-    """
-    check_memory(n, channels, size, bits)
-    return np.empty((n, channels, size, size), dtype=np.uint8 if bits == 8 else np.uint16)
-
-
-def check_memory(n: int, channels: int, size: int, bits: int = 8) -> None:
-    """Check that `n` images fit into half of the machine's memory.
-
-    Raises:
-        UserError: If they do not.
-    """
-    need = n * channels * size * size * bits // 8
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if 2 * need > have:  # a split is copied when it is written
-        raise UserError(
-            f"data.size = {size}: {n} images of that size need {need / 2**30:.1f} GiB of memory "
-            f"twice, and the machine has {have / 2**30:.1f}; use a smaller size or fewer images"
-        )
 
 
 def from_arrays(arrays: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], tuple[str, ...]]:

@@ -28,16 +28,15 @@ from pipelines.core.files import sha256_json
 from pipelines.core.progress import bar
 from pipelines.data import arrays
 from pipelines.data.class_folders import official_splits
-from pipelines.data.collection import Collection, check_memory, reserve
+from pipelines.data.collection import Collection
 from pipelines.data.example import Example
 from pipelines.data.images import content_hash, fit, values
+from pipelines.data.large_arrays import GrowingImages
 from pipelines.data.targets import Targets
 
 KEY = "data.source"
 _COMPARED = 4
 """Examples that two calls must yield alike."""
-_BLOCK = 512
-"""Examples for which memory is taken at once."""
 _MOST = 10_000_000
 """Most examples without `data.limit`; a function that yields more probably never ends."""
 _LARGEST = 1024
@@ -55,7 +54,7 @@ def read(config: DataConfig, *, root: Path, task: str) -> Collection:
 
     Raises:
         UserError: If the function cannot be found, raises, yields nothing, something else than
-            examples, or others when it is called again; or if they do not fit into memory.
+            examples, or others when it is called again; or if they do not fit onto the disk.
     """
     if config.sha256:
         raise UserError(
@@ -227,7 +226,7 @@ class _Gathered:
     def __init__(self, config: DataConfig, task: str, said: str) -> None:
         self._config, self._said = config, said
         self._targets = Targets(task)
-        self._blocks: list[NDArray[Any]] = []
+        self._images: GrowingImages | None = None
         self._hashes: list[str] = []
         self._names: list[str] = []
         self._splits: list[str | None] = []
@@ -249,7 +248,7 @@ class _Gathered:
 
         Raises:
             UserError: If it has other channels or another kind of target than those before, or
-                there is no memory for it.
+                there is no room for it.
         """
         channels = image.shape[2]
         if not self._hashes:
@@ -269,11 +268,9 @@ class _Gathered:
             self._targets.add(example.target)
         except UserError as error:
             raise UserError(f"{place}{example.name}: {error}") from None
-        block, row = divmod(self.count, _BLOCK)
-        if block == len(self._blocks):
-            check_memory((block + 1) * _BLOCK, channels, self._size, self._config.bits)
-            self._blocks.append(reserve(_BLOCK, channels, self._size, self._config.bits))
-        self._blocks[block][row] = fit(image, self._size)
+        if self._images is None:
+            self._images = GrowingImages(channels, self._size, self._config.bits)
+        self._images.append(fit(image, self._size))
         self._hashes.append(content_hash(image).hex())
         self._names.append(example.name)
         self._splits.append(example.split)
@@ -284,10 +281,7 @@ class _Gathered:
         Raises:
             UserError: If an official set has a class that training lacks.
         """
-        n, bits = self.count, self._config.bits
-        images = reserve(n, self._channels, self._size, bits)
-        for start in range(0, n, _BLOCK):
-            images[start : start + _BLOCK] = self._blocks.pop(0)[: n - start]
+        assert self._images is not None  # there is an example
         found = self._targets.found()
         of = found.classes or ("",)
         official, validation, notes = official_splits(
@@ -298,14 +292,14 @@ class _Gathered:
         )
         return Collection(
             classes=found.classes,
-            images=images,
+            images=self._images.all(),
             labels=found.labels,
             hashes=tuple(self._hashes),
             official=None if official is None else np.array(official),
             validation=None if validation is None else np.array(validation),
             names=self._names,
             ignored=(),
-            files={f"{self._config.source}: {n} examples": digest},
+            files={f"{self._config.source}: {self.count} examples": digest},
             notes=notes,
             values=found.values,
             value_names=found.value_names,

@@ -17,6 +17,7 @@ from pipelines.core.files import atomic_directory, write_json
 from pipelines.data import card as cards
 from pipelines.data import schema, sources, table, table_card
 from pipelines.data.collection import Collection
+from pipelines.data.large_arrays import gathered
 from pipelines.data.prepared import (
     CARD,
     PICTURE,
@@ -168,7 +169,7 @@ def _take(collection: Collection, rows: list[int]) -> Split:
         targets = collection.labels[index]
     elif collection.values is not None:
         targets = collection.values[index]
-    return Split(collection.images[index], targets, hashes)
+    return Split(gathered(collection.images, index), targets, hashes)
 
 
 def _values(names: Sequence[str], targets: NDArray[np.float64]) -> tuple[Value, ...]:

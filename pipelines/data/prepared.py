@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from pipelines.core.errors import UserError
+from pipelines.data import split_file
 from pipelines.tasks.form import Form
 
 SPLITS = ("train", "validation", "gate", "test")
@@ -22,7 +21,7 @@ ROW = "sample.csv"
 """The sample of a table."""
 EXAMPLES = "examples"
 """What all examples are counted under, where there are no classes."""
-_TENSORS = {"inputs", "targets", "hashes"}
+_TENSORS = frozenset({"inputs", "targets", "hashes"})
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,8 @@ class Split:
     """The examples of one split, in the order of their content hash.
 
     Attributes:
-        inputs: Images [n, channels, size, size], or rows [n, columns]; see `Form.dtype`.
+        inputs: Images [n, channels, size, size], or rows [n, columns]; see `Form.dtype`. Many of
+            them are mapped from their file and cannot be written to.
         targets: Positions in the card's classes, int64 [n]; or values, float64 [n, values].
         hashes: Hex sha256 of each example's content, n of them.
     """
@@ -119,13 +119,9 @@ def load_card(directory: Path) -> Card:
 
 def save_split(directory: Path, name: str, split: Split) -> None:
     """Write one split as `NAME.safetensors`: inputs, targets, and hashes as uint8 [n, 32]."""
-    tensors: dict[str, NDArray[Any]] = {
-        "inputs": np.ascontiguousarray(split.inputs),
-        "targets": np.ascontiguousarray(split.targets),
-        "hashes": np.frombuffer(bytes.fromhex("".join(split.hashes)), np.uint8).reshape(-1, 32),
-    }
-    # Python writes the file, not safetensors, so that a full disk raises an OSError.
-    (directory / f"{name}.safetensors").write_bytes(save(tensors))
+    hashes = np.frombuffer(bytes.fromhex("".join(split.hashes)), np.uint8).reshape(-1, 32)
+    tensors = {"inputs": split.inputs, "targets": split.targets, "hashes": hashes}
+    split_file.write(directory / f"{name}.safetensors", tensors)
 
 
 def check_split(where: str, split: Split, form: Form) -> None:
@@ -174,13 +170,9 @@ def load_split(directory: Path, name: str) -> Split:
     card = load_card(directory)
     path = directory / f"{name}.safetensors"
     try:
-        tensors = load_file(path)
+        tensors = split_file.read(path, _TENSORS, large="inputs")
     except FileNotFoundError:
         raise UserError(f"{path}: absent; the stage prepare makes it") from None
-    except SafetensorError as error:
-        raise UserError(f"{path}: corrupt or truncated: {error}") from None
-    if set(tensors) != _TENSORS:
-        raise UserError(f"{path}: contains {sorted(tensors)}, not {', '.join(sorted(_TENSORS))}")
     hashes = tensors["hashes"]
     if hashes.dtype != np.uint8 or hashes.ndim != 2 or hashes.shape[1] != 32:
         raise UserError(f"{path}: hashes must be uint8 [n, 32], not {hashes.dtype} {hashes.shape}")

@@ -19,6 +19,7 @@ from pipelines.data.prepared import Split, load_card, load_split
 from pipelines.systems.onnx.metadata import require_fit
 from pipelines.tasks.named import task_of
 from pipelines.tasks.task import Task
+from pipelines.training.batches import shared
 from pipelines.training.network import load
 
 
@@ -54,7 +55,7 @@ def evaluate(
     if not len(split.inputs):
         raise UserError(f"{prepared}: the test split is empty; raise data.test")
     task = task_of(card.form, prepared)
-    targets, inputs = torch.from_numpy(split.targets), torch.from_numpy(split.inputs)
+    targets, inputs = torch.from_numpy(split.targets), shared(split.inputs)
     raw = _in_parts(network, config.batch, inputs)
     if not torch.isfinite(raw).all():
         raise UserError(f"{trained}: the network's output for a test example is NaN or infinite")
@@ -101,7 +102,7 @@ def _in_parts(function: Any, batch: int, *tensors: torch.Tensor) -> torch.Tensor
     """Return a function's value for each example [n, …], asked batch by batch."""
     return torch.cat(
         [
-            function(*(tensor[start : start + batch] for tensor in tensors))
+            function(*(tensor[start : start + batch].clone() for tensor in tensors))
             for start in range(0, len(tensors[0]), batch)
         ]
     )

@@ -171,10 +171,10 @@ IMAGENET = Experiment(
         "made of the numbers of the classes: dog (118 classes, Chihuahua to Mexican hairless), "
         "other animal (280), no animal (602, people among them). Its errors say nothing of "
         "ImageNet's.",
-        "The full scale has 64 × 64 pixels, not the paper's 224: every rank holds the training "
-        "split in memory, 16 GB of 1.28 million images of that size, and preparing them takes "
-        "twice that. Class folders and tar shards are read; images are not streamed in training, "
-        "so memory limits their number and size.",
+        "The full scale has 64 × 64 pixels, not the paper's 224, and so 16 GB of fitted images. "
+        "Class folders and tar shards of any size are read: a split that is large beside the "
+        "machine's memory stays in its file, and the ranks read batches from there. The disk must "
+        "hold the images as they came and three times the fitted ones.",
         "The network is the project's Inception, a quarter as wide as the paper's at 64 × 64 (a "
         "sixteenth at the small scale), trained by the project's own loop under torchrun: one rank "
         "for each GPU, or two without any. A batch of 256 images (small: 64) is split over the "

@@ -62,7 +62,7 @@ def prepare(source: str, size: int, place: ImagePlace, folder: Path) -> None:
         folder: Is made, or filled again.
 
     Raises:
-        UserError: If the images are not there, are corrupt, or do not fit into memory.
+        UserError: If the images are not there, are corrupt, or do not fit onto the disk.
     """
     given = _found(source, place)
     raw = folder / "raw"
@@ -150,7 +150,7 @@ def batching(prepared: Path) -> float:
         prepared: Output of `prepare_splits`.
     """
     train = load_split(prepared, "train")
-    inputs, targets = torch.from_numpy(train.inputs), torch.from_numpy(train.targets)
+    inputs, targets = batches.shared(train.inputs), torch.from_numpy(train.targets)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

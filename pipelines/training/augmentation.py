@@ -87,7 +87,7 @@ def try_out(config: TrainConfig, prepared: Path) -> None:
             f"{KEY} = {config.augment_by!r}: the data are a table, and this varies images; "
             "allowed: ''"
         )
-    images = torch.from_numpy(load_split(prepared, "validation").inputs[:_TRIED])
+    images = torch.tensor(load_split(prepared, "validation").inputs[:_TRIED])
     found = []
     for seed in (1, 2):
         with _seeded(seed):

@@ -102,10 +102,10 @@ class Loop:
         self.natural = methods.reparametrizer(config, self.network, self.optimizer)
         self.parallel = ranks.parallel(self.network, config)
         train, validation = load_split(prepared, "train"), load_split(prepared, "validation")
-        self.inputs = torch.from_numpy(train.inputs)
+        self.inputs = batches.shared(train.inputs)
         self.targets = torch.from_numpy(train.targets)
         self.validation = (
-            torch.from_numpy(validation.inputs),
+            batches.shared(validation.inputs),
             torch.from_numpy(validation.targets),
         )
         self.schedule = Waterfall(
@@ -247,7 +247,7 @@ class Loop:
         most = -(-len(inputs) // self.ranks.size)  # so that every rank has equally many turns
         for start in range(0, most, _SCORED):
             self.after_step(self, "evaluating")
-            part = inputs[mine][start : start + _SCORED].to(self.ranks.device)
+            part = inputs[mine][start : start + _SCORED].to(self.ranks.device, copy=True)
             wanted = targets[mine][start : start + _SCORED].to(self.ranks.device)
             if len(part):
                 raw = self.network(part)

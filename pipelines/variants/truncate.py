@@ -166,7 +166,7 @@ def _estimated_on(base: VariantBase) -> tuple[Split, NDArray[Any]]:
 
 def _examples(base: VariantBase) -> list[torch.Tensor]:
     inputs = load_split(base.layout.prepared, "train").inputs[:SAMPLES]
-    taken = torch.from_numpy(fitted(inputs, base.data.form, base.card.form))
+    taken = torch.tensor(fitted(inputs, base.data.form, base.card.form))
     return [taken[at : at + _BATCH] for at in range(0, len(taken), _BATCH)]
 
 

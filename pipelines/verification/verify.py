@@ -76,7 +76,7 @@ def verify(
     spec, network = load(trained)
     model = OnnxModel.load(onnx, config.provider, asked="verify.provider")
     require_fit(onnx, model.card, trained, spec, "export")
-    inputs = load_split(prepared, "test").inputs[: config.images]
+    inputs = load_split(prepared, "test").inputs[: config.images].copy()
     if not len(inputs):
         raise UserError(f"{prepared}: the test split is empty; raise data.test")
     comparisons = compare(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipelines.core.config import DataConfig
 from pipelines.core.errors import UserError
-from pipelines.data import collection, sources
+from pipelines.data import large_arrays, sources
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 BATCHES = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
@@ -159,6 +159,6 @@ def test_a_malformed_binary_version_is_refused(tmp_path: Path) -> None:
         sources.cifar10(path, 32, sha256="x")
 
 
-def test_images_that_do_not_fit_into_memory_are_refused_at_once() -> None:
-    with pytest.raises(UserError, match=r"data\.size = 1024: 100000000 images .* GiB of memory"):
-        collection.reserve(10**8, 3, 1024)
+def test_images_that_fit_neither_into_memory_nor_onto_the_disk_are_refused_at_once() -> None:
+    with pytest.raises(UserError, match=r"data\.size = 1024: 100000000 images .* a larger disk"):
+        large_arrays.reserve(10**8, 3, 1024)
