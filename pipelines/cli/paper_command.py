@@ -29,6 +29,9 @@ def paper(
     only: Annotated[
         list[str] | None, typer.Option(metavar="METHOD", help="Only this method. Repeatable.")
     ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="ROW", help="Not this row, by its key. Repeatable.")
+    ] = None,
 ) -> None:
     """Run an experiment of the paper again: data, search, trainings, report. Skip what is done."""
     from pipelines.paper.paper_run import PaperOptions, run_and_show, show_experiments
@@ -36,4 +39,5 @@ def paper(
     if not name:
         show_experiments()
         return
-    run_and_show(name, PaperOptions(scale, out, trials, seeds, examples, tuple(only or ())))
+    chosen = tuple(only or ()), tuple(without or ())
+    run_and_show(name, PaperOptions(scale, out, trials, seeds, examples, *chosen))

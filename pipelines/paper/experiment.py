@@ -127,22 +127,36 @@ class Scale:
     options: Mapping[str, Any] = field(default_factory=dict)
     limit: int = 0
 
-    def only(self, methods: tuple[str, ...]) -> Scale:
-        """Return the scale with these methods alone; all of them if none is named.
+    def part(self, only: tuple[str, ...], without: tuple[str, ...]) -> Scale:
+        """Return the scale with some methods alone, and without some rows of the report.
+
+        Args:
+            only: Methods; all of them if none is named.
+            without: Keys of points. A study that no other point needs goes with them.
 
         Raises:
-            UserError: If one is not among them.
+            UserError: If a name is unknown, or nothing is left.
         """
-        known = sorted({point.method for point in self.points.values()})
-        for name in methods:
-            if name not in known:
-                raise UserError(f"--only {name!r}: allowed: {', '.join(known)}")
-        chosen = set(methods or known)
-        return replace(
-            self,
-            points={k: v for k, v in self.points.items() if v.method in chosen},
-            studies={k: v for k, v in self.studies.items() if v.method in chosen},
-        )
+        methods = sorted({point.method for point in self.points.values()})
+        _check_names("--only", only, methods)
+        _check_names("--without", without, sorted(self.points))
+        chosen = set(only or methods)
+        points = {
+            key: point
+            for key, point in self.points.items()
+            if point.method in chosen and key not in without
+        }
+        if not points:
+            raise UserError(f"--without {without[-1]!r}: nothing is left to train")
+        needed = {point.study for point in points.values()}
+        studies = {key: study for key, study in self.studies.items() if key in needed}
+        return replace(self, points=points, studies=studies)
+
+
+def _check_names(option: str, given: tuple[str, ...], known: list[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise UserError(f"{option} {name!r}: allowed: {', '.join(known)}")
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ trains each with several seeds, and writes `paper/NAME-SCALE/report/report.html`
 axes. `--scale small` takes minutes on two cores, on real images: digits that come with the package,
 for `cifar10` a part of CIFAR-10 (downloaded, or in `data.mirror`), for `imagenet` a sample in
 `data.mirror`. `--scale full` has the paper's size, but for `imagenet`, as is said there. A second
-run does only what is missing, and so does one after a kill. `--only METHOD`, `--trials`, `--seeds`
-and `--examples` (that a training sees) make it smaller. Every trial and every training is a run in
-MLflow (`prong ui`), in the experiment `paper-NAME-SCALE`.
+run does only what is missing, and so does one after a kill. `--only METHOD`, `--without ROW`,
+`--trials`, `--seeds` and `--examples` (that a training sees) make it smaller; ROW is a key below
+`paper/NAME-SCALE/trained`. Every trial and every training is a run in MLflow (`prong ui`), in the
+experiment `paper-NAME-SCALE`.
 
 The paper's curves and its supplement are not to be had: only numbers that its text states are
 compared. This page is written by `python -m pipelines.paper.page` from the reports' figures, which

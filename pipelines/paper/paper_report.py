@@ -77,6 +77,8 @@ def command_of(asked: AskedExperiment) -> str:
         words += [option, str(value)] if value else []
     for method in asked.only:
         words += ["--only", method]
+    for row in asked.without:
+        words += ["--without", row]
     return " ".join(words)
 
 

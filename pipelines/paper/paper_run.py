@@ -30,6 +30,7 @@ class PaperOptions:
         seeds: `--seeds`; None: as the scale has them.
         examples: `--examples`; None: as the scale has them.
         only: `--only`.
+        without: `--without`.
     """
 
     scale: str
@@ -38,6 +39,7 @@ class PaperOptions:
     seeds: int | None
     examples: int | None
     only: tuple[str, ...]
+    without: tuple[str, ...]
 
 
 def show_experiments() -> None:
@@ -72,6 +74,7 @@ def run_and_show(name: str, options: PaperOptions) -> None:
         options.seeds,
         options.examples,
         options.only,
+        options.without,
         str(layout.home),
         params.data.mirror,
     )

@@ -69,6 +69,7 @@ class AskedExperiment:
         seeds: Of each point; None: as the scale has them.
         examples: That a training sees; None: as the scale has them.
         only: Methods; empty: all.
+        without: Points that are left out.
         checkout: Whose MLflow store and downloads are used, and whose `data.mirror`.
         mirror: That setting.
     """
@@ -79,6 +80,7 @@ class AskedExperiment:
     seeds: int | None
     examples: int | None
     only: tuple[str, ...]
+    without: tuple[str, ...]
     checkout: str
     mirror: str
 
@@ -90,7 +92,7 @@ class AskedExperiment:
         """
         found = experiment(self.name)
         check_scale(self.scale)
-        scale = found.scales[self.scale].only(self.only)  # type: ignore[index]
+        scale = found.scales[self.scale].part(self.only, self.without)  # type: ignore[index]
         return found, replace(
             scale,
             trials=self.trials or scale.trials,
@@ -202,7 +204,8 @@ def _settings(asked: AskedExperiment, scale: Scale) -> dict[str, Any]:
 
 
 def _plain(asked: AskedExperiment) -> dict[str, Any]:
-    return asdict(asked) | {"only": list(asked.only)}  # as JSON has it
+    lists = {"only": list(asked.only), "without": list(asked.without)}  # as JSON has them
+    return asdict(asked) | lists
 
 
 def _study(study: StudyPlan) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipelines.paper.plan import AskedExperiment
 from pipelines.systems.dvc.reproduce import open_repo
 
 ROOT = Path(__file__).parents[3]
-ASKED = AskedExperiment("autoencoder", "small", None, None, None, (), str(ROOT), "")
+ASKED = AskedExperiment("autoencoder", "small", None, None, None, (), (), str(ROOT), "")
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -72,6 +72,14 @@ def test_another_seed_leaves_what_is_done_as_it_is(tmp_path: Path) -> None:
     assert plan.asked_in(tmp_path).only == ("prong", "sgd")
 
 
+def test_rows_that_are_left_out_take_their_search_with_them_if_nobody_else_needs_it() -> None:
+    _, whole = ASKED.experiment()
+    _, part = replace(ASKED, without=("sgd", "muon")).experiment()
+    assert set(whole.points) - set(part.points) == {"sgd", "muon"}
+    assert set(whole.studies) - set(part.studies) == {"muon"}  # BN + SGD needs that of SGD
+    assert all(part.points[key] == whole.points[key] for key in part.points)
+
+
 def test_other_lengths_are_other_trainings(tmp_path: Path) -> None:
     plan.lay_out(tmp_path, ASKED)
     before = _parts(tmp_path)
@@ -95,6 +103,8 @@ def test_what_is_unchanged_is_not_written_again(tmp_path: Path) -> None:
         ({"name": "nothing"}, "NAME 'nothing'"),
         ({"scale": "huge"}, "--scale 'huge': allowed: small, full"),
         ({"only": ("magic",)}, "--only 'magic': allowed: adamw, k-fac"),
+        ({"without": ("magic",)}, "--without 'magic': allowed: adamw, bn-adamw"),
+        ({"only": ("muon",), "without": ("muon",)}, "--without 'muon': nothing is left to train"),
     ],
 )
 def test_a_wrong_name_says_what_is_allowed(change: dict[str, Any], said: str) -> None:

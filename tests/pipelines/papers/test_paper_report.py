@@ -35,8 +35,8 @@ def _curve(end: float, seed: int, diverged: bool = False) -> Curve:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An auto-encoder experiment whose stages have left invented curves."""
-    methods = ("prong", "sgd", "k-fac")
-    asked = AskedExperiment("autoencoder", "small", 2, 2, 512, methods, str(ROOT), "")
+    methods, left_out = ("prong", "sgd", "k-fac"), ("untuned",)
+    asked = AskedExperiment("autoencoder", "small", 2, 2, 512, methods, left_out, str(ROOT), "")
     work = tmp_path / "work"
     _, scale = asked.experiment()
     plan.lay_out(work, asked)
@@ -69,6 +69,7 @@ def test_a_report_needs_nothing_else_and_says_what_is_missed(folder: Path) -> No
     command = (
         "prong paper autoencoder --scale small --trials 2 --seeds 2 --examples 512 --only prong"
     )
+    command += " --only sgd --only k-fac --without untuned"
     for said in ("missed", "reached", "PRONG⁺", "not available: nothing", "3.2", command):
         assert said in text, said
     assert "&lt;one&gt; &amp; only" in text
