@@ -12,6 +12,7 @@ from pipelines.paper.autoencoder_experiment import AUTOENCODERS
 from pipelines.paper.compared_methods import METHODS
 from pipelines.paper.experiment import Curve, Experiment, Scale, TrainingTask
 from pipelines.paper.fisher_experiment import FISHER
+from pipelines.paper.relu_experiment import BATCH, RELU
 from pipelines.systems.optuna.dimensions import Value
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -64,10 +65,27 @@ def test_autoencoder_prong_is_ahead_of_first_order_methods(tmp_path: Path) -> No
             found = {}
             for method in ("prong", "sgd", "rmsprop", "adamw"):
                 values = METHODS[method].begin(normalised)
-                if method == "prong":  # as it comes: a constant rate, and no warm-up
-                    values = {**scale.points["untuned"].values, "normalised": normalised}
                 curve = _train(AUTOENCODERS, scale, examples, method, values, seed)
                 found[method] = curve.last.figures
             ours = found.pop("prong")
             for figure in ("train", "test"):
                 assert all(ours[figure] < its[figure] for its in found.values()), found
+
+
+def test_relu_prong_as_it_comes_is_ahead_of_the_adam_that_a_search_found(tmp_path: Path) -> None:
+    """After 32 epochs; with batch normalisation and without."""
+    scale = replace(RELU.scales["small"], marks=1)
+    examples = _examples(RELU, tmp_path)
+    adam: dict[str, Value] = {
+        "lr": 0.0181, "schedule": "linear", "warmup": 0.05, "clip": 30.0, "normalised": True
+    }  # fmt: skip
+    for seed in SEEDS:
+        error = {}
+        for key, method, values in (
+            ("adam", "adam", adam),
+            ("prong", "prong", METHODS["prong"].begin(normalised=False)),
+            ("prong+", "prong", METHODS["prong"].begin(normalised=True)),
+        ):
+            curve = _train(RELU, scale, examples, method, {**values, "batch": BATCH}, seed)
+            error[key] = curve.last.figures["train"]
+        assert error["prong+"] < error["prong"] < error["adam"], error
