@@ -55,9 +55,9 @@ def reserve(n: int, channels: int, size: int, bits: int = 8) -> NDArray[Any]:
 
 def _folder() -> str:
     """Return where large arrays are kept."""
-    named = os.environ.get("TMPDIR", "")
-    places = [named, "/var/tmp", tempfile.gettempdir()]
-    return next(place for place in places if place and os.access(place, os.W_OK | os.X_OK))
+    places = [os.environ.get("TMPDIR", ""), "/var/tmp"]
+    usable = (place for place in places if place and os.access(place, os.W_OK | os.X_OK))
+    return next(usable, tempfile.gettempdir())
 
 
 def gathered(images: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
