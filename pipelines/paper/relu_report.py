@@ -94,7 +94,9 @@ def _time(results: Results, level: float, seconds: float) -> SheetTarget:
     whole = [c.last.seconds for key in _LONG if key in results.there
              for c in results.there[key].curves.values()]  # fmt: skip
     if not whole:
-        return SheetTarget(what, limit, "", None, "Adam was not trained")
+        there = any(key in results.there for key in _ADAM)
+        why = "Adam does not reach it, and was not trained for longer" if there else ""
+        return SheetTarget(what, limit, "", None, why or "Adam was not trained")
     part = seconds / median(whole)
     why = "Adam does not reach it: its whole time is taken"
     return SheetTarget(what, limit, f"{part:.3g}", part <= 0.5, why)

@@ -105,6 +105,15 @@ def test_levels_are_reached_or_missed_in_epochs_and_beside_adams_time() -> None:
     assert slower["time to ≤ 60"].reached is False
     ends = "training cross-entropy after equally many epochs: below the better Adam's"
     assert targets[ends].reached is True
+    for left_out, why in (
+        (("long-adam",), "Adam does not reach it, and was not trained for longer"),
+        (("long-adam", "adam"), "Adam was not trained"),
+    ):
+        results = _results(adam_at=64)
+        trained = {k: v for k, v in results.trained.items() if k not in left_out}
+        short = report(replace(results, trained=trained)).targets
+        time = next(target for target in short if target.what == "time to ≤ 60")
+        assert (time.reached, time.why) == (None, why)
 
 
 @pytest.mark.slow
