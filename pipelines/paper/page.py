@@ -91,7 +91,7 @@ def _section(found: Mapping[str, Any], stem: str) -> Iterator[str]:
     seen, images = found["examples"], found["images"]
     yield (
         f"{images['train']:,} images of {images['source']}, {images['size']} × {images['size']} "
-        f"pixels; {seen:,} examples a training; seeds 0 to {found['seeds'] - 1}"
+        f"pixels; {seen:,} examples a training; {_seeds(found['seeds'])}"
         f"{_trials(found['trials'])}; {found['training_seconds']:g} s of updates in the trainings "
         "shown.\n"
     )
@@ -111,6 +111,10 @@ def _section(found: Mapping[str, Any], stem: str) -> Iterator[str]:
         yield from _table(table["columns"], table["rows"])
         if table["note"]:
             yield f"{table['note']}\n"
+
+
+def _seeds(count: int) -> str:
+    return f"seeds 0 to {count - 1}" if count > 1 else "seed 0"
 
 
 def _trials(trials: Mapping[str, int]) -> str:

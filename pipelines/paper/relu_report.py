@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipelines.paper.autoencoder_report import settings
 from pipelines.paper.experiment import CurveMark, Results, Trained
 from pipelines.paper.method_comparison import at_end, best, charts, reached
-from pipelines.paper.sheet import Sheet, SheetTable, SheetTarget, median, number, spread
+from pipelines.paper.sheet import Rule, Sheet, SheetTable, SheetTarget, median, number, spread
 
 _TRAIN, _ERROR = "train", "cross-entropy of an image, nats"
 _OURS, _ADAM = ("untuned", "prong", "prong-bn"), ("adam", "bn-adam")
@@ -15,7 +15,9 @@ _LONG = tuple(f"long-{key}" for key in _ADAM)
 def report(results: Results) -> Sheet:
     """Return the content of the report."""
     figures = {_TRAIN: "Training", "test": "Test"}
-    shown = charts(results.there.values(), figures, _ERROR, y_axis="linear")
+    levels = [level for level, _ in results.scale.options["levels"]]
+    rules = {_TRAIN: tuple(Rule(f"{level:g}", level) for level in levels)}
+    shown = charts(results.there.values(), figures, _ERROR, rules=rules)
     return Sheet(shown, (_rank(results), settings(results)), tuple(_targets(results)))
 
 
