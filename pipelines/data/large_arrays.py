@@ -38,19 +38,20 @@ def reserve(n: int, channels: int, size: int, bits: int = 8) -> NDArray[Any]:
         return np.empty(shape, dtype)
     folder = _folder()
     free = shutil.disk_usage(folder).free
-    try:
-        if need > free:
-            raise OSError
-        with tempfile.TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, need)  # a write to a full disk ends the process
-            return np.asarray(np.memmap(file, dtype, mode="r+", shape=shape))
-    except OSError:
-        raise UserError(
-            f"data.size = {size}: {n} images of that size need {need / 2**30:.1f} GiB, too much "
-            f"for memory ({memory / 2**30:.1f} GiB), and {folder} has {free / 2**30:.1f} GiB; use "
-            "a smaller size or fewer images, or name a larger disk by the environment variable "
-            "TMPDIR"
-        ) from None
+    reason = f"{folder} has {free / 2**30:.1f} GiB" if need > free else ""
+    if not reason:
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                # Its room is taken now: a write to a full disk would end the process.
+                os.posix_fallocate(file.fileno(), 0, need)
+                return np.asarray(np.memmap(file, dtype, mode="r+", shape=shape))
+        except OSError as error:
+            reason = f"{folder}: {error.strerror}"
+    raise UserError(
+        f"data.size = {size}: {n} images of that size need {need / 2**30:.1f} GiB, too much for "
+        f"memory ({memory / 2**30:.1f} GiB), and {reason}; use a smaller size or fewer images, or "
+        "name a larger disk by the environment variable TMPDIR"
+    )
 
 
 def _folder() -> str:
