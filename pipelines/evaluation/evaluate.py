@@ -19,8 +19,8 @@ from pipelines.data.prepared import Split, load_card, load_split
 from pipelines.systems.onnx.metadata import require_fit
 from pipelines.tasks.named import task_of
 from pipelines.tasks.task import Task
-from pipelines.training.batches import shared
 from pipelines.training.network import load
+from pipelines.training.shared_arrays import shared
 
 
 def evaluate(

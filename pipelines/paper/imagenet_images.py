@@ -30,6 +30,7 @@ from pipelines.data.prepare import prepare as prepare_splits
 from pipelines.data.prepared import load_split
 from pipelines.paper.paper_images import ImagePlace
 from pipelines.training import batches
+from pipelines.training.shared_arrays import shared
 
 PREPARED = "prepared"
 """The folder of the splits, beside the card."""
@@ -150,7 +151,7 @@ def batching(prepared: Path) -> float:
         prepared: Output of `prepare_splits`.
     """
     train = load_split(prepared, "train")
-    inputs, targets = batches.shared(train.inputs), torch.from_numpy(train.targets)
+    inputs, targets = shared(train.inputs), torch.from_numpy(train.targets)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

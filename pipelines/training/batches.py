@@ -6,12 +6,9 @@ changes neither the batches nor the augmentation.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,16 +22,6 @@ def _generator(*key: int) -> torch.Generator:
         seed = (seed * 6364136223846793005 + part + 1442695040888963407) % 2**63
     generator.manual_seed(seed)
     return generator
-
-
-def shared(array: NDArray[Any]) -> Tensor:
-    """Return a tensor with the memory of an array, also of one that is mapped from its file.
-
-    Nothing may write to it, nor to a view of it: a write to a mapped file ends the process.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
-        return torch.from_numpy(array)
 
 
 def steps_per_epoch(images: int, batch: int) -> int:

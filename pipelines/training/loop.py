@@ -26,6 +26,7 @@ from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.events import EventWriter, conditioning_rows
 from pipelines.training.learning_rate import Waterfall
 from pipelines.training.parallel import TrainingRanks, unreduced
+from pipelines.training.shared_arrays import shared
 from pipelines.training.warm_start import started
 from prong.refresh.saved_state import shared_moments
 
@@ -102,10 +103,10 @@ class Loop:
         self.natural = methods.reparametrizer(config, self.network, self.optimizer)
         self.parallel = ranks.parallel(self.network, config)
         train, validation = load_split(prepared, "train"), load_split(prepared, "validation")
-        self.inputs = batches.shared(train.inputs)
+        self.inputs = shared(train.inputs)
         self.targets = torch.from_numpy(train.targets)
         self.validation = (
-            batches.shared(validation.inputs),
+            shared(validation.inputs),
             torch.from_numpy(validation.targets),
         )
         self.schedule = Waterfall(

@@ -22,7 +22,8 @@ from pipelines.core.errors import UserError
 from pipelines.data import large_arrays, split_file
 from pipelines.data.large_arrays import GrowingImages, gathered, joined, reserve
 from pipelines.data.prepared import load_split
-from pipelines.training.batches import epoch, shared
+from pipelines.training.batches import epoch
+from pipelines.training.shared_arrays import shared
 
 KINDS = st.sampled_from(["uint8", "uint16", "float32", "float64", "int64"])
 TENSORS = st.dictionaries(
@@ -147,7 +148,8 @@ from pipelines.core.config import DataConfig
 from pipelines.data import large_arrays, split_file
 from pipelines.data.prepare import prepare
 from pipelines.data.prepared import load_split
-from pipelines.training.batches import epoch, shared
+from pipelines.training.batches import epoch
+from pipelines.training.shared_arrays import shared
 
 root = Path(sys.argv[1])
 torch.set_num_threads(1)
