@@ -175,13 +175,27 @@ def spread(values: Array, most: int) -> Array:
     return found
 
 
-def fit(content: bytes, train: Split, held_out: Array) -> bytes:
+def spread_over(parts: Sequence[Array], most: int) -> Array:
+    """Return at most so many of all examples of several arrays, as of one array, evenly spread."""
+    total = sum(map(len, parts))
+    rows = spread(np.arange(total), most)
+    ends = np.cumsum([len(part) for part in parts])
+    found: Array = np.concatenate(
+        [
+            part[rows[(rows >= end - len(part)) & (rows < end)] - (end - len(part))]
+            for part, end in zip(parts, ends, strict=True)
+        ]
+    )
+    return found
+
+
+def fit(content: bytes, train: Split, held_out: Sequence[Array]) -> bytes:
     """Return the drift graph of a model as the bytes of one ONNX file; equal in, equal out.
 
     Args:
         content: The released model's file.
         train: The training split.
-        held_out: Inputs that the network has not seen, [n, *input_shape].
+        held_out: Inputs that the network has not seen, [n, *input_shape] each.
 
     Raises:
         UserError: If no score can be fitted, with the reason.
@@ -191,8 +205,8 @@ def fit(content: bytes, train: Split, held_out: Array) -> bytes:
     card, sha256 = checked_card(model), hashlib.sha256(content).hexdigest()
     if not len(train.inputs):
         raise UserError("there are no training examples")
-    if len(held_out) < LEAST_HELD_OUT:
-        held_out = train.inputs
+    if sum(map(len, held_out)) < LEAST_HELD_OUT:
+        held_out = (train.inputs,)
     with one_thread():
         layers = _probed(model, card)
         try:
@@ -203,12 +217,12 @@ def fit(content: bytes, train: Split, held_out: Array) -> bytes:
             return _fitted(_Fit(model, card, ()), sha256, train, held_out)
 
 
-def _fitted(fit: _Fit, sha256: str, train: Split, held_out: Array) -> bytes:
+def _fitted(fit: _Fit, sha256: str, train: Split, held_out: Sequence[Array]) -> bytes:
     fit.learn(train)
     if not fit.signals:
         raise UserError("nothing varies at any layer")
-    held_out = spread(held_out, 2 * fit.amounts.held_out)
-    calibration, reference = held_out[::2], held_out[1::2]
+    some = spread_over(held_out, 2 * fit.amounts.held_out)
+    calibration, reference = some[::2], some[1::2]
     few = spread(reference, fit.amounts.shifted)
     shifts = dict(shifted(few, fit.card.form))
     measured = [fit.measure(part) for part in (calibration, reference, *shifts.values())]

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import helper
 from scipy.special import logsumexp
 from sklearn.metrics import roc_auc_score
@@ -50,8 +52,15 @@ def learnt(small: Small, examples: Data) -> fit_drift._Fit:
 @pytest.fixture(scope="module")
 def file(small: Small, examples: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("drift") / "drift.onnx"
-    path.write_bytes(fit_drift.fit(released(small), examples.train, examples.held_out))
+    path.write_bytes(fit_drift.fit(released(small), examples.train, [examples.held_out]))
     return path
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=4), st.integers(1, 50))
+def test_examples_are_spread_over_several_arrays_as_over_one(sizes: list[int], most: int) -> None:
+    parts = np.split(np.arange(3 * sum(sizes)).reshape(-1, 3), np.cumsum(sizes)[:-1])
+    found = fit_drift.spread_over(parts, most)
+    np.testing.assert_array_equal(found, fit_drift.spread(np.concatenate(parts), most))
 
 
 def _distance(values: Array, train: Array, centre: Array | None = None) -> Array:
@@ -211,7 +220,7 @@ def test_equal_inputs_give_equal_bytes_on_any_number_of_threads(
     before = torch.get_num_threads()
     torch.set_num_threads(2 if before == 1 else 1)
     try:
-        again = fit_drift.fit(released(small), examples.train, examples.held_out)
+        again = fit_drift.fit(released(small), examples.train, [examples.held_out])
         assert torch.get_num_threads() != before
     finally:
         torch.set_num_threads(before)

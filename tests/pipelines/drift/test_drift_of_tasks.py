@@ -80,7 +80,7 @@ def test_rows_have_a_drift_graph(task: str, tmp_path: Path) -> None:
     targets = (rows[:, 1] > 3).astype(np.int64) if form.classes else rows[:, 1:2]
     train = Split(rows, targets, tuple(f"{at:064x}" for at in range(len(rows))))
     path = tmp_path / "drift.onnx"
-    path.write_bytes(fit(content, train, _rows(200, 1)))
+    path.write_bytes(fit(content, train, [_rows(200, 1)]))
     drift = DriftModel.load(path)
     fresh, moved = _rows(200, 2), _rows(200, 3)
     moved[:, 0] += 40
@@ -115,7 +115,7 @@ def test_a_network_without_layers_is_scored_by_its_outputs_alone() -> None:
     model.graph.node.extend([flat, pixels, softmax])
     places = helper.make_tensor("places", TensorProto.INT64, [3], [10, 20, 30])
     model.graph.initializer.append(places)
-    content = fit(model.SerializeToString(), examples.train, examples.held_out)
+    content = fit(model.SerializeToString(), examples.train, [examples.held_out])
     found = read_drift_card(content)
     assert set(found.candidates) >= {"softmax", "mahalanobis"}
 
@@ -139,7 +139,7 @@ def test_what_cannot_be_scored_is_said_and_the_model_is_exported_all_the_same(
     assert auroc(found.scores(test), found.scores(noise)) > 0.95
     empty = Split(test[:0], np.zeros(0, np.int64), ())
     with pytest.raises(UserError, match="there are no training examples"):
-        fit(out.read_bytes(), empty, test)
+        fit(out.read_bytes(), empty, [test])
     (warning,) = _export_drift(b"no model", prepared, drift)
     assert warning == (
         "no drift graph, drift will not be scored: not an ONNX model, or a damaged one"
@@ -166,7 +166,7 @@ def test_every_network_of_the_zoo_has_a_drift_graph(
     if not form.classes:
         train = Split(train.inputs, np.zeros((len(train.inputs), 0)), train.hashes)
     path = tmp_path / "drift.onnx"
-    path.write_bytes(fit(content, train, test))
+    path.write_bytes(fit(content, train, [test]))
     drift = DriftModel.load(path)
     assert {"layers", "mahalanobis", "mahalanobis++"} <= set(drift.card.candidates)
     noise = np.random.default_rng(0).integers(0, 256, test.shape, dtype=np.uint8)

@@ -37,7 +37,7 @@ def _release(made: FinishedCheckout, drift: bytes | None) -> None:
 
 def _drift(layout: Layout) -> bytes:
     splits = [load_split(layout.prepared, name) for name in ("train", "gate")]
-    return fit(layout.onnx.read_bytes(), splits[0], splits[1].inputs)
+    return fit(layout.onnx.read_bytes(), splits[0], [splits[1].inputs])
 
 
 def test_the_drift_graph_that_was_released_is_fetched_and_no_other(checkout: Make) -> None:
