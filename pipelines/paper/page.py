@@ -1,8 +1,9 @@
 """`docs/paper.md`, written from reports: `python -m pipelines.paper.page [FOLDER …]`.
 
 Each FOLDER is that of an experiment (`paper/NAME-SCALE`); without any, all of the checkout's are
-taken. Their figures are kept in `docs/paper/NAME-SCALE.json`, and the page is made of all that lie
-there. No number in it is written by hand.
+taken. Their figures are kept in `docs/paper/NAME-SCALE.json`, those of another number of examples
+than the scale's in `NAME-SCALE-EXAMPLES.json`, and the page is made of all that lie there. No
+number in it is written by hand.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def collect(folders: Sequence[Path], kept: Path) -> None:
         place = folder / "report"
         try:
             found = read_json(place / JSON)
-            name = f"{found['name']}-{found['scale']}"
+            name = _stem(found)
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(
                 f"{folder}: holds no report; allowed: the folder of an experiment that `prong "
@@ -69,13 +70,12 @@ def text(kept: Path) -> str:
     parts = [_HEAD]
     for name, experiment in EXPERIMENTS.items():
         parts.append(f"## `{name}`: {experiment.figure}\n\n{experiment.question}\n")
-        there = [kept / f"{name}-{scale}.json" for scale in SCALES]
-        for path in filter(Path.is_file, there):
+        there = {scale: _of_scale(kept, f"{name}-{scale}") for scale in SCALES}
+        for path in (path for paths in there.values() for path in paths):
             parts.append("\n".join(_section(read_json(path), path.stem)))
-        missing = [path.stem for path in there if not path.is_file()]
+        missing = [scale for scale, paths in there.items() if not paths]
         if missing:
-            said = " and ".join(stem.removeprefix(f"{name}-") for stem in missing)
-            parts.append(f"No result is kept of the scale {said}.\n")
+            parts.append(f"No result is kept of the scale {' and '.join(missing)}.\n")
         if len(missing) < len(there):
             stated = [f"- {one.what}: {one.value} ({one.place})" for one in experiment.stated]
             chosen = [f"- {one}" for one in experiment.chosen]
@@ -85,8 +85,23 @@ def text(kept: Path) -> str:
     return "\n".join(parts)
 
 
+def _stem(found: Mapping[str, Any]) -> str:
+    """Return the name of a report's files."""
+    name, scale, examples = found["name"], found["scale"], found["examples"]
+    plain = examples == EXPERIMENTS[name].scales[scale].examples
+    return f"{name}-{scale}" if plain else f"{name}-{scale}-{examples}"
+
+
+def _of_scale(kept: Path, stem: str) -> list[Path]:
+    """Return the kept figures of a scale, fewest examples first; the scale's own number last."""
+    others = [path for path in kept.glob(f"{stem}-*.json") if path.stem[len(stem) + 1 :].isdigit()]
+    others.sort(key=lambda path: int(path.stem[len(stem) + 1 :]))
+    return [*others, *filter(Path.is_file, [kept / f"{stem}.json"])]
+
+
 def _section(found: Mapping[str, Any], stem: str) -> Iterator[str]:
-    yield f"### {found['scale'].capitalize()} scale\n"
+    more = f", {found['examples']:,} examples a training" * stem.endswith(f"-{found['examples']}")
+    yield f"### {found['scale'].capitalize()} scale{more}\n"
     yield f"    {found['command']}\n"
     seen, images = found["examples"], found["images"]
     yield (

@@ -105,6 +105,12 @@ def test_the_page_is_made_of_the_reports_figures_alone(folder: Path, tmp_path: P
     assert "| PRONG | 4.05 (4 to 4.1) |" in text
     assert "**missed**" in text
     assert "No result is kept of the scale full." in text
+    # The scale's own number of examples is kept beside it, and shown after it.
+    kept = tmp_path / "kept/autoencoder-small-512.json"
+    write_json(kept.with_name("autoencoder-small.json"), read_json(kept) | {"examples": 25_600})
+    both = page.text(tmp_path / "kept")
+    titles = ["### Small scale, 512 examples a training\n", "### Small scale\n"]
+    assert [title for title in re.findall(r"### .*\n", both) if "Small" in title] == titles
     with pytest.raises(UserError, match="holds no report"):
         page.collect([tmp_path], tmp_path / "kept")
 

@@ -175,6 +175,9 @@ def test_a_cron_deployment_fires_and_trains_only_what_is_new(
             "a run that trains on the new data",
         )
         assert versions(checkout) == [2, 1]
+        # No run is cut off by the worker's end: such a one leaves its worktree for the next worker.
+        assert checkout.prong("schedule", "--cron", "0 0 1 1 *").code == 0
+        until(lambda: not open_runs(checkout), "the last run to end")
     # One alert for each version, none for a run that found nothing new.
     assert [alert["version"] for alert in receiver.got] == [1, 2]
     assert receiver.got[0]["event"] == "promoted"
