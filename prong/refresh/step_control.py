@@ -301,10 +301,10 @@ class StepControl:
         dtype = torch.promote_types(natural.dtype, layer.mean.dtype)
         groups = layer.feature_groups
         rows = to_grouped(natural.to(dtype), groups, layer.TRANSPOSED).flatten(1, 2)
-        size, index = self.ranks.size, self.ranks.index
-        if size > 1:
-            # The ranks hold the same gradients, so each computes only a part of the rows.
-            rows = rows[:, index * rows.shape[1] // size : (index + 1) * rows.shape[1] // size]
+        if self.ranks.size > 1:
+            # The ranks hold the same gradients, so each computes only a part of the rows: of a
+            # copy, as a product may round by where in its bucket of DDP a gradient lies.
+            rows = rows.tensor_split(self.ranks.size, 1)[self.ranks.index].clone()
         return weight_square(rows, held.to(dtype), self._inverse(unit, dtype))
 
     def _inverse(self, unit: TiedLayers, dtype: torch.dtype) -> Tensor | None:

@@ -173,15 +173,17 @@ def test_two_ranks_train_the_network_of_one(checkout: Checkout) -> None:
 @pytest.mark.slow
 def test_a_finished_training_is_reused_only_by_the_same_training(checkout: Checkout) -> None:
     layout = Layout(checkout.root)
+    params_file.edit(checkout.root / "params.yaml", ["train.seed=4"])  # of no other test
+    runs, trainings = len(_runs(layout)), len(list(layout.trainings.glob("*")))
     first = _train(checkout)
     weights = (layout.trained / "network.safetensors").read_bytes()
     (layout.trained / "network.safetensors").unlink()
     assert _train(checkout)["resumptions"] == 1
     assert (layout.trained / "network.safetensors").read_bytes() == weights
-    assert len(_runs(layout)) == 1
+    assert len(_runs(layout)) == runs + 1
     assert _train(checkout, PRONG_AFRESH="1")["resumptions"] == 0
-    assert len(_runs(layout)) == 2
+    assert len(_runs(layout)) == runs + 2
     params_file.edit(checkout.root / "params.yaml", ["train.seed=5"])
     assert _train(checkout)["train_loss"] != first["train_loss"]
-    assert len(list(layout.trainings.iterdir())) == 2
+    assert len(list(layout.trainings.iterdir())) == trainings + 2
     assert {run.info.status for run in _runs(layout)} == {"FINISHED"}
