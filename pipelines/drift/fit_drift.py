@@ -177,15 +177,11 @@ def spread(values: Array, most: int) -> Array:
 
 def spread_over(parts: Sequence[Array], most: int) -> Array:
     """Return at most so many of all examples of several arrays, as of one array, evenly spread."""
-    total = sum(map(len, parts))
-    rows = spread(np.arange(total), most)
-    ends = np.cumsum([len(part) for part in parts])
-    found: Array = np.concatenate(
-        [
-            part[rows[(rows >= end - len(part)) & (rows < end)] - (end - len(part))]
-            for part, end in zip(parts, ends, strict=True)
-        ]
-    )
+    starts = np.cumsum([0, *map(len, parts)])
+    rows = spread(np.arange(starts[-1]), most)
+    of_parts = np.split(rows, np.searchsorted(rows, starts[1:-1]))
+    pieces = zip(parts, of_parts, starts[:-1], strict=True)
+    found: Array = np.concatenate([part[own - start] for part, own, start in pieces])
     return found
 
 

@@ -100,7 +100,8 @@ def _of_scale(kept: Path, stem: str) -> list[Path]:
 
 
 def _section(found: Mapping[str, Any], stem: str) -> Iterator[str]:
-    more = f", {found['examples']:,} examples a training" * stem.endswith(f"-{found['examples']}")
+    other = stem.endswith(f"-{found['examples']}")
+    more = f", {found['examples']:,} examples a training" if other else ""
     yield f"### {found['scale'].capitalize()} scale{more}\n"
     yield f"    {found['command']}\n"
     seen, images = found["examples"], found["images"]
